@@ -1,0 +1,90 @@
+"""The one seam between the engine and a modality, and how adapters are found.
+
+The core calls these methods and nothing else, so a new modality or data format is one class. A third party registers its
+class in the entry-point group ``vlm_sdft.adapters``; ``adapter: NAME`` in a config then finds it. ``text`` and ``image``
+are registered in the same way.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from importlib.metadata import entry_points
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from text_sdft.core.data import Conversation, Example, TeacherContext, UserError
+from text_sdft.core.inputs import ModelInputs
+
+ENTRY_POINT_GROUP = "vlm_sdft.adapters"
+
+
+@runtime_checkable
+class ModalityAdapter(Protocol):
+    """Turns rows into examples, examples into the two views, and conversations into model inputs.
+
+    Attributes:
+        auto_model_class: the transformers Auto class that loads a model of this modality.
+        processing_class: tokenizer or processor; set by `bind`, saved beside the model.
+    """
+
+    auto_model_class: Any
+    processing_class: Any
+
+    def bind(self, model: PreTrainedModel, processing_class: Any | None = None) -> None:
+        """Get ready for this model; called once, before anything else that needs a tokenizer.
+
+        Args:
+            model: the loaded model (unwrapped).
+            processing_class: tokenizer or processor; None loads the one that belongs to ``model.name_or_path``.
+
+        Raises:
+            UserError: the model cannot take what this adapter feeds it (say, a text model and images).
+        """
+        ...
+
+    def examples(self, rows: Iterable[Any]) -> list[Example]:
+        """Examples from dataset rows (mappings) or from ready examples. Raises `UserError` naming a bad row."""
+        ...
+
+    def student_messages(self, example: Example) -> Conversation:
+        """The student's view; never contains ``example.reference``."""
+        ...
+
+    def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
+        """The teacher's view: the same query, with demonstrations or privileged context before it."""
+        ...
+
+    def encode(self, conversations: Sequence[Conversation]) -> ModelInputs:
+        """Token ids and media of each conversation, with the generation prompt appended.
+
+        Raises `UserError` naming the file when an image cannot be read; never drops one.
+        """
+        ...
+
+    def decode(self, ids: Tensor) -> str:
+        """Completion ids [T] as text, special tokens left out."""
+        ...
+
+    def score(self, example: Example, answer: str) -> float | None:
+        """How right an answer is, in [0, 1]; None where the example has no reference."""
+        ...
+
+
+def adapter_class(name: str) -> type:
+    """The adapter class registered under ``name`` in the entry-point group ``vlm_sdft.adapters``.
+
+    Raises:
+        UserError: no such adapter; the message lists the known ones and the nearest.
+    """
+    found = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise UserError(
+            f"No adapter '{name}'.{hint} Installed: {', '.join(sorted(found)) or 'none (pip install -e . again)'}. "
+            f"Others register in the entry-point group '{ENTRY_POINT_GROUP}'."
+        )
+    return found[name].load()

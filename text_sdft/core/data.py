@@ -1,0 +1,65 @@
+"""The words of the core: messages, demonstrations, examples.
+
+A message is the transformers form, ``{"role": …, "content": …}``; its content is a string or a list of parts
+``{"type": "text", "text": …}`` and ``{"type": "image", "image": …}``. Nothing here looks inside a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = dict[str, Any]
+Conversation = list[Message]
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What an expert showed: a user turn and the assistant turn that answers it (images allowed).
+
+    Attributes:
+        messages: usually two messages, user then assistant.
+    """
+
+    messages: Sequence[Message]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One query, the unit of training and evaluation.
+
+    Attributes:
+        id: unique within its dataset and stable between runs; every random draw for this example is keyed by it.
+        messages: the query as the student sees it, ending in a user turn.
+        demonstrations: demonstrations fixed for this example (an adapter may also retrieve others).
+        privileged_context: further text or messages only the teacher sees.
+        reference: the right answer. Used to score answers, never trained on, never shown to the student.
+        retain: a retention prompt: no demonstrations, and its teacher is the model as it was at the start.
+        meta: what the adapter wants to remember (a type's name, a file's path); the core never reads it.
+    """
+
+    id: str
+    messages: Conversation
+    demonstrations: Sequence[Demonstration] = ()
+    privileged_context: str | Conversation | None = None
+    reference: str | None = None
+    retain: bool = False
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TeacherContext:
+    """How the teacher's context is to be drawn for one example.
+
+    Attributes:
+        seed: seeds the draw and the order of demonstrations; the same seed gives the same context.
+        max_demonstrations: keep at most this many (set when a prompt would be too long); None keeps all.
+    """
+
+    seed: int = 0
+    max_demonstrations: int | None = None
+
+
+class UserError(Exception):
+    """A mistake of the user's: its message names the file, row or key, and the remedy. The CLI prints it and exits 2."""

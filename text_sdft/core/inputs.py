@@ -1,0 +1,116 @@
+"""`ModelInputs`: a batch of prompts as a model takes it, kept row by row until the moment it is needed.
+
+Rows stay unpadded, so splitting a batch, putting it in another order and appending completions are list operations, and
+no padding from one micro-batch can leak into another. Media tensors travel with their row: Qwen-VL packs the patches of
+all images of a batch into one tensor, and here that packing happens last.
+
+Shapes: B rows · L tokens of one row · P longest prompt · T longest completion · K leading size of a row's media tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RowInputs:
+    """One conversation, encoded.
+
+    Attributes:
+        tokens: per-token tensors [L]: always ``input_ids``, further ones (``mm_token_type_ids``, …) as the model wants.
+        media: media tensors [K, …] (``pixel_values``, ``image_grid_thw``, …); empty for a row without images.
+    """
+
+    tokens: dict[str, Tensor]
+    media: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.tokens["input_ids"].shape[0])
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """Encoded conversations.
+
+    Attributes:
+        rows: one entry a conversation.
+        pad_token_id: the id that fills padding (masked, so any valid id does).
+        media_by_row: names of media tensors whose first dimension is the *row* (Idefics3: [1, images, …]) rather than
+            the packed images or patches of all rows; a row without them gets zeros, as these models expect.
+    """
+
+    rows: Sequence[RowInputs]
+    pad_token_id: int
+    media_by_row: frozenset[str] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [len(row) for row in self.rows]
+
+    def select(self, indices: Sequence[int]) -> ModelInputs:
+        """The given rows, in the given order, each with its own media."""
+        return ModelInputs([self.rows[i] for i in indices], self.pad_token_id, self.media_by_row)
+
+    def batch(
+        self, completions: Sequence[Tensor] | None = None, device: torch.device | str | None = None
+    ) -> dict[str, Tensor]:
+        """Keyword arguments for the model's forward or ``generate``.
+
+        Prompts are padded on the left to P, completions on the right to T, so that every completion begins in the same
+        column: [padding | prompt | completion | padding].
+
+        Args:
+            completions: B id tensors (length ≤ T) to append as ids, never as decoded text.
+            device: where the tensors go.
+
+        Returns:
+            ``input_ids`` and ``attention_mask`` [B, P + T], the other per-token tensors alike, packed media tensors, and
+            ``position_ids`` [B, P + T] counted over unmasked tokens, except for models that derive 3-D positions
+            themselves from ``mm_token_type_ids`` (M-RoPE).
+        """
+        if completions is not None and len(completions) != len(self.rows):
+            raise ValueError(f"{len(completions)} completions for {len(self.rows)} rows")
+        P = max(self.lengths)
+        T = max((len(c) for c in completions), default=0) if completions is not None else 0
+        B = len(self.rows)
+        names = dict.fromkeys(name for row in self.rows for name in row.tokens)
+        out = {name: torch.zeros(B, P + T, dtype=torch.long) for name in names}
+        out["input_ids"].fill_(self.pad_token_id)
+        mask_BL = torch.zeros(B, P + T, dtype=torch.long)
+        for b, row in enumerate(self.rows):
+            start = P - len(row)
+            for name, values_L in row.tokens.items():
+                out[name][b, start:P] = values_L
+            end = P
+            if completions is not None:
+                end = P + len(completions[b])
+                out["input_ids"][b, P:end] = completions[b]
+            mask_BL[b, start:end] = 1
+        out["attention_mask"] = mask_BL
+        if "mm_token_type_ids" not in names:
+            out["position_ids"] = (mask_BL.cumsum(-1) - 1).clamp(min=0)
+        for name in dict.fromkeys(name for row in self.rows for name in row.media):
+            out[name] = self._pack(name)
+        return {name: value.to(device) for name, value in out.items()}
+
+    def _pack(self, name: str) -> Tensor:
+        """One media tensor of the whole batch: rows' tensors joined along dim 0, other dims zero-padded to the largest."""
+        parts = [row.media[name] for row in self.rows if name in row.media]
+        shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+        if name in self.media_by_row:
+            parts = [row.media.get(name, parts[0].new_zeros(1, *shape)) for row in self.rows]
+        out = parts[0].new_zeros(sum(part.shape[0] for part in parts), *shape)
+        start = 0
+        for part in parts:
+            region = (slice(start, start + part.shape[0]), *(slice(size) for size in part.shape[1:]))
+            out[region] = part
+            start += part.shape[0]
+        return out
