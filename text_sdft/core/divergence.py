@@ -40,7 +40,7 @@ class Head:
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """Logits [C, V] in fp32 (fp64 stays fp64)."""
-        logits_CV = nn.functional.linear(hidden_CH, self.weight_VH.to(hidden_CH.dtype))
+        logits_CV = nn.functional.linear(hidden_CH.to(self.weight_VH.dtype), self.weight_VH)
         logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
         if self.bias_V is not None:
             logits_CV = logits_CV + self.bias_V
@@ -158,7 +158,7 @@ class _Divergence(torch.autograd.Function):
             grad_CV = _spread(slope_CK, student_CK, student_CV, index_CK) * grad_N[chunk, None]
             grad_CV = head.backward(grad_CV, logits_CV)
             if grad_NH is not None:
-                grad_NH[chunk] = (grad_CV @ weight_VH.to(grad_CV.dtype)).to(grad_NH.dtype)
+                grad_NH[chunk] = (grad_CV.to(weight_VH.dtype) @ weight_VH).to(grad_NH.dtype)
             if grad_VH is not None:
                 grad_VH.addmm_(grad_CV.T, student_NH[chunk].to(grad_CV.dtype))
             if grad_V is not None:
