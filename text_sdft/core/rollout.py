@@ -79,7 +79,7 @@ class TransformersSampler:
             pad_token_id=inputs.pad_token_id,
         )
         with evaluating(model), _generation_config(model, config):
-            ids_BL = model.generate(**batch, logits_processor=processors)
+            ids_BL = model.generate(**batch, logits_processor=processors)  # type: ignore[operator]
         completions_BT = ids_BL[:, start:].cpu()
         logps_BT = torch.stack(choice.logps, dim=1).cpu()
         lengths = [next((t + 1 for t, i in enumerate(row.tolist()) if i in eos), 0) for row in completions_BT]

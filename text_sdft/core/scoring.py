@@ -49,8 +49,8 @@ def head_of(module: PreTrainedModel, temperature: float) -> Head:
     layer = module.get_output_embeddings()
     if not isinstance(layer, nn.Linear) or type(layer).__module__.startswith("peft."):
         raise UserError(
-            f"The output layer is a {type(layer).__name__}; the divergence needs a plain linear one. Leave the output layer "
-            "(lm_head) out of LoRA's target_modules and modules_to_save, and do not quantise it."
+            f"The output layer is a {type(layer).__name__}; the divergence needs a plain linear one. Leave the output "
+            "layer (lm_head) out of LoRA's target_modules and modules_to_save, and do not quantise it."
         )
     softcap = getattr(module.config.get_text_config(), "final_logit_softcapping", None)
     return Head(layer.weight, layer.bias, softcap, temperature)
