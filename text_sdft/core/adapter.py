@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from text_sdft.core.data import Conversation, Demonstration, Example, TeacherContext, UserError
+from text_sdft.core.data import Conversation, Demonstration, Example, Model, TeacherContext, UserError
 from text_sdft.core.inputs import ModelInputs
 
 ENTRY_POINT_GROUP = "vlm_sdft.adapters"
@@ -43,11 +43,11 @@ class ModalityAdapter(Protocol):
         """
         ...
 
-    def frozen_modules(self, model: PreTrainedModel) -> list[str]:
+    def frozen_modules(self, model: Model) -> list[str]:
         """Names of submodules that training leaves untouched (a vision tower, say), as in ``named_modules()``."""
         ...
 
-    def bind(self, model: PreTrainedModel, processing_class: Any | None = None) -> None:
+    def bind(self, model: Model, processing_class: Any | None = None) -> None:
         """Get ready for this model; called once, before anything else that needs a tokenizer.
 
         Args:

@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from text_sdft.core.teacher import TeacherKind
+
 #: Answers of at most so many tokens are labels: no token of theirs is skipped, and cut ones still count.
 SHORT_ANSWER = 16
 
@@ -62,7 +64,7 @@ class SDFTConfig(TrainingArguments):
         },
     )
 
-    teacher_model_kind: str = field(
+    teacher_model_kind: TeacherKind = field(
         default="ema", metadata={"help": "The teacher's weights: base (frozen at the start), ema or live."}
     )
     teacher_update_rate: float = field(default=0.01, metadata={"help": "EMA rate r: φ ← (1-r)·φ + r·θ."})

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
-Message = dict[str, Any]
-Conversation = list[Message]
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+Message: TypeAlias = dict[str, Any]
+Conversation: TypeAlias = list[Message]
+Model: TypeAlias = PreTrainedModel | PeftModel
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedModel
-
 from text_sdft.core.adapter import ModalityAdapter
-from text_sdft.core.data import Example, TeacherContext
+from text_sdft.core.data import Example, Model, TeacherContext
 from text_sdft.core.rollout import Sampler
 from text_sdft.core.views import encode_student, encode_teacher
 
 
 def answer(
-    model: PreTrainedModel,
+    model: Model,
     adapter: ModalityAdapter,
     sampler: Sampler,
     examples: Sequence[Example],

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.config import SDFTConfig
-from text_sdft.core.data import UserError
+from text_sdft.core.data import Model, UserError
 
 
 def default_lora() -> LoraConfig:
@@ -33,9 +33,7 @@ def load_model(name: str, adapter: ModalityAdapter, args: SDFTConfig, peft_confi
     return adapter.load_model(name, **{**kwargs, **(args.model_init_kwargs or {})})
 
 
-def prepare_model(
-    model: PreTrainedModel | PeftModel, adapter: ModalityAdapter, peft_config: PeftConfig | None
-) -> PreTrainedModel | PeftModel:
+def prepare_model(model: Model, adapter: ModalityAdapter, peft_config: PeftConfig | None) -> Model:
     """Freeze the adapter's ``frozen_modules`` and put LoRA on the rest, if wanted.
 
     Raises:
@@ -47,7 +45,7 @@ def prepare_model(
             raise UserError("The model already carries a peft adapter: leave peft_config out, or merge it first.")
         if frozen and getattr(peft_config, "exclude_modules", None) is None:
             pattern = "|".join(re.escape(name) for name in frozen)
-            peft_config = replace(peft_config, exclude_modules=rf"(.*\.)?({pattern})(\..*)?")
+            peft_config = replace(peft_config, exclude_modules=rf"(.*\.)?({pattern})(\..*)?")  # type: ignore[call-arg]
         model = get_peft_model(model, peft_config)
     for name, parameter in model.named_parameters():
         if any(f".{part}." in f".{name}" for part in frozen):
@@ -66,7 +64,7 @@ def training_summary(model: nn.Module, frozen: list[str]) -> str:
     return f"Training {trained / 1e6:,.2f} M of {total / 1e6:,.2f} M parameters ({kind} the language model).{left}"
 
 
-def prompt_limit(model: PreTrainedModel, args: SDFTConfig) -> int:
+def prompt_limit(model: Model, args: SDFTConfig) -> int:
     """Tokens that a prompt may have: ``max_prompt_length``, or what the model's context leaves beside a completion.
 
     Raises:

@@ -17,9 +17,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
+from text_sdft.core.data import Model
 from text_sdft.core.inputs import ModelInputs
 
 
@@ -41,7 +42,7 @@ class Rollout:
 class Sampler(Protocol):
     """Makes completions. Another engine (say vLLM) stands behind the same call."""
 
-    def sample(self, model: PreTrainedModel, inputs: ModelInputs, seeds: Sequence[int] | None) -> Rollout:
+    def sample(self, model: Model, inputs: ModelInputs, seeds: Sequence[int] | None) -> Rollout:
         """One completion a row; ``seeds`` one a row, or None to take the most probable token each time."""
         ...
 
@@ -60,7 +61,7 @@ class TransformersSampler:
     top_p: float = 1.0
 
     @torch.no_grad()
-    def sample(self, model: PreTrainedModel, inputs: ModelInputs, seeds: Sequence[int] | None) -> Rollout:
+    def sample(self, model: Model, inputs: ModelInputs, seeds: Sequence[int] | None) -> Rollout:
         batch = inputs.batch(device=model.device)
         batch.pop("position_ids", None)  # generate counts positions itself, from the mask
         start = batch["input_ids"].shape[1]
@@ -137,14 +138,14 @@ def _uniform(seeds: Sequence[int], tokens: int) -> Tensor:
     return torch.stack(rows)
 
 
-def _eos_ids(model: PreTrainedModel) -> set[int]:
+def _eos_ids(model: Model) -> set[int]:
     eos = model.generation_config.eos_token_id if model.generation_config is not None else None
     eos = model.config.get_text_config().eos_token_id if eos is None else eos
     return set() if eos is None else set(eos) if isinstance(eos, list) else {eos}
 
 
 @contextmanager
-def _generation_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+def _generation_config(model: Model, config: GenerationConfig) -> Iterator[None]:
     """Only the given settings: a hub model's own (repetition penalty, top_k, …) would make sampling off-policy."""
     before = model.generation_config
     model.generation_config = config

@@ -14,16 +14,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from text_sdft.core.data import UserError
+from text_sdft.core.data import Model, UserError
 from text_sdft.core.divergence import Head
 from text_sdft.core.inputs import ModelInputs
 
 
-def completion_hidden_states(
-    model: nn.Module, module: PreTrainedModel, inputs: ModelInputs, completions: Sequence[Tensor]
-) -> Tensor:
+def completion_hidden_states(model: nn.Module, module: Model, inputs: ModelInputs, completions: Sequence[Tensor]) -> Tensor:
     """Hidden states [N, H] at the positions that predict the completions' tokens, row after row.
 
     Args:
@@ -40,7 +37,7 @@ def completion_hidden_states(
     return hidden_BTH[keep_BT]
 
 
-def head_of(module: PreTrainedModel, temperature: float) -> Head:
+def head_of(module: Model, temperature: float) -> Head:
     """The output layer as it is now (inside ``teacher.applied()``: the teacher's).
 
     Raises:
@@ -63,7 +60,7 @@ def frozen_head(head: Head) -> Head:
 
 
 @contextmanager
-def _without_head(module: PreTrainedModel) -> Iterator[None]:
+def _without_head(module: Model) -> Iterator[None]:
     """Within this context the module's ``logits`` are its last hidden states.
 
     The module's own forward runs (wrappers, hooks and scalings included), only its output layer passes its input on;

@@ -16,19 +16,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.callbacks import MetricsWriter, TeacherUpdate, write_samples
 from text_sdft.core.config import SDFTConfig
-from text_sdft.core.data import Example, TeacherContext, UserError
+from text_sdft.core.data import Example, Model, TeacherContext, UserError
 from text_sdft.core.divergence import DivergenceSettings, divergence
 from text_sdft.core.evaluation import answer
 from text_sdft.core.modeling import load_model, prepare_model, prompt_limit, training_summary
@@ -66,7 +67,7 @@ class SDFTTrainer(Trainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel | PeftModel,
+        model: str | Model,
         args: SDFTConfig | None = None,
         *,
         adapter: ModalityAdapter,
@@ -79,7 +80,7 @@ class SDFTTrainer(Trainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         args = args if args is not None else SDFTConfig()
-        module = load_model(model, adapter, args, peft_config) if isinstance(model, str) else model
+        module: Model = load_model(model, adapter, args, peft_config) if isinstance(model, str) else model
         adapter.bind(module, processing_class)
         module = prepare_model(module, adapter, peft_config)
         head_of(module, args.temperature)  # refuses an output layer that the divergence cannot take
@@ -90,12 +91,13 @@ class SDFTTrainer(Trainer):
             args.distillation_alpha, args.distillation_topk, args.distillation_add_tail, args.distillation_chunk_size
         )
         examples = adapter.examples(train_dataset) if train_dataset is not None else []
+        self.queries = [example for example in examples if not example.retain]
         self.retained = [example for example in examples if example.retain]
         super().__init__(
             model=module,
             args=args,
             data_collator=lambda batch: {"examples": batch},
-            train_dataset=[example for example in examples if not example.retain],
+            train_dataset=self.queries,  # type: ignore[arg-type]  # a list is a map-style dataset
             eval_dataset=_eval_examples(adapter, eval_dataset),
             processing_class=adapter.processing_class,
             callbacks=[*(callbacks or []), MetricsWriter()],
@@ -115,7 +117,7 @@ class SDFTTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, list[Example]],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
@@ -213,10 +215,10 @@ class SDFTTrainer(Trainer):
 
     def check_prompts(self) -> None:
         """Read and encode each training prompt in both views, so that errors come before training and not within it."""
-        if not self.train_dataset:
+        if not self.queries:
             raise UserError("There are no training queries (retention prompts alone teach nothing).")
         dropped = 0
-        for example in self.train_dataset:
+        for example in self.queries:
             encode_student(self.adapter, [example], self.prompt_limit)
             context = TeacherContext(draw_seed(self.args.seed, 0, example.id, 0))
             dropped += encode_teacher(self.adapter, [example], [context], self.prompt_limit)[1]
@@ -225,7 +227,7 @@ class SDFTTrainer(Trainer):
         if dropped:
             logger.warning(
                 f"Teacher prompts exceed {self.prompt_limit} tokens: {dropped} demonstrations left out over "
-                f"{len(self.train_dataset)} queries. Show fewer or smaller ones, or raise max_prompt_length."
+                f"{len(self.queries)} queries. Show fewer or smaller ones, or raise max_prompt_length."
             )
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
@@ -256,7 +258,7 @@ class SDFTTrainer(Trainer):
             scores += self.accelerator.gather_for_metrics(mine).tolist()
         known = [score for score in scores if score == score]
         metrics = {f"{metric_key_prefix}_accuracy": sum(known) / len(known)} if known else {}
-        return EvalLoopOutput(predictions=scores, label_ids=None, metrics=metrics, num_samples=len(scores))
+        return EvalLoopOutput(predictions=np.array(scores), label_ids=None, metrics=metrics, num_samples=len(scores))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the step's own metrics to a training log, and writes the newest completions to ``samples.jsonl``."""
@@ -273,7 +275,7 @@ class SDFTTrainer(Trainer):
             logs = {**logs, **{renamed.get(name, name): value for name, value in means.items()}}
             self._sums.clear()
             if self.is_world_process_zero():
-                write_samples(Path(self.args.output_dir), self._samples)
+                write_samples(Path(str(self.args.output_dir)), self._samples)
         super().log(logs, start_time)
 
     def _record(self, examples: list[Example], rollout: Rollout, losses_B: list[float], dropped: int) -> None:
@@ -305,7 +307,7 @@ class SDFTTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint would be found by the next resume
             if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
                 raise

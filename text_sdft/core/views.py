@@ -50,8 +50,8 @@ def encode_teacher(
             shown -= 1
             if shown < 1:
                 raise UserError(
-                    f"The teacher's prompt of '{example.id}' has {len(rows[i])} tokens and cannot be shortened to the limit "
-                    f"of {limit} by leaving out demonstrations. Shorten its context, take smaller images, or raise "
+                    f"The teacher's prompt of '{example.id}' has {len(rows[i])} tokens and cannot be shortened to the "
+                    f"limit of {limit} by leaving out demonstrations. Shorten its context, take smaller images, or raise "
                     "max_prompt_length (unset: the model's context less max_completion_length)."
                 )
             shorter = replace(context, max_demonstrations=shown)
