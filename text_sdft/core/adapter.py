@@ -10,12 +10,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from text_sdft.core.data import Conversation, Demonstration, Example, Model, TeacherContext, UserError
+from text_sdft.core.data import Conversation, Demonstration, Example, Model, Splits, TeacherContext, UserError
 from text_sdft.core.inputs import ModelInputs
 
 ENTRY_POINT_GROUP = "vlm_sdft.adapters"
@@ -91,7 +91,25 @@ class ModalityAdapter(Protocol):
         ...
 
 
-def adapter_class(name: str) -> type:
+class ConfigurableAdapter(ModalityAdapter, Protocol):
+    """An adapter that a config file can name: it also reads its own sections of the YAML.
+
+    The type hints of `from_config`'s arguments are dataclasses; their fields are the section's keys, with their defaults
+    and help (``field(metadata={"help": …})``).
+
+    Attributes:
+        train_defaults: settings of `SDFTConfig` that suit this modality better than the defaults.
+    """
+
+    train_defaults: ClassVar[dict[str, Any]]
+
+    @classmethod
+    def from_config(cls, data: Any, demonstrations: Any) -> tuple[ConfigurableAdapter, Splits]:
+        """The adapter and its data from the sections ``data`` (with a field ``path``) and ``demonstrations``."""
+        ...
+
+
+def adapter_class(name: str) -> type[ConfigurableAdapter]:
     """The adapter class registered under ``name`` in the entry-point group ``vlm_sdft.adapters``.
 
     Raises:

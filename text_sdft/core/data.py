@@ -65,5 +65,20 @@ class TeacherContext:
     max_demonstrations: int | None = None
 
 
+@dataclass(frozen=True)
+class Splits:
+    """The rows of one data set by their use, as an adapter's ``from_config`` reads them.
+
+    Attributes:
+        train: queries (reference known or not) and retention prompts.
+        evals: what is measured before and after: ``new`` (the task), ``old`` (what the model knew), further ones by name.
+        report: plain sentences on what was found, held out or dropped.
+    """
+
+    train: Sequence[Any]
+    evals: Mapping[str, Sequence[Any]]
+    report: Sequence[str] = ()
+
+
 class UserError(Exception):
     """A mistake of the user's: its message names the file, row or key, and the remedy. The CLI prints it and exits 2."""
