@@ -1,0 +1,96 @@
+"""Sampling follows the model's distribution, and a row's completion depends on its seed alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.toy import EOS, ToyAdapter, toy_model
+from text_sdft.core import ModelInputs, RowInputs, TransformersSampler
+from text_sdft.core.rollout import draw_seed
+
+
+def inputs(*rows):
+    return ModelInputs([RowInputs({"input_ids": torch.tensor(row)}) for row in rows], pad_token_id=0)
+
+
+ROWS = [[3, 4, 5], [6, 7, 8, 9, 10, 11], [12], [13, 14]]
+
+
+def test_a_row_is_the_same_in_any_batch():
+    model, sampler = toy_model(), TransformersSampler(8)
+    seeds = [draw_seed("x", i) for i in range(4)]
+    together = sampler.sample(model, inputs(*ROWS), seeds)
+    for i in (2, 0):
+        alone = sampler.sample(model, inputs(ROWS[i]), [seeds[i]])
+        assert torch.equal(alone.ids[0], together.ids[i])
+        torch.testing.assert_close(alone.logps[0], together.logps[i], rtol=0, atol=1e-5)
+    reverse = sampler.sample(model, inputs(*ROWS[::-1]), seeds[::-1])
+    assert all(torch.equal(a, b) for a, b in zip(reverse.ids[::-1], together.ids, strict=True))
+
+
+def test_global_randomness_does_not_matter():
+    model, sampler = toy_model(), TransformersSampler(8)
+    torch.manual_seed(1)
+    first = sampler.sample(model, inputs(ROWS[0]), [7])
+    torch.manual_seed(2)
+    assert torch.equal(sampler.sample(model, inputs(ROWS[0]), [7]).ids[0], first.ids[0])
+    other = [sampler.sample(model, inputs(ROWS[0]), [s]).ids[0].tolist() for s in range(5)]
+    assert len({tuple(o) for o in other}) > 1
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_frequencies_are_the_models_probabilities(temperature):
+    """4,000 first tokens: chi-square below its 99.9 % quantile for 39 degrees of freedom (72.1)."""
+    model, n = toy_model(), 4000
+    sampler = TransformersSampler(1, temperature)
+    ids = sampler.sample(model, inputs(*[ROWS[0]] * n), list(range(n))).ids
+    counts = torch.bincount(torch.cat(ids), minlength=40).double()
+    p = (model(torch.tensor([ROWS[0]])).logits[0, -1].double() / temperature).softmax(-1).detach()
+    keep = p * n >= 5
+    observed = torch.cat([counts[keep], counts[~keep].sum()[None]])
+    expected = torch.cat([p[keep], p[~keep].sum()[None]]) * n
+    assert ((observed - expected) ** 2 / expected.clamp(min=1e-9)).sum() < 72.1
+
+
+def test_sampler_logps_are_the_models():
+    model = toy_model()
+    rollout = TransformersSampler(6).sample(model, inputs(*ROWS), [1, 2, 3, 4])
+    for row, ids, logps in zip(ROWS, rollout.ids, rollout.logps, strict=True):
+        z = model(torch.tensor([row + ids.tolist()])).logits[0, len(row) - 1 : -1].log_softmax(-1)
+        torch.testing.assert_close(logps, z.gather(-1, ids[:, None]).squeeze(-1).detach(), rtol=0, atol=1e-5)
+
+
+def test_top_p_leaves_out_the_rest():
+    model = toy_model()
+    p = model(torch.tensor([ROWS[0]])).logits[0, -1].softmax(-1)
+    order = p.sort(descending=True)
+    nucleus = set(order.indices[: int((order.values.cumsum(0) < 0.3).sum()) + 1].tolist())
+    ids = TransformersSampler(1, top_p=0.3).sample(model, inputs(*[ROWS[0]] * 200), list(range(200))).ids
+    assert {int(i) for i in ids} <= nucleus
+
+
+def test_greedy_equals_generate_and_the_end_token_is_kept():
+    model = toy_model()
+    rollout = TransformersSampler(12).sample(model, inputs(*ROWS), None)
+    for row, ids, finished in zip(ROWS, rollout.ids, rollout.finished, strict=True):
+        plain = model.generate(torch.tensor([row]), max_new_tokens=12, do_sample=False)[0, len(row) :]
+        assert torch.equal(ids, plain)
+        assert finished == (ids[-1].item() == EOS)
+
+
+def test_a_models_own_sampling_settings_do_not_bend_the_distribution():
+    """Hub models ship repetition penalties and top_k in their generation config: on-policy means without them."""
+    model = toy_model()
+    before = TransformersSampler(6).sample(model, inputs(*ROWS), [1, 2, 3, 4]).ids
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.top_k = 1
+    after = TransformersSampler(6).sample(model, inputs(*ROWS), [1, 2, 3, 4]).ids
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert model.generation_config.repetition_penalty == 5.0
+
+
+def test_toy_adapter_is_an_adapter():
+    from text_sdft.core import ModalityAdapter
+
+    assert isinstance(ToyAdapter(), ModalityAdapter)
