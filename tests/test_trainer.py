@@ -106,7 +106,7 @@ def test_the_last_smaller_batch_weighs_its_rows_alike(tmp_path):
 
 def test_truncated_completions_are_left_out_where_asked(tmp_path):
     trainer = make(tmp_path, mask_truncated_completions=True, max_completion_length=1)
-    loss, gradients = loss_and_gradients(trainer, trainer.queries)
+    _, gradients = loss_and_gradients(trainer, trainer.queries)
     finished = [r for r in trainer._samples if r["completion"] == ""]  # only the end-of-sequence token
     assert len(finished) < 8
     assert sum(r["loss"] > 0 for r in trainer._samples) == len(finished)
@@ -242,7 +242,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path, monkeypatch):
         real(tensors, path)
 
     monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(UserError, match="No space left.*--resume"):
+    with pytest.raises(UserError, match=r"No space left.*--resume"):
         trainer.train()
     assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
     monkeypatch.setattr(module, "save_file", real)
@@ -253,9 +253,8 @@ def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path, monkeypatch):
 
 def test_training_moves_the_student_to_its_teacher(tmp_path):
     rows = [{**row, "context": row["context"][:1]} for row in toy_rows(8)]  # one order only: nothing to average over
-    trainer = make(
-        tmp_path, rows, teacher_model_kind="base", max_steps=200, per_device_train_batch_size=8, learning_rate=3e-3
-    )
+    settings = {"max_steps": 200, "per_device_train_batch_size": 8, "max_completion_length": 2}
+    trainer = make(tmp_path, rows, teacher_model_kind="base", learning_rate=5e-3, **settings)
     trainer.train()
     losses = [log["distillation/loss"] for log in trainer.state.log_history if "distillation/loss" in log]
     assert sum(losses[-5:]) < 0.25 * sum(losses[:5])
@@ -288,7 +287,7 @@ def test_demonstrations_that_do_not_fit_are_left_out_whole(tmp_path):
     loss_and_gradients(trainer, trainer.queries)
     assert trainer._sums["dropped"][0] == 1.0
     short = make(tmp_path, rows, max_prompt_length=13)
-    with pytest.raises(UserError, match="'q'.*cannot be shortened"):
+    with pytest.raises(UserError, match=r"'q'.*cannot be shortened"):
         short.train()
 
 

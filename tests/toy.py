@@ -38,7 +38,6 @@ class ToyAdapter:
     """Rows {"id", "prompt": ids, "context": ids, "reference": str, "retain": bool}."""
 
     processing_class = None
-    train_defaults: dict[str, Any] = {}
 
     def load_model(self, name: str, **kwargs: Any) -> LlamaForCausalLM:
         return LlamaForCausalLM.from_pretrained(name, **kwargs)
