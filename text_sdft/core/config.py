@@ -37,6 +37,11 @@ class SDFTConfig(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Log every so many optimiser steps."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: rows are read by the adapter."})
 
+    # The output layer is used after the wrapped forward (by the divergence), where a search from its outputs misses it.
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Must stay off: every trained parameter takes part in each step."}
+    )
+
     distillation_alpha: float = field(
         default=0.0, metadata={"help": "0 forward KL(teacher‖student), 1 reverse KL, between generalised Jensen-Shannon."}
     )
