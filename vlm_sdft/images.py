@@ -1,0 +1,98 @@
+"""Image files read safely: one clear error for what cannot be read, and no decompression bombs.
+
+An image source is whatever a row may carry: a path, encoded bytes, a PIL image, or the undecoded form of a `datasets`
+image column, ``{"path": …, "bytes": …}``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import imagehash
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from text_sdft.core import UserError
+
+ImageSource: TypeAlias = str | PathLike[str] | bytes | Image.Image | Mapping[str, Any]
+
+#: Larger images are refused before they are decoded; a 100-megapixel photograph takes 300 MB in memory.
+MAX_PIXELS = 100_000_000
+
+
+def image_name(source: ImageSource) -> str:
+    """What to call the image in a message: its path where it has one."""
+    if isinstance(source, Mapping):
+        return str(source.get("path") or "image bytes")
+    if isinstance(source, str | PathLike):
+        return str(source)
+    return f"{type(source).__name__} image"
+
+
+def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image in RGB, upright (EXIF orientation applied), transparency on white.
+
+    Args:
+        max_pixels: width × height beyond which an image is refused, read from its header.
+
+    Raises:
+        UserError: the file is missing, not an image, damaged or too large; names it.
+    """
+    name = image_name(source)
+    try:
+        # Pillow's own bomb check warns or raises while opening, with advice for programmers; ours speaks to users.
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = _open(source)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise UserError(
+                    f"{name} has {width} × {height} pixels; at most {max_pixels:,} are read. Resize it, or leave it out."
+                )
+            image = ImageOps.exif_transpose(image)
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                white = Image.new("RGBA", image.size, "white")
+                return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+            return image.convert("RGB")
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{name} does not exist. Check the path (relative paths start at the data file's folder)."
+        ) from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
+        raise UserError(f"{name} cannot be read as an image ({error}). Replace it, or leave it out.") from error
+
+
+def content_hash(source: ImageSource) -> str:
+    """SHA-256 of the encoded bytes; of size and RGB pixels for a PIL image, which has none."""
+    if isinstance(source, Image.Image):
+        pixels = source.convert("RGB")
+        return hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest()
+    return hashlib.sha256(_encoded(source)).hexdigest()
+
+
+def perceptual_hash(source: ImageSource) -> imagehash.ImageHash:
+    """A 64-bit hash (dHash) that survives recompression and resizing; subtract two for their distance in bits."""
+    return imagehash.dhash(load_image(source))
+
+
+def _open(source: ImageSource) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    return Image.open(io.BytesIO(_encoded(source)))
+
+
+def _encoded(source: ImageSource) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, Mapping):
+        data = source.get("bytes")
+        return data if data is not None else Path(source["path"]).read_bytes()
+    if isinstance(source, str | PathLike):
+        return Path(source).read_bytes()
+    raise UserError(f"A {type(source).__name__} is not an image: give a path, bytes or a PIL image.")

@@ -1,0 +1,243 @@
+"""Rows and types read from a folder, a `datasets` dataset or a JSONL file; `DemoSet` checks them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from PIL import Image
+
+from text_sdft.core import UserError
+from vlm_sdft.demos import QUESTION, ImageRow, ObjectType, Split
+
+Read = tuple[list[ImageRow], dict[str, ObjectType], list[str]]
+
+SUFFIXES = frozenset(Image.registered_extensions())
+TYPE_KEYS = ("answer", "synonyms", "cues")
+METADATA = "metadata.jsonl"
+
+
+def read_folder(path: Path, question: str, retain_questions: Sequence[str] | None, holdout: float, seed: int) -> Read:
+    """See `DemoSet.from_folder`."""
+    flat = not (path / "train").is_dir()
+    folders: dict[Split, Path] = {"train": path if flat else path / "train"}
+    if not flat:
+        folders |= {split: path / split for split in get_args(Split) if split != "train" and (path / split).is_dir()}
+    report: list[str] = []
+    rows: list[ImageRow] = []
+    names: dict[str, None] = {}
+    metadata = {split: _metadata(folder) for split, folder in folders.items()}
+    for split in ("train", "test", "old"):
+        for type_folder in _subfolders(folders.get(split)):  # type: ignore[call-overload]
+            files = list(_images(type_folder))
+            if not files:
+                raise UserError(
+                    f"The type folder {type_folder} holds no image ({', '.join(['.png', '.jpg', '.webp'])}, …): "
+                    "add some, or remove it."
+                )
+            names[type_folder.name] = None
+            for file in files:
+                rows.append(ImageRow(_id(path, file), (file,), question, None, type_folder.name, split))  # type: ignore[arg-type]
+    types = _types(path / "types.yaml", names)
+    rows = [_labelled(row, types, metadata) for row in rows]
+    if "test" not in folders:
+        rows = _hold_out(rows, holdout, seed, report)
+    for file, fields in metadata.get("old", {}).items():
+        key = _id(path, file)
+        rows += [
+            ImageRow(f"{key}#{i}", (file,), entry.get("prompt", question), entry.get("answer"), None, "old")
+            for i, entry in enumerate(fields)
+        ]
+    for file in _images(folders.get("unlabelled")):
+        asked = _first(metadata.get("unlabelled", {}), file).get("prompt", question)
+        rows.append(ImageRow(_id(path, file), (file,), asked, None, None, "unlabelled"))
+    for file in _images(folders.get("retain")):
+        own = [entry["prompt"] for entry in metadata.get("retain", {}).get(file, []) if "prompt" in entry]
+        for i, asked in enumerate(own or retain_questions or [question]):
+            rows.append(ImageRow(f"{_id(path, file)}#{i}", (file,), asked, None, None, "retain"))
+    return rows, types, [*_counts(rows), *report]
+
+
+def read_dataset(dataset: Any, image_column: str, label_column: str, question: str, holdout: float, seed: int) -> Read:
+    """See `DemoSet.from_dataset`."""
+    import datasets
+
+    parts = dataset if isinstance(dataset, Mapping) else {"train": dataset}
+    unknown = [name for name in parts if name not in (*get_args(Split), "validation")]
+    if unknown or "train" not in parts:
+        raise UserError(f"Splits {sorted(parts)}: 'train' must be there; others may be {', '.join(get_args(Split)[1:])}.")
+    names: dict[str, None] = {}
+    rows: list[ImageRow] = []
+    report: list[str] = []
+    for split, part in parts.items():
+        if split == "validation":
+            report.append("The split 'validation' is not used; pass it as 'test' to measure on it.")
+            continue
+        labelled = split in ("train", "test", "old")
+        for column in (image_column, label_column)[: 2 if labelled else 1]:
+            if column not in part.column_names:
+                raise UserError(f"The split '{split}' has no column '{column}' (it has {', '.join(part.column_names)}).")
+        part = part.cast_column(image_column, datasets.Image(decode=False))
+        feature = part.features.get(label_column)
+        for i, record in enumerate(part):
+            name = None
+            if labelled:
+                label = record[label_column]
+                name = feature.int2str(label) if isinstance(feature, datasets.ClassLabel) else str(label)
+                names[name] = None
+            rows.append(ImageRow(f"{split}/{i}", (record[image_column],), question, None, name, split))
+    types = {name: ObjectType(name, name.replace("_", " ")) for name in names}
+    rows = [_labelled(row, types, {}) for row in rows]
+    if "test" not in parts:
+        rows = _hold_out(rows, holdout, seed, report)
+    return rows, types, [*_counts(rows), *report]
+
+
+def read_jsonl(path: Path) -> Read:
+    """See `DemoSet.from_jsonl`."""
+    rows: list[ImageRow] = []
+    for number, record in _json_lines(path):
+        where = f"{path}, line {number}"
+        messages, images = record.get("messages"), record.get("images", [])
+        if not isinstance(messages, list) or not messages or not isinstance(images, list) or not images:
+            raise UserError(f'{where}: needs "messages" (user, then assistant) and "images" (paths).')
+        split = record.get("split", "train")
+        if split not in get_args(Split):
+            raise UserError(f"{where}: split '{split}': use one of {', '.join(get_args(Split))}.")
+        answer = _text(messages[-1]["content"]) if messages[-1].get("role") == "assistant" else None
+        asked = [message for message in messages if message.get("role") == "user"]
+        if len(asked) != 1 or (answer is None and split in ("test", "old")):
+            raise UserError(f"{where}: needs one user turn" + (", and an assistant turn to test on." if asked else "."))
+        if split == "train" and answer is None:
+            split = "unlabelled"
+        sources = tuple(path.parent / name if isinstance(name, str) else name for name in images)
+        question = _text(asked[0]["content"]) or QUESTION
+        typed = answer if split in ("train", "test") else None
+        rows.append(ImageRow(f"line {number}", sources, question, answer, typed, split))
+    types = {row.type: ObjectType(row.type, row.type) for row in rows if row.type is not None}
+    return rows, types, _counts(rows)
+
+
+def _labelled(row: ImageRow, types: Mapping[str, ObjectType], metadata: Mapping[Split, Mapping[Any, list]]) -> ImageRow:
+    """The row with its type's answer, or with the question and answer that ``metadata.jsonl`` gives its file."""
+    if row.type is None:
+        return row
+    own = {} if row.split == "old" else _first(metadata.get(row.split, {}), row.images[0])
+    answer = own.get("answer", types[row.type].answer)
+    return ImageRow(row.id, row.images, own.get("prompt", row.question), answer, row.type, row.split)
+
+
+def _hold_out(rows: Sequence[ImageRow], share: float, seed: int, report: list[str]) -> list[ImageRow]:
+    by_type: dict[str | None, list[ImageRow]] = defaultdict(list)
+    for row in rows:
+        if row.split == "train":
+            by_type[row.type].append(row)
+    held: set[str] = set()
+    for name, members in by_type.items():
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        drawn = random.Random(f"{seed}/{name}").sample(sorted(row.id for row in members), count)
+        held.update(drawn)
+    report.append(f"There is no test/: {len(held)} images of {len(by_type)} types were held out of train/ to test on.")
+    return [
+        ImageRow(row.id, row.images, row.question, row.answer, row.type, "test") if row.id in held else row for row in rows
+    ]
+
+
+def _types(file: Path, names: Mapping[str, None]) -> dict[str, ObjectType]:
+    try:
+        given = yaml.safe_load(file.read_text(encoding="utf-8")) or {} if file.exists() else {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(given, dict):
+        raise UserError(f"{file}: needs a mapping of type names to {{answer, synonyms, cues}}.")
+    for name, entry in given.items():
+        if str(name) not in names:
+            raise UserError(f"{file}: there is no type '{name}'.{_hint(str(name), names)} Types are the folders' names.")
+        for key in entry if isinstance(entry, dict) else [entry]:
+            if key not in TYPE_KEYS:
+                raise UserError(f"{file}: '{key}' of '{name}' is unknown.{_hint(str(key), TYPE_KEYS)} Known: {TYPE_KEYS}.")
+    types = {}
+    for name in names:
+        entry = given.get(name, {})
+        answer = str(entry.get("answer", name.replace("_", " ")))
+        types[name] = ObjectType(name, answer, tuple(entry.get("synonyms", ())), tuple(entry.get("cues", ())))
+    return types
+
+
+def _metadata(folder: Path) -> dict[Path, list[dict[str, Any]]]:
+    """Entries of ``metadata.jsonl`` by image file."""
+    entries: dict[Path, list[dict[str, Any]]] = defaultdict(list)
+    if (folder / METADATA).exists():
+        for number, record in _json_lines(folder / METADATA):
+            file = folder / str(record.get("file_name", ""))
+            if "file_name" not in record or not file.is_file():
+                raise UserError(f"{folder / METADATA}, line {number}: file_name must name an image below {folder}.")
+            entries[file].append(record)
+    return entries
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {number} is not JSON: {error}") from error
+            if not isinstance(record, dict):
+                raise UserError(f"{path}, line {number} is not a JSON object.")
+            yield number, record
+
+
+def _subfolders(folder: Path | None) -> list[Path]:
+    if folder is None:
+        return []
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _images(folder: Path | None) -> list[Path]:
+    """Image files below a folder, hidden ones left out, in a stable order."""
+    if folder is None:
+        return []
+    files = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+
+
+def _counts(rows: Sequence[ImageRow]) -> list[str]:
+    """How many rows of each use, as a sentence."""
+    words: dict[str, str] = {
+        "train": "labelled images of new types",
+        "unlabelled": "unlabelled images",
+        "retain": "retention prompts",
+        "test": "test images",
+        "old": "rows of what the model knows already",
+    }
+    counts = {split: sum(row.split == split for row in rows) for split in words}
+    kinds = len({row.type for row in rows if row.split == "train"})
+    found = ", ".join(f"{count} {words[split]}" for split, count in counts.items() if count)
+    return [f"Found {found} ({kinds} new types)."]
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content.replace("<image>", "").strip()
+    return " ".join(part["text"] for part in content if part.get("type") == "text").strip()
+
+
+def _first(entries: Mapping[Any, list[dict[str, Any]]], file: Any) -> dict[str, Any]:
+    found = entries.get(file) if isinstance(file, Path) else None
+    return found[0] if found else {}
+
+
+def _hint(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def _id(root: Path, file: Path) -> str:
+    return file.relative_to(root).as_posix()
