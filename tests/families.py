@@ -86,7 +86,7 @@ IDEFICS = (  # goes over the characters of a plain string and writes none of the
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 LLAVA = (  # puts all images of a turn first
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' }}{% for c in m['content'] if c['type'] == 'image' %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] }}{% for c in m['content'] if c['type'] == 'image' %}"
     "{{ '<image>' }}{% endfor %}{% for c in m['content'] if c['type'] == 'text' %}{{ '\n' + c['text'] }}{% endfor %}"
     "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
@@ -207,7 +207,9 @@ def _gemma3(name: str) -> tuple[PreTrainedModel, Any]:
     )
     images = Gemma3ImageProcessor(size={"height": TILE, "width": TILE})
     processor = Gemma3Processor(images, tok, chat_template=GEMMA, image_seq_length=4)
-    return Gemma3ForConditionalGeneration(config), processor
+    model = Gemma3ForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)  # zero when new: blind
+    return model, processor
 
 
 def _internvl(name: str) -> tuple[PreTrainedModel, Any]:

@@ -23,8 +23,8 @@ from text_sdft.templates import check_template, render
 from vlm_sdft.answers import is_right
 from vlm_sdft.demos import DemoSet, ImageRow
 from vlm_sdft.embedding import ImageEmbedder
-from vlm_sdft.encoding import encode_row
-from vlm_sdft.families import Family, bound_images, find_family
+from vlm_sdft.encoding import check_by_forward, encode_row
+from vlm_sdft.families import FAMILIES, Family, bound_images, find_family
 from vlm_sdft.selection import DemonstrationSelector
 
 
@@ -89,6 +89,8 @@ class ImageAdapter:
                     "it, or pass one."
                 ) from error
         family = find_family(model, processing_class)
+        if family.name not in FAMILIES:
+            check_by_forward(model, processing_class, family)
         if self._max_pixels is not None:
             bound_images(family, processing_class, model, self._max_pixels)
         self.processing_class, self._family, self._model = processing_class, family, model

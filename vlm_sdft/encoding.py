@@ -1,15 +1,18 @@
 """One conversation with images → token ids and media, and the checks that no image got lost on the way.
 
-Shapes: L tokens of one conversation · K leading size of a media tensor.
+Shapes: L tokens of one conversation · K leading size of a media tensor · B rows · V vocabulary.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from text_sdft.core import Conversation, RowInputs, UserError
+from text_sdft.core import Conversation, ModelInputs, RowInputs, UserError
 from vlm_sdft.families import Family
 from vlm_sdft.images import load_image
 
@@ -65,8 +68,9 @@ def encode_row(processor: Any, conversation: Conversation, family: Family) -> Ro
                 f"Models of type '{family.name}' do not take '{name}', which their processor made. Is the processor that "
                 "of another model?"
             )
-    _check_images(len(images), RowInputs(tokens, media), processor, family)
-    return RowInputs(tokens, media)
+    row = RowInputs(tokens, media)
+    _check_images(loaded, len(images), row, processor, family)
+    return row
 
 
 def _loaded(message: dict[str, Any], family: Family) -> dict[str, Any]:
@@ -75,7 +79,7 @@ def _loaded(message: dict[str, Any], family: Family) -> dict[str, Any]:
     Some chat templates go over the parts even of a plain string and so drop it; parts work with all of them.
     """
     content = message["content"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    parts = [_text(content)] if isinstance(content, str) else content
     kinds = [part["type"] for part in parts]
     if family.moves_images and "text" in kinds and "image" in kinds[kinds.index("text") :]:
         raise UserError(
@@ -92,21 +96,68 @@ def _loaded(message: dict[str, Any], family: Family) -> dict[str, Any]:
     return {**message, "content": loaded}
 
 
-def _check_images(expected: int, row: RowInputs, processor: Any, family: Family) -> None:
+def _check_images(loaded: Conversation, expected: int, row: RowInputs, processor: Any, family: Family) -> None:
     """Raise unless the row holds every image, and as many placeholder tokens as the images' features will fill."""
     ids_L = row.tokens["input_ids"]
-    placeholder_ids = getattr(processor, "image_token_ids", None) or [None]
-    placeholders = int((ids_L == placeholder_ids[0]).sum()) if placeholder_ids[0] is not None else None
-    found: int | None = expected
-    wanted: int | None = placeholders
-    if not row.media:
-        found = 0
-    elif family.count is not None:
+    token_id = (getattr(processor, "image_token_ids", None) or [None])[0]
+    placeholders = int((ids_L == token_id).sum()) if token_id is not None else expected
+    found, wanted = 0, None
+    if row.media and family.count is not None:
         found, wanted = family.count(ids_L, row.media, processor)
-    too_few = placeholders is not None and placeholders < expected
-    if found != expected or too_few or (wanted is not None and placeholders is not None and wanted != placeholders):
+    elif row.media:
+        prompt = processor.apply_chat_template(loaded, tokenize=False, add_generation_prompt=True)
+        found = prompt.count(processor.image_token) if getattr(processor, "image_token", None) else expected
+    if found != expected or placeholders < expected or wanted not in (None, placeholders):
+        needed = f" where the images need {wanted}" if wanted is not None else ""
         raise UserError(
             f"A conversation has {expected} images, but after encoding for '{family.name}' there are {found}, with "
-            f"{placeholders} image tokens" + (f" where the images need {wanted}" if wanted is not None else "") + ". Check "
-            "the processor's chat template and that no text contains the model's own image tokens."
+            f"{placeholders} image tokens{needed}. Check the processor's chat template, and that no text contains the "
+            "model's own image tokens."
         )
+
+
+@torch.no_grad()
+def check_by_forward(model: PreTrainedModel, processor: Any, family: Family) -> None:
+    """Make sure, for a family that is not in the table, that a batch gives what its rows give one by one.
+
+    Three short conversations with 1, 2 and 0 images of different sizes are run alone and as one batch.
+
+    Raises:
+        UserError: the results differ or the batch fails, so scores could not be trusted.
+    """
+    red, blue, white = (
+        {"type": "image", "image": Image.new("RGB", size, colour)}
+        for size, colour in (((64, 64), "red"), ((96, 48), "blue"), ((48, 64), "white"))
+    )
+    contents = [[red, _text("What is this?")], [blue, white, _text("And these two here?")], [_text("Yes?")]]
+    rows = [encode_row(processor, [{"role": "user", "content": content}], family) for content in contents]
+    problem = ""
+    try:
+        alone_BV = torch.cat([_next_token(model, _unpadded(row, model.device)) for row in rows])
+        batch_BV = _next_token(model, ModelInputs(rows, 0, family.media_by_row).batch(device=model.device))
+        gap = float((alone_BV - batch_BV).abs().max())
+        if gap > (1e-4 if model.dtype == torch.float32 else 5e-2):
+            problem = f"a batch's probabilities differ by {gap:.2g} from those of its rows alone"
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        problem = f"a batch of rows failed: {error}"
+    if problem:
+        raise UserError(
+            f"Models of type '{family.name}' are not known here, and a first try showed that they take images in a way of "
+            f"their own ({problem}). Use a model of another family, or add this one to the table in vlm_sdft/families.py."
+        )
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def _unpadded(row: RowInputs, device: torch.device) -> dict[str, Tensor]:
+    """One row as its processor made it: nothing added but a mask."""
+    tokens = {name: values_L[None] for name, values_L in row.tokens.items()}
+    inputs = {**tokens, **row.media, "attention_mask": torch.ones_like(tokens["input_ids"])}
+    return {name: value.to(device) for name, value in inputs.items()}
+
+
+def _next_token(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """Probabilities [B, V] of the token after each prompt."""
+    return model(**inputs).logits[:, -1].float().softmax(-1)

@@ -1,7 +1,7 @@
 """What differs between families of vision-language models, as one table keyed by ``config.model_type``.
 
 Everything else (templates, placeholders, pixel packing) is the processor's work. A family that is not in the table is
-taken through a generic path, which is checked before it is trusted: see `probe.py`.
+taken through a generic path, which is checked before it is trusted: see `encoding.check_by_forward`.
 
 Shapes: L tokens of one conversation.
 """
