@@ -1,0 +1,42 @@
+"""On-policy self-distillation for language models: the core, the text adapter and the experiments.
+
+    from text_sdft import SDFTConfig, SDFTTrainer, TextAdapter
+
+Names load when they are first used, so that ``import text_sdft`` itself costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "TextAdapter": "text_sdft.adapter",
+    **dict.fromkeys(
+        [
+            "ConfigurableAdapter",
+            "Demonstration",
+            "Example",
+            "ModalityAdapter",
+            "ModelInputs",
+            "RowInputs",
+            "SDFTConfig",
+            "SDFTTrainer",
+            "Splits",
+            "TeacherContext",
+            "UserError",
+            "lora",
+            "paper",
+        ],
+        "text_sdft.core",
+    ),
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'text_sdft' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,30 @@
+"""On-policy self-distillation for vision-language models that learn from demonstration images.
+
+    from vlm_sdft import DemoSet, ImageAdapter, SDFTConfig, SDFTTrainer, vlm
+
+Names load when they are first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "DemoSet": "vlm_sdft.demos",
+    "ImageAdapter": "vlm_sdft.adapter",
+    "vlm": "vlm_sdft.adapter",
+    "SDFTConfig": "text_sdft.core",
+    "SDFTTrainer": "text_sdft.core",
+    "UserError": "text_sdft.core",
+    "lora": "text_sdft.core",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vlm_sdft' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

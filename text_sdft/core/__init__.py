@@ -3,20 +3,54 @@
 Read `trainer.py` first: `SDFTTrainer.compute_loss` is one training step, top to bottom.
 """
 
-from text_sdft.core.adapter import ENTRY_POINT_GROUP, ModalityAdapter, adapter_class
-from text_sdft.core.data import Conversation, Demonstration, Example, Message, TeacherContext, UserError
+from text_sdft.core.adapter import ENTRY_POINT_GROUP, ConfigurableAdapter, ModalityAdapter, adapter_class
+from text_sdft.core.config import SDFTConfig, lora, paper
+from text_sdft.core.data import (
+    Conversation,
+    Demonstration,
+    Example,
+    Message,
+    Model,
+    Splits,
+    TeacherContext,
+    UserError,
+)
+from text_sdft.core.divergence import DivergenceSettings, Head, divergence
+from text_sdft.core.evaluation import answer
 from text_sdft.core.inputs import ModelInputs, RowInputs
+from text_sdft.core.modeling import default_lora
+from text_sdft.core.rollout import Rollout, Sampler, TransformersSampler
+from text_sdft.core.teacher import EMATeacher, FrozenTeacher, LiveTeacher
+from text_sdft.core.trainer import SDFTTrainer
 
 __all__ = [
     "ENTRY_POINT_GROUP",
+    "ConfigurableAdapter",
     "Conversation",
     "Demonstration",
+    "DivergenceSettings",
+    "EMATeacher",
     "Example",
+    "FrozenTeacher",
+    "Head",
+    "LiveTeacher",
     "Message",
     "ModalityAdapter",
+    "Model",
     "ModelInputs",
+    "Rollout",
     "RowInputs",
+    "SDFTConfig",
+    "SDFTTrainer",
+    "Sampler",
+    "Splits",
     "TeacherContext",
+    "TransformersSampler",
     "UserError",
     "adapter_class",
+    "answer",
+    "default_lora",
+    "divergence",
+    "lora",
+    "paper",
 ]

@@ -10,12 +10,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from text_sdft.core.data import Conversation, Example, TeacherContext, UserError
+from text_sdft.core.data import Conversation, Demonstration, Example, Model, Splits, TeacherContext, UserError
 from text_sdft.core.inputs import ModelInputs
 
 ENTRY_POINT_GROUP = "vlm_sdft.adapters"
@@ -26,14 +26,28 @@ class ModalityAdapter(Protocol):
     """Turns rows into examples, examples into the two views, and conversations into model inputs.
 
     Attributes:
-        auto_model_class: the transformers Auto class that loads a model of this modality.
         processing_class: tokenizer or processor; set by `bind`, saved beside the model.
     """
 
-    auto_model_class: Any
     processing_class: Any
 
-    def bind(self, model: PreTrainedModel, processing_class: Any | None = None) -> None:
+    def load_model(self, name: str, **kwargs: Any) -> PreTrainedModel:
+        """The model of that name or folder, loaded with this modality's Auto class.
+
+        Args:
+            name: what a user writes in a config.
+            kwargs: passed to ``from_pretrained``.
+
+        Raises:
+            UserError: there is no such model, or it is of another modality.
+        """
+        ...
+
+    def frozen_modules(self, model: Model) -> list[str]:
+        """Names of submodules that training leaves untouched (a vision tower, say), as in ``named_modules()``."""
+        ...
+
+    def bind(self, model: Model, processing_class: Any | None = None) -> None:
         """Get ready for this model; called once, before anything else that needs a tokenizer.
 
         Args:
@@ -51,6 +65,10 @@ class ModalityAdapter(Protocol):
 
     def student_messages(self, example: Example) -> Conversation:
         """The student's view; never contains ``example.reference``."""
+        ...
+
+    def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
+        """The demonstrations that `teacher_messages` shows under the same context, in their order."""
         ...
 
     def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
@@ -73,7 +91,25 @@ class ModalityAdapter(Protocol):
         ...
 
 
-def adapter_class(name: str) -> type:
+class ConfigurableAdapter(ModalityAdapter, Protocol):
+    """An adapter that a config file can name: it also reads its own sections of the YAML.
+
+    The type hints of `from_config`'s arguments are dataclasses; their fields are the section's keys, with their defaults
+    and help (``field(metadata={"help": …})``).
+
+    Attributes:
+        train_defaults: settings of `SDFTConfig` that suit this modality better than the defaults.
+    """
+
+    train_defaults: ClassVar[dict[str, Any]]
+
+    @classmethod
+    def from_config(cls, data: Any, demonstrations: Any) -> tuple[ConfigurableAdapter, Splits]:
+        """The adapter and its data from the sections ``data`` (with a field ``path``) and ``demonstrations``."""
+        ...
+
+
+def adapter_class(name: str) -> type[ConfigurableAdapter]:
     """The adapter class registered under ``name`` in the entry-point group ``vlm_sdft.adapters``.
 
     Raises:

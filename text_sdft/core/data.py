@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
-Message = dict[str, Any]
-Conversation = list[Message]
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+Message: TypeAlias = dict[str, Any]
+Conversation: TypeAlias = list[Message]
+Model: TypeAlias = PreTrainedModel | PeftModel
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,21 @@ class TeacherContext:
 
     seed: int = 0
     max_demonstrations: int | None = None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows of one data set by their use, as an adapter's ``from_config`` reads them.
+
+    Attributes:
+        train: queries (reference known or not) and retention prompts.
+        evals: what is measured before and after: ``new`` (the task), ``old`` (what the model knew), further ones by name.
+        report: plain sentences on what was found, held out or dropped.
+    """
+
+    train: Sequence[Any]
+    evals: Mapping[str, Sequence[Any]]
+    report: Sequence[str] = ()
 
 
 class UserError(Exception):

@@ -1,0 +1,161 @@
+"""The divergence equals fp64 autograd of the definition, the closed forms and TRL's functions, for every setting."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from text_sdft.core.divergence import DivergenceSettings, Head, divergence
+
+N, H, V = 13, 8, 50
+
+
+def tensors(dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    # Logits of a few units: an fp32 logit of 20 is itself rounded by 1e-6 before any loss sees it.
+    student, teacher = 0.4 * torch.randn(N, H, generator=g), 0.4 * torch.randn(N, H, generator=g)
+    w_s, w_t = torch.randn(V, H, generator=g), torch.randn(V, H, generator=g)
+    bias = torch.randn(V, generator=g)
+    ids = torch.randint(V, (N,), generator=g)
+    return *(t.to(dtype) for t in (student, teacher, w_s, w_t, bias)), ids  # type: ignore[return-value]
+
+
+def definition(student_z: Tensor, teacher_z: Tensor, alpha: float, topk: int | None, tail: bool) -> Tensor:
+    """The divergence written from its definition on probabilities, for autograd."""
+    p, q = student_z.softmax(-1), teacher_z.softmax(-1)
+    if topk is not None:
+        index = p.topk(topk).indices
+        p_k, q_k = p.gather(-1, index), q.gather(-1, index)
+        if tail:
+            p = torch.cat([p_k, 1 - p_k.sum(-1, keepdim=True)], -1)
+            q = torch.cat([q_k, 1 - q_k.sum(-1, keepdim=True)], -1)
+        else:
+            p, q = p_k / p_k.sum(-1, keepdim=True), q_k / q_k.sum(-1, keepdim=True)
+    if alpha == 0:
+        return (q * (q / p).log()).sum(-1)
+    if alpha == 1:
+        return (p * (p / q).log()).sum(-1)
+    m = (1 - alpha) * p + alpha * q
+    return alpha * (q * (q / m).log()).sum(-1) + (1 - alpha) * (p * (p / m).log()).sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "topk", "chunk"),
+    [
+        *itertools.product([0.0, 0.3, 0.5, 1.0], [None, (5, False), (5, True)], [1, 4, 100]),
+        (0.0, (V + 1, False), 4),
+    ],
+)
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_loss_and_gradients_equal_fp64_autograd(alpha, topk, chunk, softcap, dtype):
+    student, teacher, w_s, w_t, bias, ids = tensors(torch.float64)
+    weights = torch.linspace(0, 2, N, dtype=torch.float64)  # a mask and unequal token weights at once
+    k, tail = topk or (None, False)
+
+    reference = [t.clone().requires_grad_() for t in (student, w_s, bias)]
+    z_s = reference[0] @ reference[1].T + reference[2]
+    z_t = teacher @ w_t.T
+    if softcap is not None:
+        z_s, z_t = softcap * (z_s / softcap).tanh(), softcap * (z_t / softcap).tanh()
+    expected = definition(z_s / 0.7, z_t / 0.7, alpha, k if k is None or k < V else None, tail)
+    (expected * weights).sum().backward()
+
+    ours = [t.to(dtype).clone().requires_grad_() for t in (student, w_s, bias)]
+    loss_N, logp_N = divergence(
+        ours[0],
+        teacher.to(dtype),
+        Head(ours[1], ours[2], softcap, temperature=0.7),
+        Head(w_t.to(dtype), None, softcap, temperature=0.7),
+        DivergenceSettings(alpha=alpha, topk=k, add_tail=tail, chunk_size=chunk),
+        ids,
+    )
+    (loss_N * weights.to(dtype)).sum().backward()
+
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-6
+    # The tail 1 - Σp is a difference of nearly equal numbers in fp32.
+    tolerance = 1e-5 if tail and dtype == torch.float32 else tolerance
+    assert relative(loss_N, expected) < tolerance
+    for got, want in zip(ours, reference, strict=True):
+        assert relative(got.grad, want.grad) < tolerance
+    assert relative(logp_N, (z_s / 0.7).log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1)) < tolerance
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    return ((got.double() - want.double()).norm() / want.double().norm()).item()
+
+
+def test_closed_forms():
+    """KL of a Bernoulli-like pair by hand, and the identities that define the family."""
+    p, q = torch.tensor([[0.8, 0.2]], dtype=torch.float64), torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    eye = torch.eye(2, dtype=torch.float64)
+    ids = torch.tensor([0])
+
+    def value(alpha: float, student: Tensor = p, teacher: Tensor = q) -> float:
+        settings = DivergenceSettings(alpha=alpha)
+        return float(divergence(student.log(), teacher.log(), Head(eye), Head(eye), settings, ids)[0])
+
+    log = torch.tensor([0.5 / 0.8, 0.5 / 0.2], dtype=torch.float64).log()
+    assert value(0.0) == pytest.approx(float((0.5 * log).sum()), rel=1e-12)
+    assert value(1.0) == pytest.approx(float((-torch.tensor([0.8, 0.2]) * log).sum()), rel=1e-7)
+    assert value(0.5) == pytest.approx(value(0.5, q, p), rel=1e-12), "Jensen-Shannon is symmetric"
+    assert value(0.0) == pytest.approx(value(1.0, q, p), rel=1e-12), "reverse KL is forward KL with sides swapped"
+    for alpha in (0.0, 0.3, 1.0):
+        assert value(alpha, p, p) == pytest.approx(0.0, abs=1e-15)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("topk", [None, (7, False), (7, True)])
+def test_equals_trl(alpha, topk):
+    utils = pytest.importorskip("trl.experimental.sdft.loss_utils", reason="TRL is the oracle (pip install trl)")
+    student, teacher, w_s, w_t, _, ids = tensors(torch.float32)
+    k, tail = topk or (None, False)
+    settings = DivergenceSettings(alpha=alpha, topk=k, add_tail=tail)
+    ours = divergence(student, teacher, Head(w_s), Head(w_t), settings, ids)[0]
+    z_s, z_t = student @ w_s.T, teacher @ w_t.T
+    if k is None:
+        theirs = utils.compute_full_logit_self_distillation_loss(z_s, z_t, distillation_alpha=alpha)
+    else:
+        theirs = utils.compute_topk_self_distillation_loss(
+            z_s, z_t, distillation_topk=k, distillation_alpha=alpha, distillation_add_tail=tail
+        )
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_bf16_hidden_states_give_an_fp32_loss_near_the_exact_one():
+    student, teacher, w_s, w_t, _, ids = tensors(torch.bfloat16)
+    loss_N, _ = divergence(student, teacher, Head(w_s), Head(w_t), DivergenceSettings(), ids)
+    exact_N = definition((student @ w_s.T).double(), (teacher @ w_t.T).double(), 0.0, None, False)
+    assert loss_N.dtype == torch.float32
+    torch.testing.assert_close(loss_N.double(), exact_N, rtol=1e-5, atol=1e-5)
+
+
+def test_a_confident_teacher_stays_finite():
+    """Log-probabilities of -1e4: no inf - inf, no nan, in loss and gradient."""
+    student = torch.tensor([[1e4, 0.0, -1e4]], requires_grad=True)
+    teacher = torch.tensor([[-1e4, 0.0, 1e4]])
+    eye, ids = torch.eye(3), torch.tensor([0])
+    for alpha, topk in itertools.product((0.0, 0.5, 1.0), (None, 2)):
+        settings = DivergenceSettings(alpha=alpha, topk=topk, add_tail=True)
+        loss_N, _ = divergence(student, teacher, Head(eye), Head(eye), settings, ids)
+        loss_N.sum().backward()
+        assert loss_N.isfinite().all() and student.grad.isfinite().all()
+
+
+def test_no_tokens_give_no_loss():
+    student, teacher, w_s, w_t, _, ids = tensors(torch.float32)
+    student = student[:0].requires_grad_()
+    loss_N, _ = divergence(student, teacher[:0], Head(w_s), Head(w_t), DivergenceSettings(), ids[:0])
+    loss_N.sum().backward()
+    assert loss_N.shape == (0,)
+    assert student.grad.shape == (0, H)
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="alpha"):
+        DivergenceSettings(alpha=1.5)
+    with pytest.raises(ValueError, match="topk"):
+        DivergenceSettings(topk=0)

@@ -1,0 +1,81 @@
+"""The model that is trained: loaded, its untouched parts frozen, a LoRA adapter put on where one is wanted."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from text_sdft.core.adapter import ModalityAdapter
+from text_sdft.core.config import SDFTConfig
+from text_sdft.core.data import Model, UserError
+
+
+def default_lora() -> LoraConfig:
+    """LoRA on all linear layers of the language model, the output layer excepted; rank 16."""
+    return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def load_model(name: str, adapter: ModalityAdapter, args: SDFTConfig, peft_config: PeftConfig | None) -> PreTrainedModel:
+    """The model of that name.
+
+    All weights trained: fp32 unless ``model_init_kwargs`` says otherwise, because small updates of bf16 weights are rounded
+    away (``bf16: true`` still computes in bf16). With LoRA: the checkpoint's own dtype.
+    """
+    kwargs: dict[str, Any] = {"dtype": torch.float32 if peft_config is None else "auto"}
+    if args.trust_remote_code:
+        kwargs["trust_remote_code"] = True
+    return adapter.load_model(name, **{**kwargs, **(args.model_init_kwargs or {})})
+
+
+def prepare_model(model: Model, adapter: ModalityAdapter, peft_config: PeftConfig | None) -> Model:
+    """Freeze the adapter's ``frozen_modules`` and put LoRA on the rest, if wanted.
+
+    Raises:
+        UserError: a frozen module does not exist, or nothing is left to train.
+    """
+    frozen = adapter.frozen_modules(model)
+    if peft_config is not None:
+        if isinstance(model, PeftModel):
+            raise UserError("The model already carries a peft adapter: leave peft_config out, or merge it first.")
+        if frozen and getattr(peft_config, "exclude_modules", None) is None:
+            pattern = "|".join(re.escape(name) for name in frozen)
+            peft_config = replace(peft_config, exclude_modules=rf"(.*\.)?({pattern})(\..*)?")  # type: ignore[call-arg]
+        model = get_peft_model(model, peft_config)
+    for name, parameter in model.named_parameters():
+        if any(f".{part}." in f".{name}" for part in frozen):
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError("Nothing is left to train: every parameter is frozen.")
+    return model
+
+
+def training_summary(model: nn.Module, frozen: list[str]) -> str:
+    """One sentence on what is trained and what stays as it is."""
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    kind = "a LoRA adapter on" if isinstance(model, PeftModel) else "all weights of"
+    left = f" Untouched: {', '.join(frozen)}." if frozen else ""
+    return f"Training {trained / 1e6:,.2f} M of {total / 1e6:,.2f} M parameters ({kind} the language model).{left}"
+
+
+def prompt_limit(model: Model, args: SDFTConfig) -> int:
+    """Tokens that a prompt may have: ``max_prompt_length``, or what the model's context leaves beside a completion.
+
+    Raises:
+        UserError: the context leaves nothing.
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = None if context is None else context - args.max_completion_length
+    if room is not None and room < 1:
+        raise UserError(
+            f"max_completion_length {args.max_completion_length} fills the model's context of {context} tokens: lower it."
+        )
+    if args.max_prompt_length is None:
+        return room if room is not None else 2**31
+    return args.max_prompt_length if room is None else min(args.max_prompt_length, room)

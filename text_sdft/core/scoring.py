@@ -1,0 +1,83 @@
+"""Hidden states of given completions under one view: what both student and teacher are compared on.
+
+The same completion ids are appended to each view's prompt and run once. Only positions that predict a completion token
+are returned, and the output layer is not applied: `divergence` does that in chunks. What can be computed once for many
+rows or steps (a common prefix, image features) belongs behind `completion_hidden_states`.
+
+Shapes: B rows · P prompt · T longest completion · N = Σ T_b scored tokens · H hidden size · V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from text_sdft.core.data import Model, UserError
+from text_sdft.core.divergence import Head
+from text_sdft.core.inputs import ModelInputs
+
+
+def completion_hidden_states(model: nn.Module, module: Model, inputs: ModelInputs, completions: Sequence[Tensor]) -> Tensor:
+    """Hidden states [N, H] at the positions that predict the completions' tokens, row after row.
+
+    Args:
+        model: what to call: the module, or its wrapper (DDP must see the student's forward to reduce its gradients).
+        module: the transformers (or peft) module inside.
+        inputs: prompts of this view.
+        completions: B id tensors [T_b], the same in every view.
+    """
+    batch = inputs.batch(completions, device=module.device)
+    T = max(len(c) for c in completions)
+    with _without_head(module):
+        hidden_BTH = model(**batch, use_cache=False, logits_to_keep=T + 1).logits[:, :-1]
+    keep_BT = torch.stack([torch.arange(T) < len(c) for c in completions]).to(hidden_BTH.device)
+    return hidden_BTH[keep_BT]
+
+
+def head_of(module: Model, temperature: float) -> Head:
+    """The output layer as it is now (inside ``teacher.applied()``: the teacher's).
+
+    Raises:
+        UserError: the output layer is not a plain linear layer (LoRA or a quantised layer on it).
+    """
+    layer = module.get_output_embeddings()
+    if not isinstance(layer, nn.Linear) or type(layer).__module__.startswith("peft."):
+        raise UserError(
+            f"The output layer is a {type(layer).__name__}; the divergence needs a plain linear one. Leave the output "
+            "layer (lm_head) out of LoRA's target_modules and modules_to_save, and do not quantise it."
+        )
+    softcap = getattr(module.config.get_text_config(), "final_logit_softcapping", None)
+    return Head(layer.weight, layer.bias, softcap, temperature)
+
+
+def frozen_head(head: Head) -> Head:
+    """The same values, without gradient, unaffected when a teacher's weights are swapped out again."""
+    bias_V = None if head.bias_V is None else head.bias_V.detach()
+    return Head(head.weight_VH.detach(), bias_V, head.softcap, head.temperature)
+
+
+@contextmanager
+def _without_head(module: Model) -> Iterator[None]:
+    """Within this context the module's ``logits`` are its last hidden states.
+
+    The module's own forward runs (wrappers, hooks and scalings included), only its output layer passes its input on;
+    soft-capping belongs to the logits and is applied by `Head`.
+    """
+    layer = module.get_output_embeddings()
+    config = module.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    before = layer.__dict__.get("forward")  # set on the instance by accelerate's hooks, say
+    layer.forward = lambda hidden: hidden
+    if softcap is not None:
+        config.final_logit_softcapping = None
+    try:
+        yield
+    finally:
+        del layer.forward
+        if before is not None:
+            layer.forward = before
+        if softcap is not None:
+            config.final_logit_softcapping = softcap

@@ -1,0 +1,123 @@
+"""The teacher is the student's own module, read with other weights: frozen, averaged over time (EMA), or the live ones.
+
+A teacher holds copies of the *trainable* tensors only (all of them under full fine-tuning, the adapter's under LoRA) and
+swaps them into the module while its context manager is open. So there is no second model, nothing is loaded again from a
+path, and it starts as an exact copy of the student in memory, whatever that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+TeacherKind = Literal["base", "ema", "live"]
+
+
+class LiveTeacher:
+    """The student's current weights.
+
+    Attributes:
+        version: changes whenever the teacher's weights do; key every cache of what the teacher computed with it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.version = 0
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within this context the module computes as the teacher."""
+        yield
+
+    def update(self) -> None:
+        """To be called after each optimiser step."""
+        self.version += 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint has to keep, by parameter name."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned. Raises ValueError if the names or shapes are of another teacher."""
+        wanted = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        if wanted != given:
+            differing = sorted(wanted.items() ^ given.items())[:3]
+            raise ValueError(
+                f"the saved teacher holds other tensors than this one ({differing} …): it was saved with another "
+                "teacher_model_kind, LoRA setting or model"
+            )
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
+        self.version += 1
+
+
+class FrozenTeacher(LiveTeacher):
+    """The student as it was when this object was made (``teacher_model_kind="base"``)."""
+
+    dtype: torch.dtype | None = None  # None keeps each tensor's own
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._weights = {name: p.detach().to(self.dtype, copy=True) for name, p in self._parameters.items()}
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        student = {name: p.data for name, p in self._parameters.items()}
+        try:
+            for name, p in self._parameters.items():
+                p.data = self._weights[name].to(p.dtype)
+            yield
+        finally:
+            for name, p in self._parameters.items():
+                p.data = student[name]
+
+    def update(self) -> None:
+        """Nothing moves."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self._weights
+
+
+class EMATeacher(FrozenTeacher):
+    """The student's exponential moving average, φ ← (1-r)·φ + r·θ (arXiv 2601.19897, alg. 1).
+
+    Kept in fp32 whatever the model's dtype: at r = 0.01 a bf16 average is rounded away.
+
+    Args:
+        rate: r.
+        sync_steps: move every so many optimiser steps.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, model: nn.Module, rate: float = 0.01, sync_steps: int = 1) -> None:
+        super().__init__(model)
+        self.rate, self.sync_steps = rate, sync_steps
+        self._steps = torch.zeros((), dtype=torch.long)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self._steps += 1
+        if self._steps % self.sync_steps == 0:
+            for name, p in self._parameters.items():
+                self._weights[name].lerp_(p.to(torch.float32), self.rate)
+            self.version += 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {**self._weights, "steps": self._steps}
+
+
+def make_teacher(kind: TeacherKind, model: nn.Module, rate: float, sync_steps: int) -> LiveTeacher:
+    """The teacher of a config: ``base``, ``ema`` or ``live``."""
+    if kind == "base":
+        return FrozenTeacher(model)
+    if kind == "ema":
+        return EMATeacher(model, rate, sync_steps)
+    if kind == "live":
+        return LiveTeacher(model)
+    raise ValueError(f"teacher_model_kind '{kind}': use base (frozen), ema or live")

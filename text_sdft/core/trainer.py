@@ -1,0 +1,361 @@
+"""`SDFTTrainer`: self-distillation fine-tuning (arXiv 2601.19897, alg. 1) on transformers' `Trainer`.
+
+`compute_loss` is one training step, top to bottom: sample from the student, let the teacher score the same ids in its own
+view, let the student score them, compare. Checkpoints, resuming, several processes, logging and callbacks are
+transformers'; what is overridden here are its hooks.
+
+Shapes: B rows of a micro-batch · N scored tokens · H hidden size.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
+
+from text_sdft.core.adapter import ModalityAdapter
+from text_sdft.core.callbacks import MetricsWriter, TeacherUpdate, write_samples
+from text_sdft.core.config import SDFTConfig
+from text_sdft.core.data import Example, Model, TeacherContext, UserError
+from text_sdft.core.divergence import DivergenceSettings, divergence
+from text_sdft.core.evaluation import answer
+from text_sdft.core.modeling import load_model, prepare_model, prompt_limit, training_summary
+from text_sdft.core.rollout import Rollout, Sampler, TransformersSampler, draw_seed, evaluating
+from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_of
+from text_sdft.core.teacher import FrozenTeacher, LiveTeacher, make_teacher
+from text_sdft.core.views import encode_student, encode_teacher
+
+logger = logging.get_logger(__name__)
+
+TEACHER_FILE = "teacher.safetensors"
+
+
+class SDFTTrainer(Trainer):
+    """Trains a model on-policy from demonstrations; it is its own teacher.
+
+    Args:
+        model: a name or folder, or a loaded module (a `PeftModel` too).
+        args: settings; None takes the defaults.
+        adapter: the modality: makes prompts of rows.
+        train_dataset: rows or examples: queries with or without a known reference, and retention prompts
+            (``Example.retain``), which are drawn beside the queries.
+        eval_dataset: rows or examples, or a dict of several such sets; ``evaluate()`` reports ``eval_accuracy``.
+        processing_class: tokenizer or processor; None loads the model's own.
+        peft_config: trains a LoRA adapter instead of all weights; frozen modules are excluded from it.
+        sampler: makes the completions; None samples with transformers.
+        callbacks, optimizers: as in `transformers.Trainer`.
+
+    Raises:
+        UserError: the data, the model or a setting cannot work; says what to do.
+    """
+
+    args: SDFTConfig
+    loss_is_scaled_for_ga = True  # `compute_loss` divides by the queries of the whole optimiser step
+
+    def __init__(
+        self,
+        model: str | Model,
+        args: SDFTConfig | None = None,
+        *,
+        adapter: ModalityAdapter,
+        train_dataset: Iterable[Any] | None = None,
+        eval_dataset: Iterable[Any] | dict[str, Iterable[Any]] | None = None,
+        processing_class: Any | None = None,
+        peft_config: PeftConfig | None = None,
+        sampler: Sampler | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        args = args if args is not None else SDFTConfig()
+        module: Model = load_model(model, adapter, args, peft_config) if isinstance(model, str) else model
+        adapter.bind(module, processing_class)
+        module = prepare_model(module, adapter, peft_config)
+        head_of(module, args.temperature)  # refuses an output layer that the divergence cannot take
+        self.adapter = adapter
+        self.prompt_limit = prompt_limit(module, args)
+        self.sampler = sampler or TransformersSampler(args.max_completion_length, args.temperature, args.top_p)
+        self.divergence_settings = DivergenceSettings(
+            args.distillation_alpha, args.distillation_topk, args.distillation_add_tail, args.distillation_chunk_size
+        )
+        examples = adapter.examples(train_dataset) if train_dataset is not None else []
+        self.queries = [example for example in examples if not example.retain]
+        self.retained = [example for example in examples if example.retain]
+        super().__init__(
+            model=module,
+            args=args,
+            data_collator=lambda batch: {"examples": batch},
+            train_dataset=self.queries,  # type: ignore[arg-type]  # a list is a map-style dataset
+            eval_dataset=_eval_examples(adapter, eval_dataset),
+            processing_class=adapter.processing_class,
+            callbacks=[*(callbacks or []), MetricsWriter()],
+            optimizers=optimizers,
+        )
+        # After the Trainer has moved the model: a teacher's copies lie beside the tensors they stand for.
+        self.teacher = make_teacher(args.teacher_model_kind, module, args.teacher_update_rate, args.teacher_sync_steps)
+        same = isinstance(self.teacher, FrozenTeacher) and args.teacher_model_kind == "base"
+        self.start_teacher = self.teacher if same or not self.retained else FrozenTeacher(module)
+        self.add_callback(TeacherUpdate(self.teacher))
+        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # metric -> [sum, count] since the last log
+        self._samples: list[dict[str, Any]] = []
+        logger.warning_once(training_summary(module, adapter.frozen_modules(module)))
+
+    # ---- one training step ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Loss of one micro-batch: its share of the mean over all queries of the optimiser step.
+
+        Args:
+            model: the wrapped student.
+            inputs: ``{"examples": queries}``.
+            num_items_in_batch: rollouts of all micro-batches and processes of this step.
+        """
+        args, module, step = self.args, self.accelerator.unwrap_model(model), self.state.global_step
+        queries = [(example, g) for example in inputs["examples"] for g in range(args.num_generations)]
+        retained = self._draw_retained(inputs["examples"])
+        examples = [example for example, _ in queries] + retained
+        seeds = [draw_seed(args.seed, step, example.id, g) for example, g in queries]
+        seeds += [draw_seed(args.seed, step, "retain", i, example.id) for i, example in enumerate(retained)]
+
+        # 1. The student answers: y ~ π_θ(· | x).
+        student_inputs = encode_student(self.adapter, examples, self.prompt_limit)
+        rollout = self.sampler.sample(module, student_inputs, seeds)
+
+        # 2. The teacher scores the same ids with its demonstrations in context; for a retention prompt the model as it
+        #    was at the start scores them without any.
+        contexts = [TeacherContext(seed) for seed in seeds[: len(queries)]]
+        teacher_inputs, dropped = encode_teacher(self.adapter, examples[: len(queries)], contexts, self.prompt_limit)
+        sides = [(self.teacher, teacher_inputs, slice(0, len(queries)))]
+        if retained:
+            rows = range(len(queries), len(examples))
+            sides.append((self.start_teacher, student_inputs.select(rows), slice(len(queries), len(examples))))
+        teacher_states = []
+        for teacher, view, rows_of_side in sides:
+            with torch.no_grad(), teacher.applied(), evaluating(module):
+                hidden_NH = completion_hidden_states(module, module, view, rollout.ids[rows_of_side])
+                teacher_states.append((hidden_NH, frozen_head(head_of(module, args.temperature))))
+
+        # 3. The student scores them in its own view, with gradient.
+        student_NH = completion_hidden_states(model, module, student_inputs, rollout.ids)
+        head = head_of(module, args.temperature)
+
+        # 4. Token divergence, mean over a completion's scored tokens, then over completions.
+        scored = _scored_tokens(rollout, args.loss_tokens_to_skip, args.masks_truncated)
+        loss = student_NH.new_zeros((), dtype=torch.float32)
+        losses_B: list[float] = []
+        for (teacher_NH, teacher_head), (_, _, rows_of_side) in zip(teacher_states, sides, strict=True):
+            before = sum(len(ids) for ids in rollout.ids[: rows_of_side.start])
+            keep_N = torch.cat(scored[rows_of_side]).to(student_NH.device)
+            ids_N = torch.cat(rollout.ids[rows_of_side]).to(student_NH.device)[keep_N]
+            loss_N, logp_N = divergence(
+                student_NH[before : before + len(keep_N)][keep_N],
+                teacher_NH[keep_N],
+                head,
+                teacher_head,
+                self.divergence_settings,
+                ids_N,
+            )
+            if args.distillation_is_clip is not None:
+                sampler_logp_N = torch.cat(rollout.logps[rows_of_side]).to(logp_N)[keep_N]
+                loss_N = loss_N * (logp_N - sampler_logp_N).exp().clamp(max=args.distillation_is_clip)
+            counts = [int(mask.sum()) for mask in scored[rows_of_side]]
+            per_row = [
+                part.mean() if count else part.sum() for part, count in zip(loss_N.split(counts), counts, strict=True)
+            ]
+            weight = 1.0 if rows_of_side.start == 0 else self._retain_weight()
+            loss = loss + weight * torch.stack(per_row).sum()
+            losses_B += [float(row.detach()) for row in per_row]
+
+        self._record(examples, rollout, losses_B, dropped)
+        total = num_items_in_batch if num_items_in_batch is not None else len(queries) * self.accelerator.num_processes
+        # Data parallelism averages gradients over processes; the total already counts all of them.
+        return loss * self.accelerator.num_processes / total
+
+    def _draw_retained(self, queries: list[Example]) -> list[Example]:
+        """At most one retention prompt a query, keyed by the query, so that no split of the batch changes the draw."""
+        drawn = []
+        for query in queries if self.retained else []:
+            rng = random.Random(draw_seed(self.args.seed, self.state.global_step, "which", query.id))
+            if rng.random() < self.args.retain_ratio:
+                drawn.append(rng.choice(self.retained))
+        return drawn
+
+    def _retain_weight(self) -> float:
+        """Weight of one retention prompt, so that all together weigh ``retain_weight`` against the queries' 1."""
+        return self.args.retain_weight * self.args.num_generations / self.args.retain_ratio
+
+    # ---- hooks of transformers' Trainer ----
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `transformers.Trainer.train`, after every prompt has been read once.
+
+        Raises:
+            UserError: there is nothing to train on, a prompt is too long or an image cannot be read.
+        """
+        self.check_prompts()
+        return super().train(*args, **kwargs)
+
+    def check_prompts(self) -> None:
+        """Read and encode each training prompt in both views, so that errors come before training and not within it."""
+        if not self.queries:
+            raise UserError("There are no training queries (retention prompts alone teach nothing).")
+        dropped = 0
+        for example in self.queries:
+            encode_student(self.adapter, [example], self.prompt_limit)
+            context = TeacherContext(draw_seed(self.args.seed, 0, example.id, 0))
+            dropped += encode_teacher(self.adapter, [example], [context], self.prompt_limit)[1]
+        for example in self.retained:
+            encode_student(self.adapter, [example], self.prompt_limit)
+        if dropped:
+            logger.warning(
+                f"Teacher prompts exceed {self.prompt_limit} tokens: {dropped} demonstrations left out over "
+                f"{len(self.queries)} queries. Show fewer or smaller ones, or raise max_prompt_length."
+            )
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
+        count = sum(len(batch["examples"]) for batch in batch_samples) * self.args.num_generations
+        return self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not estimated: the Trainer's rule needs the tokens of one forward pass, and a step here has several."""
+        return 0
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Greedy answers of the student, scored by the adapter: ``eval_accuracy`` over examples with a reference."""
+        module = self.accelerator.unwrap_model(self.model)
+        scores: list[float] = []
+        for batch in dataloader:
+            examples = batch["examples"]
+            answers = answer(module, self.adapter, self.sampler, examples, self.prompt_limit)
+            given = [self.adapter.score(example, text) for example, text in zip(examples, answers, strict=True)]
+            # NaN marks an example without a reference; `gather_for_metrics` needs equal shapes on all processes.
+            mine = torch.tensor([float("nan") if score is None else score for score in given], device=self.args.device)
+            scores += self.accelerator.gather_for_metrics(mine).tolist()
+        known = [score for score in scores if score == score]
+        metrics = {f"{metric_key_prefix}_accuracy": sum(known) / len(known)} if known else {}
+        return EvalLoopOutput(predictions=np.array(scores), label_ids=None, metrics=metrics, num_samples=len(scores))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the step's own metrics to a training log, and writes the newest completions to ``samples.jsonl``."""
+        if "loss" in logs:
+            names = ("distillation/loss", "retain/loss", "completions/length", "completions/clipped", "dropped")
+            sums = torch.tensor([self._sums[name] for name in names], dtype=torch.float64, device="cpu")
+            sums = self.accelerator.reduce(sums.to(self.args.device, torch.float32), reduction="sum")
+            means = {name: (s / c).item() for name, (s, c) in zip(names, sums, strict=True) if c > 0}
+            renamed = {
+                "completions/length": "completions/mean_length",
+                "completions/clipped": "completions/clipped_ratio",
+                "dropped": "teacher/dropped_demonstrations",
+            }
+            logs = {**logs, **{renamed.get(name, name): value for name, value in means.items()}}
+            self._sums.clear()
+            if self.is_world_process_zero():
+                write_samples(Path(str(self.args.output_dir)), self._samples)
+        super().log(logs, start_time)
+
+    def _record(self, examples: list[Example], rollout: Rollout, losses_B: list[float], dropped: int) -> None:
+        queries = sum(not example.retain for example in examples)
+        for name, values in (
+            ("distillation/loss", losses_B[:queries]),
+            ("retain/loss", losses_B[queries:]),
+            ("completions/length", [len(ids) for ids in rollout.ids]),
+            ("completions/clipped", [float(not finished) for finished in rollout.finished]),
+            ("dropped", [dropped / max(queries, 1)]),
+        ):
+            self._sums[name][0] += sum(values)
+            self._sums[name][1] += len(values)
+        self._samples = [
+            {
+                "step": self.state.global_step,
+                "id": example.id,
+                "retain": example.retain,
+                "completion": self.adapter.decode(ids),
+                "loss": round(loss, 6),
+                "score": self.adapter.score(example, self.adapter.decode(ids)),
+            }
+            for example, ids, loss in zip(examples, rollout.ids, losses_B, strict=True)
+        ]
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint would be found by the next resume
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise
+            raise UserError(
+                f"Checkpoint {folder} could not be written ({error}); the incomplete folder was removed, earlier ones are "
+                "untouched. Free space (or set save_total_limit) and run the same command with --resume."
+            ) from error
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            tensors = {
+                f"{owner}.{name}": tensor.contiguous()
+                for owner, teacher in self._teachers().items()
+                for name, tensor in teacher.state_dict().items()
+            }
+            if tensors:
+                save_file(tensors, Path(output_dir) / TEACHER_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        file = Path(checkpoint) / TEACHER_FILE
+        tensors = load_file(file) if file.exists() else {}
+        for owner, teacher in self._teachers().items():
+            state = {name[len(owner) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{owner}.")}
+            try:
+                teacher.load_state_dict(state)
+            except ValueError as error:
+                raise UserError(f"Cannot resume from {checkpoint}: {error}.") from error
+
+    def _teachers(self) -> dict[str, LiveTeacher]:
+        teachers = {"teacher": self.teacher}
+        if self.start_teacher is not self.teacher:
+            teachers["start"] = self.start_teacher
+        return teachers
+
+
+def _scored_tokens(rollout: Rollout, skip: int, mask_truncated: bool) -> list[Tensor]:
+    """B masks [T_b]: the tokens that count: after the first ``skip``, in completions that may count."""
+    return [
+        (torch.arange(len(ids)) >= skip) & (finished or not mask_truncated)
+        for ids, finished in zip(rollout.ids, rollout.finished, strict=True)
+    ]
+
+
+def _eval_examples(adapter: ModalityAdapter, rows: Iterable[Any] | dict[str, Iterable[Any]] | None) -> Any:
+    if isinstance(rows, dict):
+        return {name: adapter.examples(part) for name, part in rows.items()}
+    return None if rows is None else adapter.examples(rows)

@@ -1,0 +1,60 @@
+"""The two views of a query, encoded within the length limit: the student's as it is, the teacher's with what fits.
+
+A question or an image block is never cut. A teacher's prompt that is too long loses whole demonstrations, and the number
+is returned; a prompt that is too long without any is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from text_sdft.core.adapter import ModalityAdapter
+from text_sdft.core.data import Example, TeacherContext, UserError
+from text_sdft.core.inputs import ModelInputs
+
+
+def encode_student(adapter: ModalityAdapter, examples: Sequence[Example], limit: int) -> ModelInputs:
+    """The student's prompts.
+
+    Args:
+        limit: tokens a prompt may have.
+
+    Raises:
+        UserError: a prompt is longer; names the example.
+    """
+    inputs = adapter.encode([adapter.student_messages(example) for example in examples])
+    for example, length in zip(examples, inputs.lengths, strict=True):
+        if length > limit:
+            raise UserError(
+                f"The prompt of '{example.id}' has {length} tokens; the limit is {limit}. Shorten it, take smaller images, "
+                "or raise max_prompt_length (unset: the model's context less max_completion_length)."
+            )
+    return inputs
+
+
+def encode_teacher(
+    adapter: ModalityAdapter, examples: Sequence[Example], contexts: Sequence[TeacherContext], limit: int
+) -> tuple[ModelInputs, int]:
+    """The teacher's prompts, and how many demonstrations had to be left out of them in all.
+
+    Raises:
+        UserError: a prompt is too long although it shows at most one demonstration.
+    """
+    pairs = list(zip(examples, contexts, strict=True))
+    inputs = adapter.encode([adapter.teacher_messages(example, context) for example, context in pairs])
+    rows, dropped = list(inputs.rows), 0
+    for i, (example, context) in enumerate(pairs):
+        shown = count = len(adapter.demonstrations(example, context)) if len(rows[i]) > limit else 0
+        while len(rows[i]) > limit:
+            shown -= 1
+            if shown < 1:
+                raise UserError(
+                    f"The teacher's prompt of '{example.id}' has {len(rows[i])} tokens and cannot be shortened to the "
+                    f"limit of {limit} by leaving out demonstrations. Shorten its context, take smaller images, or raise "
+                    "max_prompt_length (unset: the model's context less max_completion_length)."
+                )
+            shorter = replace(context, max_demonstrations=shown)
+            rows[i] = adapter.encode([adapter.teacher_messages(example, shorter)]).rows[0]
+        dropped += count - shown
+    return replace(inputs, rows=rows), dropped
