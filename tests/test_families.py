@@ -17,18 +17,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.families import FAMILIES, build_family
-from text_sdft.core import ModelInputs, RowInputs, UserError
+from text_sdft.core import ModelInputs, RowInputs, TransformersSampler, UserError
+from text_sdft.core.scoring import completion_hidden_states, head_of
 from vlm_sdft import families
 from vlm_sdft.encoding import check_by_forward, encode_row
 from vlm_sdft.families import bound_images, find_family
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -158,6 +151,31 @@ def test_generate_in_a_batch_and_forward_after_it(family_name: str):
         single = [model.generate(**inputs.select([i]).batch(), **settings)[0, -6:] for i in range(3)]
     assert batch.tolist() == torch.stack(single).tolist()
     assert_close(log_probs(model, inputs, completions), wanted, 1e-4)
+
+
+def test_the_core_scores_and_samples(family_name: str):
+    model, _, _ = loaded(family_name)
+    completions, wanted = reference(family_name)
+    inputs = encoded(family_name, conversations())
+    head = head_of(model, temperature=1.0)
+    with torch.no_grad():
+        hidden_NH = completion_hidden_states(model, model, inputs, completions)
+        scores_NV = (hidden_NH @ head.weight_VH.T).log_softmax(-1)
+    assert_close([scores_NV], [torch.cat(wanted)], 1e-4)
+    sampler = TransformersSampler(max_completion_length=5)
+    batch = sampler.sample(model, inputs, seeds=[1, 2, 3])
+    for i in range(3):
+        assert batch.ids[i].tolist() == sampler.sample(model, inputs.select([i]), seeds=[i + 1]).ids[0].tolist()
+
+
+def test_text_rows_alone_need_no_images(family_name: str):
+    """Also after a batch with images, whose positions some models remember."""
+    model, _, _ = loaded(family_name)
+    inputs = encoded(family_name, [[turn("Hi.")], [turn("A longer question than that.")], *conversations()[1:]])
+    completions = [*reference(family_name)[0], torch.tensor([65])]
+    together = log_probs(model, inputs, completions)
+    assert_close(log_probs(model, inputs.select([0, 1]), completions[:2]), together[:2], 1e-5)
+    assert_close(log_probs(model, inputs.select([0]), completions[:1]), together[:1], 1e-5)
 
 
 class Dropping:

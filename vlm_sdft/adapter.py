@@ -11,20 +11,21 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from text_sdft.core import Conversation, Demonstration, Example, ModelInputs, TeacherContext, UserError
+from text_sdft.core import Conversation, Demonstration, Example, Model, ModelInputs, TeacherContext, UserError
 from text_sdft.templates import check_template, render
 from vlm_sdft.answers import is_right
 from vlm_sdft.demos import DemoSet, ImageRow
 from vlm_sdft.embedding import ImageEmbedder
 from vlm_sdft.encoding import check_by_forward, encode_row
-from vlm_sdft.families import FAMILIES, Family, bound_images, find_family
+from vlm_sdft.families import FAMILIES, Family, bound_images, find_family, vision_modules
 from vlm_sdft.selection import DemonstrationSelector
 
 
@@ -45,8 +46,6 @@ class ImageAdapter:
     Raises:
         UserError: an unknown template or context.
     """
-
-    auto_model_class: Any = AutoModelForImageTextToText
 
     def __init__(
         self,
@@ -74,26 +73,46 @@ class ImageAdapter:
         self._embedder: ImageEmbedder | None = None
         self._selector: DemonstrationSelector | None = None
 
-    def bind(self, model: PreTrainedModel, processing_class: Any | None = None) -> None:
+    def load_model(self, name: str, **kwargs: Any) -> PreTrainedModel:
+        """The vision-language model of that name or folder; ``kwargs`` go to ``from_pretrained``.
+
+        Raises:
+            UserError: there is no such model, or it takes no images.
+        """
+        try:
+            return AutoModelForImageTextToText.from_pretrained(name, **kwargs)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"'{name}' could not be loaded as a vision-language model: {error} Give a folder or a hub name of a model "
+                f"of one of these types: {', '.join(FAMILIES)}; a model for text alone goes with `adapter: text`."
+            ) from error
+
+    def frozen_modules(self, model: Model) -> list[str]:
+        """The vision tower and what projects its features: never trained, so that an image's features stay the same."""
+        return vision_modules(model)
+
+    def bind(self, model: Model, processing_class: Any | None = None) -> None:
         """Find the model's family, check its processor, and bound its images.
 
         Raises:
             UserError: the model takes no images, or its processor cannot be loaded or loses images.
         """
+        # peft hides the signatures that the checks read; its layers sit in the base model too.
+        base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
         if processing_class is None:
             try:
-                processing_class = AutoProcessor.from_pretrained(model.name_or_path)
+                processing_class = AutoProcessor.from_pretrained(base.name_or_path)
             except Exception as error:
                 raise UserError(
-                    f"No processor could be loaded from '{model.name_or_path}': {error} Save the model's processor beside "
+                    f"No processor could be loaded from '{base.name_or_path}': {error} Save the model's processor beside "
                     "it, or pass one."
                 ) from error
-        family = find_family(model, processing_class)
+        family = find_family(base, processing_class)
         if family.name not in FAMILIES:
-            check_by_forward(model, processing_class, family)
+            check_by_forward(base, processing_class, family)
         if self._max_pixels is not None:
-            bound_images(family, processing_class, model, self._max_pixels)
-        self.processing_class, self._family, self._model = processing_class, family, model
+            bound_images(family, processing_class, base, self._max_pixels)
+        self.processing_class, self._family, self._model = processing_class, family, base
         self._embedder = self._selector = None
 
     def examples(self, rows: Iterable[Any]) -> list[Example]:
@@ -122,12 +141,16 @@ class ImageAdapter:
         demonstrations = self._demonstrations(example, zlib.crc32(example.id.encode()), None) if shown else []
         return render(example.messages, demonstrations, None, self._template)
 
+    def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
+        """What the teacher is shown before the query: none with ``context="student"``, or for a retention row."""
+        if self._context == "student":
+            return []
+        return self._demonstrations(example, context.seed, context.max_demonstrations)
+
     def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
-        """The query after its demonstrations (none with ``context="student"``, or for a retention row)."""
-        shown = self._context != "student"
-        demonstrations = self._demonstrations(example, context.seed, context.max_demonstrations) if shown else []
+        """The query after its demonstrations."""
         privileged = None if example.retain else example.privileged_context
-        return render(example.messages, demonstrations, privileged, self._template)
+        return render(example.messages, self.demonstrations(example, context), privileged, self._template)
 
     def encode(self, conversations: Sequence[Conversation]) -> ModelInputs:
         """See `encode_row`; every conversation becomes one unpadded row."""
@@ -187,8 +210,9 @@ class ImageAdapter:
         )
 
     def _example(self, row: ImageRow) -> Example:
-        system = [{"role": "system", "content": self._system_prompt}] if self._system_prompt else []
-        messages = [*system, {"role": "user", "content": _question(row)}]
+        messages: Conversation = [{"role": "user", "content": _question(row)}]
+        if self._system_prompt:
+            messages.insert(0, {"role": "system", "content": self._system_prompt})
         return Example(row.id, messages, reference=row.answer, retain=row.split == "retain", meta={"row": row})
 
     def _type_of(self, example: Example) -> str | None:

@@ -28,7 +28,8 @@ class ImageEmbedder:
 
     Args:
         embedder: ``"model"`` for the model's own vision features (mean over an image's tokens), or
-            ``"open_clip:ARCH/PRETRAINED"``; PRETRAINED is a tag, a checkpoint's path, or empty for random weights.
+            ``"open_clip:ARCH/PRETRAINED"``; PRETRAINED is a tag, a checkpoint's path, or empty for random weights. A folder
+            that holds an open_clip model: ``"open_clip:local-dir:FOLDER"``.
         model: needed for ``"model"``, as are the other two; for open_clip it only gives the device.
         processor: the model's processor.
         family: from `find_family`.
@@ -84,9 +85,10 @@ def _model_features(sources: Sequence[Any], model: PreTrainedModel, processor: A
         for source in sources
     ]
     inputs = ModelInputs(rows, pad_token_id=0, media_by_row=family.media_by_row).batch(device=model.device)
-    names = inspect.signature(model.get_image_features).parameters
+    get_image_features: Any = model.get_image_features
+    names = inspect.signature(get_image_features).parameters
     media = {name: inputs[name] for row in rows for name in row.media if name in names}
-    features = model.get_image_features(**media, return_dict=True).pooler_output
+    features = get_image_features(**media, return_dict=True).pooler_output
     if isinstance(features, Tensor) and len(features) != len(rows):  # packed tiles [sum of N, T, D]
         features = features.split([len(row.media["pixel_values"]) for row in rows])
     if len(features) != len(rows):
@@ -103,11 +105,13 @@ def _open_clip(embedder: str, device: torch.device) -> Callable[[Sequence[Any]],
         import open_clip
     except ImportError as error:
         raise UserError(f"Embedder '{embedder}' needs open_clip: pip install open_clip_torch.") from error
-    arch, _, pretrained = embedder.removeprefix("open_clip:").partition("/")
-    if arch not in open_clip.list_models():
+    name = embedder.removeprefix("open_clip:")
+    whole = name.startswith(("local-dir:", "hf-hub:"))  # a folder or repository with its own config and weights
+    arch, _, pretrained = (name, "", "") if whole else name.partition("/")
+    if not whole and arch not in open_clip.list_models():
         raise UserError(
-            f"open_clip knows no model '{arch}'; see open_clip.list_models(), or add its config's folder with "
-            "open_clip.add_model_config(folder)."
+            f"open_clip knows no model '{arch}'; see open_clip.list_models(), or name a folder that holds a model: "
+            "'open_clip:local-dir:FOLDER'."
         )
     try:
         model, _, transform = open_clip.create_model_and_transforms(arch, pretrained=pretrained or None, device=device)
@@ -115,7 +119,7 @@ def _open_clip(embedder: str, device: torch.device) -> Callable[[Sequence[Any]],
         raise UserError(
             f"open_clip could not load '{arch}' with weights '{pretrained}': {error} Name a tag from "
             f"open_clip.list_pretrained_tags_by_model('{arch}'), download it where there is a network, or give the path "
-            f"of a checkpoint: 'open_clip:{arch}//path/to/weights.pt'."
+            f"of a checkpoint, such as 'open_clip:{arch}//home/me/weights.pt'."
         ) from error
     model.eval()
     return lambda sources: model.encode_image(torch.stack([transform(load_image(source)) for source in sources]).to(device))

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from text_sdft.core import UserError
+from text_sdft.core import Model, UserError
 
 #: (images, placeholder tokens) that the encoded media stand for; None where they do not tell.
 Count = tuple[int, int | None]
@@ -103,6 +103,7 @@ def _bound_internvl(processor: Any, model: PreTrainedModel, max_pixels: int) -> 
     processor.image_processor.max_patches = max(1, max_pixels // (size["height"] * size["width"]))
 
 
+_VISION_MODULES = ("visual", "vision_tower", "vision_model", "vision_encoder", "connector", "multi_modal_projector")
 _BY_ROW = frozenset({"pixel_values", "pixel_attention_mask"})
 
 FAMILIES = {
@@ -143,6 +144,25 @@ def find_family(model: PreTrainedModel, processor: Any) -> Family:
     family = FAMILIES.get(model_type, Family(model_type))
     accepts = frozenset(inspect.signature(model.forward).parameters)
     return replace(family, accepts=accepts, moves_images=template_moves_images(processor, name))
+
+
+def vision_modules(model: Model) -> list[str]:
+    """Names, as in ``named_modules()``, of the vision tower and the projection of its features.
+
+    Raises:
+        UserError: the model has none that is known.
+    """
+    found: list[str] = []
+    for name, _ in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if name.rpartition(".")[2] in _VISION_MODULES and not inside:
+            found.append(name)
+    if not found:
+        raise UserError(
+            f"No vision tower was found in '{model.name_or_path}' ({model.config.model_type}); looked for modules named "
+            f"{', '.join(_VISION_MODULES)}. Add its name to vlm_sdft/families.py."
+        )
+    return found
 
 
 def bound_images(family: Family, processor: Any, model: PreTrainedModel, max_pixels: int) -> None:
