@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from text_sdft.core import ModelInputs, UserError
+from text_sdft.core.rollout import evaluating
 from vlm_sdft.encoding import encode_row
 from vlm_sdft.families import Family
 from vlm_sdft.images import content_hash, load_image
@@ -88,7 +89,8 @@ def _model_features(sources: Sequence[Any], model: PreTrainedModel, processor: A
     get_image_features: Any = model.get_image_features
     names = inspect.signature(get_image_features).parameters
     media = {name: inputs[name] for row in rows for name in row.media if name in names}
-    features = get_image_features(**media, return_dict=True).pooler_output
+    with evaluating(model):
+        features = get_image_features(**media, return_dict=True).pooler_output
     if isinstance(features, Tensor) and len(features) != len(rows):  # packed tiles [sum of N, T, D]
         features = features.split([len(row.media["pixel_values"]) for row in rows])
     if len(features) != len(rows):

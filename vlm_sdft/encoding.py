@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from text_sdft.core import Conversation, ModelInputs, RowInputs, UserError
+from text_sdft.core.rollout import evaluating
 from vlm_sdft.families import Family
 from vlm_sdft.images import load_image
 
@@ -133,8 +134,9 @@ def check_by_forward(model: PreTrainedModel, processor: Any, family: Family) -> 
     rows = [encode_row(processor, [{"role": "user", "content": content}], family) for content in contents]
     problem = ""
     try:
-        alone_BV = torch.cat([_next_token(model, _unpadded(row, model.device)) for row in rows])
-        batch_BV = _next_token(model, ModelInputs(rows, 0, family.media_by_row).batch(device=model.device))
+        with evaluating(model):
+            alone_BV = torch.cat([_next_token(model, _unpadded(row, model.device)) for row in rows])
+            batch_BV = _next_token(model, ModelInputs(rows, 0, family.media_by_row).batch(device=model.device))
         gap = float((alone_BV - batch_BV).abs().max())
         if gap > (1e-4 if model.dtype == torch.float32 else 5e-2):
             problem = f"a batch's probabilities differ by {gap:.2g} from those of its rows alone"
