@@ -1,0 +1,262 @@
+"""The image adapter: rows of a demo set → the student's and the teacher's view, with images.
+
+Demonstrations are chosen for each query among the set's labelled images; a demonstration is a user turn (image and
+question) and an assistant turn (the answer).
+
+Shapes: R rows · D embedding width · T completion tokens.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from text_sdft.core import Conversation, Demonstration, Example, Model, ModelInputs, TeacherContext, UserError
+from text_sdft.templates import check_template, render
+from vlm_sdft.answers import is_right
+from vlm_sdft.demos import DemoSet, ImageRow
+from vlm_sdft.embedding import ImageEmbedder
+from vlm_sdft.encoding import check_by_forward, encode_row
+from vlm_sdft.families import FAMILIES, Family, bound_images, find_family, vision_modules
+from vlm_sdft.selection import DemonstrationSelector
+
+
+class ImageAdapter:
+    """`ModalityAdapter` for images (see `text_sdft.core.adapter` for the methods).
+
+    Args:
+        demos: the demo set.
+        selection: how demonstrations are chosen: see `DemonstrationSelector`.
+        n_types: types of objects among a query's demonstrations.
+        shots: demonstrations a type.
+        context: whose view holds the demonstrations; ``"teacher"`` is self-distillation, the others are controls.
+        template: ``"turns"`` or a quoted template (see `text_sdft.templates`).
+        embedder: what retrieval compares: see `ImageEmbedder`.
+        max_pixels: pixels that one image may cost; None: the processor's own limit.
+        system_prompt: the first message of both views.
+
+    Raises:
+        UserError: an unknown template or context.
+    """
+
+    def __init__(
+        self,
+        demos: DemoSet,
+        *,
+        selection: str = "retrieved",
+        n_types: int = 5,
+        shots: int = 2,
+        context: Literal["teacher", "student", "both"] = "teacher",
+        template: str = "turns",
+        embedder: str = "model",
+        max_pixels: int | None = None,
+        system_prompt: str | None = None,
+    ) -> None:
+        check_template(template)
+        if context not in ("teacher", "student", "both"):
+            raise UserError(f"context is '{context}'; use 'teacher', 'student' or 'both'.")
+        self.demos = demos
+        self.processing_class: Any = None
+        self._selection, self._n_types, self._shots = selection, n_types, shots
+        self._context, self._template, self._system_prompt = context, template, system_prompt
+        self._embedder_name, self._max_pixels = embedder, max_pixels
+        self._model: PreTrainedModel | None = None
+        self._family: Family | None = None
+        self._embedder: ImageEmbedder | None = None
+        self._selector: DemonstrationSelector | None = None
+
+    def load_model(self, name: str, **kwargs: Any) -> PreTrainedModel:
+        """The vision-language model of that name or folder; ``kwargs`` go to ``from_pretrained``.
+
+        Raises:
+            UserError: there is no such model, or it takes no images.
+        """
+        try:
+            return AutoModelForImageTextToText.from_pretrained(name, **kwargs)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"'{name}' could not be loaded as a vision-language model: {error} Give a folder or a hub name of a model "
+                f"of one of these types: {', '.join(FAMILIES)}; a model for text alone goes with `adapter: text`."
+            ) from error
+
+    def frozen_modules(self, model: Model) -> list[str]:
+        """The vision tower and what projects its features: never trained, so that an image's features stay the same."""
+        return vision_modules(model)
+
+    def bind(self, model: Model, processing_class: Any | None = None) -> None:
+        """Find the model's family, check its processor, and bound its images.
+
+        Raises:
+            UserError: the model takes no images, or its processor cannot be loaded or loses images.
+        """
+        # peft hides the signatures that the checks read; its layers sit in the base model too.
+        base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+        if processing_class is None:
+            try:
+                processing_class = AutoProcessor.from_pretrained(base.name_or_path)
+            except Exception as error:
+                raise UserError(
+                    f"No processor could be loaded from '{base.name_or_path}': {error} Save the model's processor beside "
+                    "it, or pass one."
+                ) from error
+        family = find_family(base, processing_class)
+        if family.name not in FAMILIES:
+            check_by_forward(base, processing_class, family)
+        if self._max_pixels is not None:
+            bound_images(family, processing_class, base, self._max_pixels)
+        self.processing_class, self._family, self._model = processing_class, family, base
+        self._embedder = self._selector = None
+
+    def examples(self, rows: Iterable[Any]) -> list[Example]:
+        """Examples from `ImageRow`s, ready examples, or mappings with ``image`` or ``images`` and ``prompt``.
+
+        A mapping may also have ``answer``, ``type``, ``id`` and ``split`` (default: "train" with an answer, else
+        "unlabelled").
+
+        Raises:
+            UserError: a row lacks an image or a prompt, or two rows share an id.
+        """
+        examples = []
+        seen: dict[str, int] = {}
+        for i, row in enumerate(rows):
+            example = row if isinstance(row, Example) else self._example(self._row(row, i))
+            if example.id in seen:
+                raise UserError(f"Rows {seen[example.id]} and {i} have the same id '{example.id}'; ids must be unique.")
+            seen[example.id] = i
+            examples.append(example)
+        return examples
+
+    def student_messages(self, example: Example) -> Conversation:
+        """The query alone; with ``context="both"`` or ``"student"`` after demonstrations that hang on its id only."""
+        row = example.meta.get("row")
+        shown = self._context != "teacher" and not (row is not None and row.split == "old")
+        demonstrations = self._demonstrations(example, zlib.crc32(example.id.encode()), None) if shown else []
+        return render(example.messages, demonstrations, None, self._template)
+
+    def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
+        """What the teacher is shown before the query: none with ``context="student"``, or for a retention row."""
+        if self._context == "student":
+            return []
+        return self._demonstrations(example, context.seed, context.max_demonstrations)
+
+    def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
+        """The query after its demonstrations."""
+        privileged = None if example.retain else example.privileged_context
+        return render(example.messages, self.demonstrations(example, context), privileged, self._template)
+
+    def encode(self, conversations: Sequence[Conversation]) -> ModelInputs:
+        """See `encode_row`; every conversation becomes one unpadded row."""
+        family = self._bound()
+        rows = [encode_row(self.processing_class, conversation, family) for conversation in conversations]
+        tokenizer = self.processing_class.tokenizer
+        pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        return ModelInputs(rows, pad_token_id or 0, family.media_by_row)
+
+    def decode(self, ids: Tensor) -> str:
+        """Completion ids [T] as text, special tokens left out, stripped."""
+        self._bound()
+        return self.processing_class.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def score(self, example: Example, answer: str) -> float | None:
+        """1 for the right answer or a synonym of its type, else 0; None without a reference."""
+        if example.reference is None:
+            return None
+        kind = self.demos.types.get(self._type_of(example) or "")
+        return float(is_right(answer, example.reference, kind.synonyms if kind is not None else ()))
+
+    def example_images(self, example: Example) -> list[Any]:
+        """The images of the query, as they were given."""
+        contents = [m["content"] for m in example.messages if not isinstance(m["content"], str)]
+        return [part["image"] for content in contents for part in content if part["type"] == "image"]
+
+    def embed(self, sources: Sequence[Any]) -> Tensor:
+        """L2-normalised embeddings [R, D] of R images, as retrieval compares them; each is computed once."""
+        if self._embedder is None:
+            family = self._bound()
+            self._embedder = ImageEmbedder(self._embedder_name, self._model, self.processing_class, family)
+        return self._embedder(sources)
+
+    def _bound(self) -> Family:
+        if self._family is None:
+            raise RuntimeError("ImageAdapter.bind(model) has not been called")
+        return self._family
+
+    def _row(self, row: Any, index: int) -> ImageRow:
+        if isinstance(row, ImageRow):
+            return row
+        if not isinstance(row, Mapping):
+            raise UserError(f"Row {index} is a {type(row).__name__}; it must be a mapping with 'image' and 'prompt'.")
+        images = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
+        if not images:
+            raise UserError(f"Row {index} has no 'image' or 'images' (it has {', '.join(map(str, row)) or 'nothing'}).")
+        if not row.get("prompt"):
+            raise UserError(f"Row {index} has no 'prompt': the question about its image.")
+        answer = row.get("answer")
+        return ImageRow(
+            id=str(row.get("id", index)),
+            images=tuple(images),
+            question=row["prompt"],
+            answer=answer,
+            type=row.get("type"),
+            split=row.get("split") or ("unlabelled" if answer is None else "train"),
+        )
+
+    def _example(self, row: ImageRow) -> Example:
+        messages: Conversation = [{"role": "user", "content": _question(row)}]
+        if self._system_prompt:
+            messages.insert(0, {"role": "system", "content": self._system_prompt})
+        return Example(row.id, messages, reference=row.answer, retain=row.split == "retain", meta={"row": row})
+
+    def _type_of(self, example: Example) -> str | None:
+        """The name of an example's type: its row's, or the one whose answer is its reference."""
+        row = example.meta.get("row")
+        if row is not None and row.type is not None:
+            return row.type
+        return next((name for name, kind in self.demos.types.items() if kind.answer == example.reference), None)
+
+    def _demonstrations(self, example: Example, seed: int, limit: int | None) -> list[Demonstration]:
+        """What stands before a query: fixed demonstrations first, else chosen ones; nothing for a retention row."""
+        if example.retain:
+            return []
+        if example.demonstrations:
+            return list(example.demonstrations[:limit])
+        row = example.meta.get("row")
+        if row is None or limit == 0:
+            return []
+        # Only a training row's label may steer what is shown: the labels of all others are what is to be found out.
+        own_type = self._type_of(example) if row.split == "train" else None
+        query = row if row.split == "train" else replace(row, type=None, answer=None)
+        query_D = self._embed_rows([row])[0] if self._selection == "retrieved" else None
+        chosen = self._chooser().select(query, query_D, seed, max_demonstrations=limit, include_type=own_type)
+        return [_demonstration(shown) for shown in chosen]
+
+    def _chooser(self) -> DemonstrationSelector:
+        if self._selector is None:
+            rows = self.demos.labelled
+            embeddings_RD = self._embed_rows(rows) if self._selection == "retrieved" else None
+            self._selector = DemonstrationSelector(
+                rows, embeddings_RD, selection=self._selection, n_types=self._n_types, shots=self._shots
+            )
+        return self._selector
+
+    def _embed_rows(self, rows: Sequence[ImageRow]) -> Tensor:
+        """Embeddings [R, D] of rows: the mean over a row's images, normalised."""
+        images_RD = self.embed([image for row in rows for image in row.images])
+        parts = images_RD.split([len(row.images) for row in rows])
+        return normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
+
+
+def _question(row: ImageRow) -> list[dict[str, Any]]:
+    return [*({"type": "image", "image": image} for image in row.images), {"type": "text", "text": row.question}]
+
+
+def _demonstration(row: ImageRow) -> Demonstration:
+    return Demonstration([{"role": "user", "content": _question(row)}, {"role": "assistant", "content": row.answer}])

@@ -1,0 +1,127 @@
+"""Image embeddings for retrieval: the model's own frozen vision features, or open_clip.
+
+Shapes: R images · D embedding width · N tiles of one image · T tokens of one tile.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import PreTrainedModel
+
+from text_sdft.core import ModelInputs, UserError
+from text_sdft.core.rollout import evaluating
+from vlm_sdft.encoding import encode_row
+from vlm_sdft.families import Family
+from vlm_sdft.images import content_hash, load_image
+
+#: Above so many images to embed, a progress bar is shown.
+MANY = 300
+
+
+class ImageEmbedder:
+    """Embeds images, each content once.
+
+    Args:
+        embedder: ``"model"`` for the model's own vision features (mean over an image's tokens), or
+            ``"open_clip:ARCH/PRETRAINED"``; PRETRAINED is a tag, a checkpoint's path, or empty for random weights. A folder
+            that holds an open_clip model: ``"open_clip:local-dir:FOLDER"``.
+        model: needed for ``"model"``, as are the other two; for open_clip it only gives the device.
+        processor: the model's processor.
+        family: from `find_family`.
+        batch_size: images a forward.
+
+    Raises:
+        UserError: an unknown embedder, or weights that cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        embedder: str,
+        model: PreTrainedModel | None = None,
+        processor: Any = None,
+        family: Family | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        self._embed: Callable[[Sequence[Any]], Tensor]
+        if embedder == "model":
+            if model is None or processor is None or family is None:
+                raise ValueError("embedder 'model' needs the model, its processor and its family")
+            self._embed = lambda sources: _model_features(sources, model, processor, family)
+        elif embedder.startswith("open_clip:"):
+            self._embed = _open_clip(embedder, model.device if model is not None else torch.device("cpu"))
+        else:
+            raise UserError(f"Unknown embedder '{embedder}'. Use 'model' or 'open_clip:ARCH/PRETRAINED'.")
+        self._batch_size = batch_size
+        self._cache: dict[str, Tensor] = {}
+
+    def __call__(self, sources: Sequence[Any]) -> Tensor:
+        """L2-normalised embeddings [R, D] of R images, fp32 on the CPU, in the order given."""
+        keys = [content_hash(source) for source in sources]
+        missing = {key: source for key, source in zip(keys, sources, strict=True) if key not in self._cache}
+        todo = list(missing)
+        starts: Any = range(0, len(todo), self._batch_size)
+        if len(todo) > MANY:
+            from rich.progress import track
+
+            starts = track(starts, description=f"Embedding {len(todo)} images")
+        for start in starts:
+            batch = todo[start : start + self._batch_size]
+            with torch.no_grad():
+                features_RD = self._embed([missing[key] for key in batch])
+            self._cache.update(zip(batch, normalize(features_RD.float(), dim=-1).cpu(), strict=True))
+        return torch.stack([self._cache[key] for key in keys])
+
+
+def _model_features(sources: Sequence[Any], model: PreTrainedModel, processor: Any, family: Family) -> Tensor:
+    """Mean vision feature of each image [R, D], through the same encoding as the prompts."""
+    query = [{"type": "text", "text": "."}]
+    rows = [
+        encode_row(processor, [{"role": "user", "content": [{"type": "image", "image": source}, *query]}], family)
+        for source in sources
+    ]
+    inputs = ModelInputs(rows, pad_token_id=0, media_by_row=family.media_by_row).batch(device=model.device)
+    get_image_features: Any = model.get_image_features
+    names = inspect.signature(get_image_features).parameters
+    media = {name: inputs[name] for row in rows for name in row.media if name in names}
+    with evaluating(model):
+        features = get_image_features(**media, return_dict=True).pooler_output
+    if isinstance(features, Tensor) and len(features) != len(rows):  # packed tiles [sum of N, T, D]
+        features = features.split([len(row.media["pixel_values"]) for row in rows])
+    if len(features) != len(rows):
+        raise UserError(
+            f"Models of type '{family.name}' gave {len(features)} features for {len(rows)} images; use another embedder, "
+            "such as 'open_clip:ViT-B-32/laion2b_s34b_b79k'."
+        )
+    return torch.stack([image.flatten(0, -2).mean(0) for image in features])
+
+
+def _open_clip(embedder: str, device: torch.device) -> Callable[[Sequence[Any]], Tensor]:
+    """A function from R images to open_clip features [R, D]."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise UserError(f"Embedder '{embedder}' needs open_clip: pip install open_clip_torch.") from error
+    name = embedder.removeprefix("open_clip:")
+    whole = name.startswith(("local-dir:", "hf-hub:"))  # a folder or repository with its own config and weights
+    arch, _, pretrained = (name, "", "") if whole else name.partition("/")
+    if not whole and arch not in open_clip.list_models():
+        raise UserError(
+            f"open_clip knows no model '{arch}'; see open_clip.list_models(), or name a folder that holds a model: "
+            "'open_clip:local-dir:FOLDER'."
+        )
+    try:
+        model, _, transform = open_clip.create_model_and_transforms(arch, pretrained=pretrained or None, device=device)
+    except Exception as error:
+        raise UserError(
+            f"open_clip could not load '{arch}' with weights '{pretrained}': {error} Name a tag from "
+            f"open_clip.list_pretrained_tags_by_model('{arch}'), download it where there is a network, or give the path "
+            f"of a checkpoint, such as 'open_clip:{arch}//home/me/weights.pt'."
+        ) from error
+    model.eval()
+    return lambda sources: model.encode_image(torch.stack([transform(load_image(source)) for source in sources]).to(device))
