@@ -91,7 +91,7 @@ def read_dataset(dataset: Any, image_column: str, label_column: str, question: s
                 label = record[label_column]
                 name = feature.int2str(label) if isinstance(feature, datasets.ClassLabel) else str(label)
                 names[name] = None
-            rows.append(ImageRow(f"{split}/{i}", (record[image_column],), question, None, name, split))
+            rows.append(ImageRow(f"{split}/{i}", (record[image_column],), question, None, name, split))  # type: ignore[arg-type]
     types = {name: ObjectType(name, name.replace("_", " ")) for name in names}
     rows = [_labelled(row, types, {}) for row in rows]
     if "test" not in parts:
