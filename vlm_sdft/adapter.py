@@ -26,7 +26,7 @@ from vlm_sdft.demos import DemoSet, ImageRow
 from vlm_sdft.embedding import ImageEmbedder
 from vlm_sdft.encoding import check_by_forward, encode_row
 from vlm_sdft.families import FAMILIES, Family, bound_images, find_family, vision_modules
-from vlm_sdft.selection import DemonstrationSelector
+from vlm_sdft.selection import DemonstrationSelector, Selection
 
 
 class ImageAdapter:
@@ -51,7 +51,7 @@ class ImageAdapter:
         self,
         demos: DemoSet,
         *,
-        selection: str = "retrieved",
+        selection: Selection = "retrieved",
         n_types: int = 5,
         shots: int = 2,
         context: Literal["teacher", "student", "both"] = "teacher",
