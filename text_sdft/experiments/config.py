@@ -1,0 +1,63 @@
+"""The sections of an experiment's YAML that do not depend on the modality, and what they resolve to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from peft import LoraConfig
+
+from text_sdft.core import ConfigurableAdapter, SDFTConfig, Splits, default_lora
+
+
+@dataclass
+class LoRASettings:
+    """Section ``lora``: whether an adapter is trained instead of all weights."""
+
+    enabled: bool | None = field(
+        default=None, metadata={"help": "Train a LoRA adapter. Unset: yes, except for builtin models."}
+    )
+    r: int = field(default=16, metadata={"help": "Rank."})
+    alpha: int = field(default=32, metadata={"help": "Scale: updates are multiplied by alpha / r."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
+
+    def resolve(self, model: str) -> LoraConfig | None:
+        """The peft config for this model, or None where all weights are trained."""
+        enabled = not model.startswith("builtin:") if self.enabled is None else self.enabled
+        if not enabled:
+            return None
+        return replace(default_lora(), r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout)
+
+
+@dataclass
+class EvalSettings:
+    """Section ``eval``: what is measured before and after training."""
+
+    max_examples: int | None = field(default=None, metadata={"help": "Rows of each set at most; unset: all."})
+    teacher: bool = field(
+        default=True,
+        metadata={"help": "Also measure the model's in-context accuracy: the teacher, at the start and after."},
+    )
+    batch_size: int = field(default=16, metadata={"help": "Answers generated at once."})
+
+
+@dataclass
+class Experiment:
+    """A resolved experiment.
+
+    Attributes:
+        model: its name as the user wrote it.
+        adapter, splits: the modality and its data.
+        args: training settings; ``args.output_dir`` is the run's folder.
+        peft_config: LoRA, or None.
+        eval: evaluation settings.
+        settings: the whole resolved YAML, for ``config.yaml``.
+    """
+
+    model: str
+    adapter: ConfigurableAdapter
+    splits: Splits
+    args: SDFTConfig
+    peft_config: LoraConfig | None
+    eval: EvalSettings
+    settings: dict[str, Any]

@@ -1,0 +1,184 @@
+"""A training run: measured before, trained, measured after, all of it in one folder that is written as it goes.
+
+config.yaml  metrics.jsonl  samples.jsonl  checkpoint-N/  model/  results.json
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from peft import PeftModel
+
+from text_sdft.core import Example, SDFTTrainer, UserError
+from text_sdft.core.modeling import load_model, training_summary
+from text_sdft.experiments.config import Experiment
+from text_sdft.experiments.model_card import model_card
+from text_sdft.experiments.scores import evaluate
+
+LIBRARIES = ("vlm-sdft", "torch", "transformers", "peft", "accelerate", "datasets")
+Results = dict[str, Any]
+
+
+def run_training(experiment: Experiment, resume: bool = False) -> Results:
+    """Train, measuring before and after.
+
+    Args:
+        resume: continue the run in ``args.output_dir`` from its newest complete checkpoint.
+
+    Returns:
+        What ``results.json`` holds: ``before`` and ``after`` ({set: {accuracy, n, low, high}}), ``trained``, ``seconds``,
+        ``settings``, ``versions``.
+
+    Raises:
+        UserError: the folder holds another run, or something in the data, model or settings cannot work.
+    """
+    folder = Path(str(experiment.args.output_dir))
+    results = _stored(folder, resume)
+    if results.get("after"):
+        return results
+    trainer = make_trainer(experiment)
+    sets = _eval_sets(experiment)
+    main = trainer.is_world_process_zero()
+    checkpoint = newest_checkpoint(folder) if resume else None
+    if main:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(experiment.settings, sort_keys=False, allow_unicode=True))
+        _forget_after(folder / "metrics.jsonl", checkpoint)
+        _forget_after(folder / "samples.jsonl", checkpoint)
+    trainer.check_prompts()
+    settings = experiment.eval
+    if "before" not in results:
+        before, records = evaluate(trainer, sets, settings.teacher, settings.batch_size, "before")
+        results = {
+            "before": before,
+            "trained": training_summary(trainer.model, experiment.adapter.frozen_modules(trainer.model)),
+            "seconds": 0.0,
+            "settings": experiment.settings,
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        }
+        if main:
+            _append(folder / "samples.jsonl", records)
+            _write(folder / "results.json", results)
+    started = time.monotonic()
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except KeyboardInterrupt as error:
+        raise UserError(f"Stopped. The same command with --resume goes on from the last checkpoint in {folder}.") from error
+    results["seconds"] += time.monotonic() - started
+    after, records = evaluate(trainer, sets, settings.teacher, settings.batch_size, "after")
+    results["after"] = after
+    trainer.save_model(str(folder / "model"))
+    if main:
+        _append(folder / "samples.jsonl", records)
+        (folder / "model" / "README.md").write_text(model_card(experiment, results), encoding="utf-8")
+        _write(folder / "results.json", results)
+    if trainer.args.push_to_hub:
+        _push(trainer, folder / "model")
+    trainer.accelerator.end_training()
+    return results
+
+
+def run_evaluation(experiment: Experiment, folder: Path) -> Results:
+    """Measure a finished run's model again; also written to ``eval.json``.
+
+    Args:
+        experiment: as read from the run's ``config.yaml``.
+        folder: the run's folder.
+
+    Raises:
+        UserError: the run has no final model.
+    """
+    model_folder = folder / "model"
+    if not model_folder.is_dir():
+        raise UserError(
+            f"{model_folder} does not exist: the run has not finished. `vlm-sdft train … --resume` finishes it."
+        )
+    if (model_folder / "adapter_config.json").exists():
+        base = load_model(experiment.model, experiment.adapter, experiment.args, experiment.peft_config)
+        model: Any = PeftModel.from_pretrained(base, str(model_folder), is_trainable=True)
+    else:
+        model = load_model(str(model_folder), experiment.adapter, experiment.args, None)
+    trainer = SDFTTrainer(model, experiment.args, adapter=experiment.adapter)
+    settings = experiment.eval
+    scores, _ = evaluate(trainer, _eval_sets(experiment), settings.teacher, settings.batch_size, "eval")
+    _write(folder / "eval.json", scores)
+    return scores
+
+
+def make_trainer(experiment: Experiment) -> SDFTTrainer:
+    """The trainer of an experiment."""
+    return SDFTTrainer(
+        experiment.model,
+        experiment.args,
+        adapter=experiment.adapter,
+        train_dataset=experiment.splits.train,
+        eval_dataset=experiment.splits.evals.get("new"),
+        peft_config=experiment.peft_config,
+    )
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end (a killed run may leave half of one)."""
+    complete = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").exists() and p.name[11:].isdigit()]
+    return max(complete, key=lambda p: int(p.name[11:]), default=None)
+
+
+def _stored(folder: Path, resume: bool) -> Results:
+    """Results so far. Raises `UserError` where a new run would write into an old one's folder."""
+    file = folder / "results.json"
+    if resume:
+        if not file.exists():
+            raise UserError(f"{folder} holds no run to resume: leave --resume out, or check --train.output_dir.")
+        return json.loads(file.read_text(encoding="utf-8"))
+    if file.exists() or newest_checkpoint(folder) is not None:
+        raise UserError(
+            f"{folder} holds a run already. --resume continues it; --train.output_dir runs/OTHER starts a new one."
+        )
+    return {}
+
+
+def _eval_sets(experiment: Experiment) -> dict[str, list[Example]]:
+    limit = experiment.eval.max_examples
+    return {name: experiment.adapter.examples(rows)[:limit] for name, rows in experiment.splits.evals.items() if len(rows)}
+
+
+def _forget_after(file: Path, checkpoint: Path | None) -> None:
+    """Drop lines of training steps after the checkpoint, so that the resumed run does not write them twice."""
+    if not file.exists():
+        return
+    step = int(checkpoint.name[11:]) if checkpoint is not None else 0
+    # samples.jsonl counts steps from 0, metrics.jsonl from 1.
+    first = step if file.name == "samples.jsonl" else step + 1
+    lines = file.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if json.loads(line).get("step", -1) < first]
+    file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _push(trainer: SDFTTrainer, folder: Path) -> None:
+    """``model/`` with its card to the hub, as ``trainer.push_to_hub`` does with the run's folder."""
+    from huggingface_hub import upload_folder
+
+    args = trainer.args
+    assert trainer.hub_model_id is not None
+    upload_folder(
+        repo_id=trainer.hub_model_id, folder_path=folder, token=args.hub_token, revision=args.hub_revision,
+        commit_message="Self-distillation fine-tuning",
+    )  # fmt: skip
+
+
+def _write(file: Path, content: Any) -> None:
+    """JSON, whole or not at all."""
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    part.replace(file)
+
+
+def _append(file: Path, records: list[dict[str, Any]]) -> None:
+    with file.open("a", encoding="utf-8") as out:
+        out.writelines(json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records)

@@ -1,0 +1,102 @@
+"""Accuracies with their uncertainty, in the student's view and in the teacher's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.progress import track
+from scipy import stats
+
+from text_sdft.core import Example, Model, SDFTTrainer, TeacherContext, answer
+from text_sdft.core.rollout import draw_seed
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Mean score with a 95 % interval: Wilson's where every score is 0 or 1, else the normal approximation.
+
+    Attributes:
+        accuracy: mean, in [0, 1].
+        n: examples scored.
+        low, high: interval.
+    """
+
+    accuracy: float
+    n: int
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, scores: Sequence[float]) -> Accuracy:
+        """From one score an example; at least one."""
+        n, mean = len(scores), sum(scores) / len(scores)
+        if set(scores) <= {0.0, 1.0}:
+            interval = stats.binomtest(round(sum(scores)), n).proportion_ci(0.95, method="wilson")
+            return cls(mean, n, float(interval.low), float(interval.high))
+        half = 1.96 * math.sqrt(sum((score - mean) ** 2 for score in scores) / max(n - 1, 1) / n)
+        return cls(mean, n, max(0.0, mean - half), min(1.0, mean + half))
+
+
+def evaluate(
+    trainer: SDFTTrainer, sets: dict[str, list[Example]], teacher: bool, batch_size: int, phase: str
+) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
+    """Greedy answers to every set, scored by the adapter; rows without a reference are left out.
+
+    Args:
+        sets: examples by name.
+        teacher: also answer the set ``new`` in the teacher's view, with the model as it is now.
+        phase: ``"before"`` or ``"after"``, written into the records.
+
+    Returns:
+        {set or "teacher": {accuracy, n, low, high}}, and a record for each answer.
+    """
+    results: dict[str, dict[str, float]] = {}
+    records: list[dict[str, Any]] = []
+    jobs = [(name, name, False) for name in sets]
+    if teacher and "new" in sets:
+        jobs.append(("teacher", "new", True))
+    for result, name, in_context in jobs:
+        examples = [example for example in sets[name] if example.reference is not None]
+        scored = list(_answers(trainer, examples, in_context, batch_size, f"{phase}: {result}"))
+        if not scored:
+            continue
+        results[result] = asdict(Accuracy.of([score for _, _, score in scored]))
+        records += [
+            {
+                "phase": phase,
+                "set": name,
+                "view": "teacher" if in_context else "student",
+                "id": example.id,
+                "prompt": _prompt(example),
+                "answer": text,
+                "reference": example.reference,
+                "score": score,
+            }
+            for example, text, score in scored
+        ]
+    return results, records
+
+
+def _answers(
+    trainer: SDFTTrainer, examples: Sequence[Example], in_context: bool, batch_size: int, label: str
+) -> Iterator[tuple[Example, str, float]]:
+    model: Model = trainer.model
+    batches = [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
+    for batch in track(batches, label, transient=True, disable=not trainer.is_world_process_zero()):
+        contexts = [TeacherContext(draw_seed(trainer.args.seed, "eval", e.id)) for e in batch] if in_context else None
+        texts = answer(model, trainer.adapter, trainer.sampler, batch, trainer.prompt_limit, contexts)
+        for example, text in zip(batch, texts, strict=True):
+            score = trainer.adapter.score(example, text)
+            if score is not None:
+                yield example, text, score
+
+
+def _prompt(example: Example) -> str:
+    """The query's last user turn as text; images by name."""
+    content = example.messages[-1]["content"]
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] if part["type"] == "text" else f"[{part.get('image', 'image')}]" for part in content)
