@@ -11,7 +11,7 @@ from typing import Any
 _HOME = {
     "DemoSet": "vlm_sdft.demos",
     "ImageAdapter": "vlm_sdft.adapter",
-    "vlm": "vlm_sdft.adapter",
+    "vlm": "vlm_sdft.config",
     "SDFTConfig": "text_sdft.core",
     "SDFTTrainer": "text_sdft.core",
     "UserError": "text_sdft.core",

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal, cast
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from peft import PeftModel
@@ -19,14 +19,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from text_sdft.core import Conversation, Demonstration, Example, Model, ModelInputs, TeacherContext, UserError
+from text_sdft.core import Conversation, Demonstration, Example, Model, ModelInputs, Splits, TeacherContext, UserError
 from text_sdft.templates import check_template, render
 from vlm_sdft.answers import is_right
+from vlm_sdft.config import ImageData, ImageDemonstrations, load_demos, vlm
 from vlm_sdft.demos import DemoSet, ImageRow
 from vlm_sdft.embedding import ImageEmbedder
 from vlm_sdft.encoding import check_by_forward, encode_row
 from vlm_sdft.families import FAMILIES, Family, bound_images, find_family, vision_modules
 from vlm_sdft.selection import DemonstrationSelector, Selection
+from vlm_sdft.zoo import resolve_model
 
 
 class ImageAdapter:
@@ -73,6 +75,22 @@ class ImageAdapter:
         self._embedder: ImageEmbedder | None = None
         self._selector: DemonstrationSelector | None = None
 
+    train_defaults: ClassVar[dict[str, Any]] = vlm()
+
+    @classmethod
+    def from_config(cls, data: ImageData, demonstrations: ImageDemonstrations) -> tuple[ImageAdapter, Splits]:
+        """The adapter and its data from the YAML sections. Rows of ``old`` without a type are ``old skills``."""
+        demos = load_demos(data)
+        adapter = cls(
+            demos, **asdict(demonstrations), max_pixels=data.max_pixels, system_prompt=data.system_prompt
+        )
+        evals = {
+            "new": demos.test,
+            "old": [row for row in demos.old if row.type is not None],
+            "old skills": [row for row in demos.old if row.type is None],
+        }
+        return adapter, Splits(demos.train, evals, demos.report)
+
     def load_model(self, name: str, **kwargs: Any) -> PreTrainedModel:
         """The vision-language model of that name or folder; ``kwargs`` go to ``from_pretrained``.
 
@@ -80,7 +98,7 @@ class ImageAdapter:
             UserError: there is no such model, or it takes no images.
         """
         try:
-            return AutoModelForImageTextToText.from_pretrained(name, **kwargs)
+            return AutoModelForImageTextToText.from_pretrained(resolve_model(name), **kwargs)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"'{name}' could not be loaded as a vision-language model: {error} Give a folder or a hub name of a model "
@@ -233,9 +251,8 @@ class ImageAdapter:
             return []
         # Only a training row's label may steer what is shown: the labels of all others are what is to be found out.
         own_type = self._type_of(example) if row.split == "train" else None
-        query = row if row.split == "train" else replace(row, type=None, answer=None)
         query_D = self._embed_rows([row])[0] if self._selection == "retrieved" else None
-        chosen = self._chooser().select(query, query_D, seed, max_demonstrations=limit, include_type=own_type)
+        chosen = self._chooser().select(row, query_D, seed, max_demonstrations=limit, include_type=own_type)
         return [_demonstration(shown) for shown in chosen]
 
     def _chooser(self) -> DemonstrationSelector:

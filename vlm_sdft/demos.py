@@ -100,6 +100,7 @@ class DemoSet:
         *,
         question: str = QUESTION,
         retain_questions: Sequence[str] | None = None,
+        retain: str | Path | None = None,
         holdout: float = 0.2,
         seed: int = 0,
         on_bad_image: Literal["error", "drop"] = "error",
@@ -114,6 +115,7 @@ class DemoSet:
         Args:
             question: what is asked about each image.
             retain_questions: what is asked about each retention image; None asks ``question``.
+            retain: a further folder of retention images, any nesting.
             holdout: share of each type's images held out for testing where there is no ``test``.
             seed: of that draw.
             on_bad_image: an image that cannot be read is an error, or is dropped and reported.
@@ -123,7 +125,7 @@ class DemoSet:
         """
         from vlm_sdft.readers import read_folder
 
-        rows, types, report = read_folder(Path(path), question, retain_questions, holdout, seed)
+        rows, types, report = read_folder(Path(path), question, retain_questions, retain, holdout, seed)
         return cls.from_rows(rows, types, report, on_bad_image)
 
     @classmethod

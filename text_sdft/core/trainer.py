@@ -108,9 +108,15 @@ class SDFTTrainer(Trainer):
         same = isinstance(self.teacher, FrozenTeacher) and args.teacher_model_kind == "base"
         self.start_teacher = self.teacher if same or not self.retained else FrozenTeacher(module)
         self.add_callback(TeacherUpdate(self.teacher))
+        self._prompts_checked = False
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # metric -> [sum, count] since the last log
         self._samples: list[dict[str, Any]] = []
         logger.warning_once(training_summary(module, adapter.frozen_modules(module)))
+
+    @property
+    def module(self) -> Model:
+        """The model itself, out of whatever wraps it."""
+        return self.accelerator.unwrap_model(self.model)
 
     # ---- one training step ----
 
@@ -128,7 +134,7 @@ class SDFTTrainer(Trainer):
             inputs: ``{"examples": queries}``.
             num_items_in_batch: rollouts of all micro-batches and processes of this step.
         """
-        args, module, step = self.args, self.accelerator.unwrap_model(model), self.state.global_step
+        args, module, step = self.args, self.module, self.state.global_step
         queries = [(example, g) for example in inputs["examples"] for g in range(args.num_generations)]
         retained = self._draw_retained(inputs["examples"])
         examples = [example for example, _ in queries] + retained
@@ -215,6 +221,8 @@ class SDFTTrainer(Trainer):
 
     def check_prompts(self) -> None:
         """Read and encode each training prompt in both views, so that errors come before training and not within it."""
+        if self._prompts_checked:
+            return
         if not self.queries:
             raise UserError("There are no training queries (retention prompts alone teach nothing).")
         dropped = 0
@@ -229,6 +237,7 @@ class SDFTTrainer(Trainer):
                 f"Teacher prompts exceed {self.prompt_limit} tokens: {dropped} demonstrations left out over "
                 f"{len(self.queries)} queries. Show fewer or smaller ones, or raise max_prompt_length."
             )
+        self._prompts_checked = True
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         count = sum(len(batch["examples"]) for batch in batch_samples) * self.args.num_generations
@@ -247,11 +256,10 @@ class SDFTTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Greedy answers of the student, scored by the adapter: ``eval_accuracy`` over examples with a reference."""
-        module = self.accelerator.unwrap_model(self.model)
         scores: list[float] = []
         for batch in dataloader:
             examples = batch["examples"]
-            answers = answer(module, self.adapter, self.sampler, examples, self.prompt_limit)
+            answers = answer(self.module, self.adapter, self.sampler, examples, self.prompt_limit)
             given = [self.adapter.score(example, text) for example, text in zip(examples, answers, strict=True)]
             # NaN marks an example without a reference; `gather_for_metrics` needs equal shapes on all processes.
             mine = torch.tensor([float("nan") if score is None else score for score in given], device=self.args.device)

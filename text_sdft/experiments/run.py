@@ -57,7 +57,7 @@ def run_training(experiment: Experiment, resume: bool = False) -> Results:
         before, records = evaluate(trainer, sets, settings.teacher, settings.batch_size, "before")
         results = {
             "before": before,
-            "trained": training_summary(trainer.model, experiment.adapter.frozen_modules(trainer.model)),
+            "trained": training_summary(trainer.module, experiment.adapter.frozen_modules(trainer.module)),
             "seconds": 0.0,
             "settings": experiment.settings,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},

@@ -10,7 +10,7 @@ from typing import Any
 from rich.progress import track
 from scipy import stats
 
-from text_sdft.core import Example, Model, SDFTTrainer, TeacherContext, answer
+from text_sdft.core import Example, SDFTTrainer, TeacherContext, answer
 from text_sdft.core.rollout import draw_seed
 
 
@@ -83,11 +83,10 @@ def evaluate(
 def _answers(
     trainer: SDFTTrainer, examples: Sequence[Example], in_context: bool, batch_size: int, label: str
 ) -> Iterator[tuple[Example, str, float]]:
-    model: Model = trainer.model
     batches = [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
     for batch in track(batches, label, transient=True, disable=not trainer.is_world_process_zero()):
         contexts = [TeacherContext(draw_seed(trainer.args.seed, "eval", e.id)) for e in batch] if in_context else None
-        texts = answer(model, trainer.adapter, trainer.sampler, batch, trainer.prompt_limit, contexts)
+        texts = answer(trainer.module, trainer.adapter, trainer.sampler, batch, trainer.prompt_limit, contexts)
         for example, text in zip(batch, texts, strict=True):
             score = trainer.adapter.score(example, text)
             if score is not None:
