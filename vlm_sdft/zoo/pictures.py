@@ -39,7 +39,7 @@ def draw_small(kinds: Sequence[ObjectType], per_type: int, seed: int, cache: Pat
     for t, kind in enumerate(tqdm(kinds, desc="drawing", unit="type", disable=cache is None)):
         images = [np.asarray(draw(kind, np.random.default_rng([seed, t, i]))) for i in range(per_type)]
         rows.append(shrink(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)))
-    pictures = torch.stack(rows)
+    pictures = torch.stack(rows).contiguous()
     if cache is not None:
         save_file({"pictures": pictures}, cache)
     return pictures
