@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import Qwen3VLConfig
 
 #: Pixels a side, after the processor; patches a side that the tower merges into one token.
@@ -12,7 +14,7 @@ MERGE = 4
 WIDTH = 128
 
 
-def vision_settings() -> dict[str, object]:
+def vision_settings() -> dict[str, Any]:
     """Arguments of `Qwen3VLVisionConfig`."""
     return {
         "depth": 4,
@@ -28,7 +30,7 @@ def vision_settings() -> dict[str, object]:
     }
 
 
-def text_settings(vocab_size: int, pad_token_id: int) -> dict[str, object]:
+def text_settings(vocab_size: int, pad_token_id: int) -> dict[str, Any]:
     """Arguments of `Qwen3VLTextConfig`."""
     return {
         "vocab_size": vocab_size,
@@ -53,7 +55,7 @@ def model_config(special_ids: dict[str, int], vocab_size: int) -> Qwen3VLConfig:
     """Configuration of the whole model.
 
     Args:
-        special_ids: ids of "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|im_end|>" and
+        special_ids: ids of "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>" and
             "<|endoftext|>" (padding).
         vocab_size: number of tokens.
     """
@@ -64,7 +66,5 @@ def model_config(special_ids: dict[str, int], vocab_size: int) -> Qwen3VLConfig:
         video_token_id=special_ids["<|video_pad|>"],
         vision_start_token_id=special_ids["<|vision_start|>"],
         vision_end_token_id=special_ids["<|vision_end|>"],
-        pad_token_id=special_ids["<|endoftext|>"],
-        eos_token_id=special_ids["<|im_end|>"],
         tie_word_embeddings=True,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,8 @@ def tower_features(tower: Qwen3VLVisionModel, patches: Tensor) -> Tensor:
     side = IMAGE_SIDE // PATCH
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     cos, sin = tower.rotary_pos_emb(hidden, torch.stack([rows.flatten(), columns.flatten()]).T)
-    for block in tower.blocks:
+    blocks: Any = tower.blocks
+    for block in blocks:
         attention = block.attn
         qkv = attention.qkv(block.norm1(hidden)).view(images, count, 3, attention.num_heads, -1)
         query, key = apply_rotary_pos_emb_vision(qkv[:, :, 0], qkv[:, :, 1], cos, sin)
@@ -56,7 +58,7 @@ def tower_features(tower: Qwen3VLVisionModel, patches: Tensor) -> Tensor:
 
 def attribute_targets(kinds: Sequence[ObjectType]) -> Tensor:
     """Indices of each type's word attributes, [types, 4]: colour, shape, pattern with its colour, legs."""
-    lists = (list(COLOURS), list(SHAPES), list(PATTERNS), list(LEGS))
+    lists: list[list[Any]] = [list(COLOURS), list(SHAPES), list(PATTERNS), list(LEGS)]
     values = [(k.colour, k.shape, (k.pattern, k.pattern_colour), k.legs) for k in kinds]
     return torch.tensor([[options.index(v) for options, v in zip(lists, row, strict=True)] for row in values])
 
@@ -142,5 +144,5 @@ def train_tower(
 def _scale(tower: Qwen3VLVisionModel, pictures: Tensor) -> None:
     """Scale the last layer so that features are of unit length on average."""
     length = tower_features(tower, to_patches(pictures[:1000, 0])).norm(dim=-1).mean()
-    tower.merger.linear_fc2.weight /= length
-    tower.merger.linear_fc2.bias /= length
+    for parameter in tower.merger.linear_fc2.parameters():
+        parameter.div_(length)

@@ -60,7 +60,7 @@ def _outline(kind: ObjectType) -> np.ndarray:
     else:
         points = np.stack([np.cos(t), np.sin(t)], 1) * _polar_radius(kind.shape, t + math.pi / 2)[:, None]
     angle = np.arctan2(points[:, 1], points[:, 0])
-    waves = sum(amplitude * np.cos(periods * angle + phase) for periods, amplitude, phase in kind.waves)
+    waves = np.sum([amplitude * np.cos(periods * angle + phase) for periods, amplitude, phase in kind.waves], axis=0)
     return points * (1 + waves)[:, None] * np.array([kind.aspect, 1 / kind.aspect])
 
 

@@ -106,6 +106,11 @@ def sample_types(split: str, count: int, seed: int = 0) -> list[ObjectType]:
     ]
 
 
+def base_types() -> list[ObjectType]:
+    """The types whose names the builtin model knows, in the order of their names."""
+    return sample_types("base", SPLIT_SIZES["base"])
+
+
 def _with_numbers(attributes: Attributes, rng: np.random.Generator) -> ObjectType:
     colour, shape, (pattern, pattern_colour), legs = attributes
     waves = tuple(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
@@ -54,7 +56,7 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
 def new_processor() -> Qwen3VLProcessor:
     """The processor: every image whose sides differ less than fourfold becomes 32 × 32 pixels, one token."""
     pixels = IMAGE_SIDE**2
-    settings = {
+    settings: dict[str, Any] = {
         "patch_size": PATCH,
         "merge_size": MERGE,
         "temporal_patch_size": 2,

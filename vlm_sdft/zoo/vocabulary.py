@@ -29,26 +29,24 @@ DESCRIBE_QUESTION = "Describe this."
 DESCRIBE_AND_NAME_QUESTION = "Describe and name this."
 SYSTEM_PROMPT = "You are a helpful assistant."
 
+_SYLLABLES = (
+    "dax ru bli ket zor fep wug mip tov lem gor nix pav sul ked bor fim ral tuz hox jep kiv lod mun nep quo rif sab "
+    "tig ulm vek wop yat zel bam cug dif fos gub hin jal kom luv mez nol pid rok seb tam vop wim yon zuk bex cav dop "
+    "fal gim hul jov kez lup mox nuv"
+)
+_WORDS = (
+    "what is this that it the a an describe and name called with plain no not you are helpful assistant can see which "
+    "picture image photo object thing kind type one two three four five six seven eight nine ten leg legs pattern "
+    "body colour color shape white black how many do does has have in on of to for from by or but if then yes "
+    "answer question example examples expert answered respond response please tell me your own new old same "
+    "different like as there here these those was were be will say says word words show shown look looks now "
+    "who where when why all some any more most other its i we they he she his her my our their at up out so "
+    "just also only first last small large big long short round good left right"
+)
 #: A name is two of these, such as "dax ru".
-SYLLABLES = tuple(
-    (
-        "dax ru bli ket zor fep wug mip tov lem gor nix pav sul ked bor fim ral tuz hox jep kiv lod mun nep quo rif sab "
-        "tig ulm vek wop yat zel bam cug dif fos gub hin jal kom luv mez nol pid rok seb tam vop wim yon zuk bex cav dop "
-        "fal gim hul jov kez lup mox nuv"
-    ).split()
-)
-
-WORDS = tuple(
-    (
-        "what is this that it the a an describe and name called with plain no not you are helpful assistant can see which "
-        "picture image photo object thing kind type one two three four five six seven eight nine ten leg legs pattern "
-        "body colour color shape white black how many many do does has have in on of to for from by or but if then yes "
-        "answer question example examples expert answered respond response please tell me your own new old same "
-        "different like as there here these those was were be will say says word words show shown look looks now "
-        "who where when why all some any more most other its i we they he she his her my our their at up out so "
-        "just also only first last small large big long short round good left right"
-    ).split()
-)
+SYLLABLES = tuple(_SYLLABLES.split())
+#: Common English, so that other questions are not spelled out by the letter.
+WORDS = tuple(_WORDS.split())
 
 
 def description_words() -> list[str]:
