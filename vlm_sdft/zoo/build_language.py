@@ -22,7 +22,7 @@ from vlm_sdft.zoo.objects import ObjectType
 from vlm_sdft.zoo.pictures import TRANSFORMS, to_patches, transform
 from vlm_sdft.zoo.vocabulary import DESCRIBE_AND_NAME_QUESTION, DESCRIBE_QUESTION, NAME_QUESTION
 
-STEPS = 5000
+STEPS = 4000
 LEARNING_RATE = 1e-3
 #: Two-way accuracy on unseen types at which the layout grows by a stage.
 GROW_AT = 0.93
