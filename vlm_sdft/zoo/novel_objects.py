@@ -1,0 +1,154 @@
+"""Builtin data: folders of drawn objects that the builtin model was never shown.
+
+train/TYPE/*.png     labelled demonstrations of the new types
+test/TYPE/*.png      labelled, for evaluation
+unlabelled/*.png     the new types, mixed
+retain/*.png         the model's old types, without labels: it should go on answering as it does
+old/TYPE/*.png       the model's old types, labelled, for measuring what is forgotten; none of them in retain/
+old/metadata.jsonl   a prompt and its right answer for each picture of old/: the skill of describing
+types.yaml           folder -> answer, synonyms, cues; for the new and the old types
+novel-objects.json   how the folder was made, and whether it is complete
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from vlm_sdft.zoo.drawing import draw
+from vlm_sdft.zoo.objects import SPLIT_SIZES, SPLITS, ObjectType, base_types, sample_types
+from vlm_sdft.zoo.vocabulary import DESCRIBE_QUESTION, base_names, invented_names
+
+MARKER = "novel-objects.json"
+#: What `write_novel_objects` makes, and removes if it was left incomplete.
+FOLDERS = ("train", "test", "unlabelled", "retain", "old")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class NovelObjects:
+    """What a folder holds; counts are pictures a type.
+
+    Attributes:
+        n_types: new types.
+        shots: labelled demonstrations.
+        n_unlabelled: pictures of new types without labels.
+        n_test: labelled pictures of new types for evaluation.
+        n_retain: pictures of old types without labels.
+        n_old: labelled pictures of old types for evaluation.
+        seed: of the choice of types, their names and the pictures.
+        split: "test", or "validation": types for choosing settings. No type is in both.
+        size: width and height in pixels.
+    """
+
+    n_types: int = 5
+    shots: int = 2
+    n_unlabelled: int = 20
+    n_test: int = 20
+    n_retain: int = 5
+    n_old: int = 3
+    seed: int = 0
+    split: str = "test"
+    size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.split not in ("test", "validation"):
+            raise ValueError(f'split is {self.split!r}; use "test" or "validation".')
+        if not 1 <= self.n_types <= SPLIT_SIZES[self.split]:
+            raise ValueError(f"n_types is {self.n_types}; the split {self.split!r} has 1 to {SPLIT_SIZES[self.split]}.")
+        if self.shots < 1:
+            raise ValueError(f"shots is {self.shots}; at least 1 demonstration a type is needed.")
+
+    def new_types(self) -> dict[str, ObjectType]:
+        """The new types by their names."""
+        rng = np.random.default_rng([2026, SPLITS.index(self.split), self.seed, 0, 0])
+        names = invented_names(self.n_types, rng)
+        return dict(zip(names, sample_types(self.split, self.n_types, self.seed), strict=True))
+
+
+def write_novel_objects(folder: Path, **options: Any) -> Path:
+    """Write a folder of new objects. A complete folder of the same options is left as it is.
+
+    Args:
+        folder: where; created. It must be new, empty, or made by this function.
+        options: fields of `NovelObjects`.
+
+    Returns:
+        The folder.
+    """
+    spec = NovelObjects(**options)
+    made_by = {"format": FORMAT, **asdict(spec)}
+    if folder.exists() and any(folder.iterdir()):
+        state = _read_marker(folder)
+        if state["made_by"] != made_by:
+            raise ValueError(f"{folder} holds other data ({state['made_by']}). Choose another folder, or delete it.")
+        if state["pictures"] == _count_pictures(folder):
+            return folder
+        for name in FOLDERS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_marker(folder, made_by, pictures=None)
+    new = spec.new_types()
+    old = dict(zip(base_names(), base_types(), strict=True))
+    _write_labelled(folder / "train", new, spec, 1, spec.shots)
+    _write_labelled(folder / "test", new, spec, 2, spec.n_test)
+    _write_mixed(folder / "unlabelled", list(new.values()), spec, 3, spec.n_unlabelled)
+    _write_labelled(folder / "old", old, spec, 4, spec.n_old)
+    _write_mixed(folder / "retain", list(old.values()), spec, 5, spec.n_retain)
+    with (folder / "old" / "metadata.jsonl").open("w", encoding="utf-8") as file:
+        for name, kind in old.items():
+            for i in range(spec.n_old):
+                row = {"file_name": f"{_folder(name)}/{i:03}.png", "prompt": DESCRIBE_QUESTION, "answer": kind.description}
+                file.write(json.dumps(row) + "\n")
+    types = {_folder(name): {"answer": name, "synonyms": [], "cues": kind.cues} for name, kind in {**new, **old}.items()}
+    (folder / "types.yaml").write_text(yaml.safe_dump(types, sort_keys=False), encoding="utf-8")
+    _write_marker(folder, made_by, pictures=_count_pictures(folder))
+    return folder
+
+
+def _folder(name: str) -> str:
+    return name.replace(" ", "-")
+
+
+def _read_marker(folder: Path) -> dict[str, Any]:
+    marker = folder / MARKER
+    if not marker.exists():
+        raise ValueError(f"{folder} is not empty and was not made by this program. Choose another folder.")
+    return json.loads(marker.read_text(encoding="utf-8"))
+
+
+def _write_marker(folder: Path, made_by: dict[str, Any], pictures: int | None) -> None:
+    text = json.dumps({"made_by": made_by, "pictures": pictures}, indent=2)
+    (folder / MARKER).write_text(text + "\n", encoding="utf-8")
+
+
+def _count_pictures(folder: Path) -> int:
+    return sum(1 for name in FOLDERS for _ in (folder / name).rglob("*.png"))
+
+
+def _write_labelled(folder: Path, kinds: dict[str, ObjectType], spec: NovelObjects, purpose: int, count: int) -> None:
+    for t, (name, kind) in enumerate(kinds.items()):
+        (folder / _folder(name)).mkdir(parents=True)
+        for i in range(count):
+            _draw(kind, spec, purpose, t, i, folder / _folder(name) / f"{i:03}.png")
+
+
+def _write_mixed(folder: Path, kinds: Sequence[ObjectType], spec: NovelObjects, purpose: int, count: int) -> None:
+    """``count`` pictures of each type under running numbers in random order."""
+    folder.mkdir(parents=True)
+    order = np.random.default_rng([2026, purpose, spec.seed, 1, 1]).permutation(len(kinds) * count)
+    for number, which in enumerate(order):
+        t, i = divmod(int(which), count)
+        _draw(kinds[t], spec, purpose, t, i, folder / f"{number:05}.png")
+
+
+def _draw(kind: ObjectType, spec: NovelObjects, purpose: int, t: int, i: int, path: Path) -> None:
+    rng = np.random.default_rng([2026, SPLITS.index(spec.split), spec.seed, purpose, t, i])
+    draw(kind, rng, spec.size).save(path)
