@@ -27,7 +27,7 @@ from vlm_sdft.demos import DemoSet, ImageRow
 from vlm_sdft.embedding import ImageEmbedder
 from vlm_sdft.encoding import check_by_forward, encode_row
 from vlm_sdft.families import FAMILIES, Family, bound_images, find_family, vision_modules
-from vlm_sdft.selection import DemonstrationSelector, Selection
+from vlm_sdft.selection import DemonstrationSelector, Selection, check_selection
 from vlm_sdft.zoo import resolve_model
 
 
@@ -63,6 +63,7 @@ class ImageAdapter:
         system_prompt: str | None = None,
     ) -> None:
         check_template(template)
+        check_selection(selection, n_types, shots)
         if context not in ("teacher", "student", "both"):
             raise UserError(f"context is '{context}'; use 'teacher', 'student' or 'both'.")
         self.demos = demos
@@ -81,9 +82,7 @@ class ImageAdapter:
     def from_config(cls, data: ImageData, demonstrations: ImageDemonstrations) -> tuple[ImageAdapter, Splits]:
         """The adapter and its data from the YAML sections. Rows of ``old`` without a type are ``old skills``."""
         demos = load_demos(data)
-        adapter = cls(
-            demos, **asdict(demonstrations), max_pixels=data.max_pixels, system_prompt=data.system_prompt
-        )
+        adapter = cls(demos, **asdict(demonstrations), max_pixels=data.max_pixels, system_prompt=data.system_prompt)
         evals = {
             "new": demos.test,
             "old": [row for row in demos.old if row.type is not None],

@@ -32,7 +32,9 @@ class ImageData:
     """Section ``data`` of ``adapter: image``."""
 
     path: str = field(
-        metadata={"help": "A folder (train/<type>/*, optional test, unlabelled, retain, old), a .jsonl, or builtin:novel-objects."}
+        metadata={
+            "help": "A folder (train/<type>/*, optional test, unlabelled, retain, old), a .jsonl, or builtin:novel-objects."
+        }
     )
     question: str = field(default=QUESTION, metadata={"help": "What is asked about each image."})
     retain_questions: list[str] | None = field(
@@ -46,7 +48,8 @@ class ImageData:
         default="error", metadata={"help": "What to do with images that cannot be read."}
     )
     max_pixels: int | None = field(
-        default=None, metadata={"help": "Pixels one image may cost; fewer make shorter prompts. Unset: the processor's limit."}
+        default=None,
+        metadata={"help": "Pixels one image may cost; fewer make shorter prompts. Unset: the processor's limit."},
     )
     system_prompt: str | None = field(default=None, metadata={"help": "System message of both views."})
     options: dict[str, Any] = field(
@@ -65,10 +68,12 @@ class ImageDemonstrations:
     n_types: int = field(default=5, metadata={"help": "Types shown to the teacher with each query."})
     shots: int = field(default=2, metadata={"help": "Images of each type."})
     context: Literal["teacher", "student", "both"] = field(
-        default="teacher", metadata={"help": "Who sees the demonstrations; teacher is self-distillation, others are controls."}
+        default="teacher",
+        metadata={"help": "Who sees the demonstrations; teacher is self-distillation, others are controls."},
     )
     template: str = field(
-        default="turns", metadata={"help": "turns (earlier chat turns), quoted, or a string with {question}, {demonstrations}."}
+        default="turns",
+        metadata={"help": "turns (earlier chat turns), quoted, or a string with {question}, {demonstrations}."},
     )
     embedder: str = field(
         default="model",

@@ -23,7 +23,9 @@ TYPE_KEYS = ("answer", "synonyms", "cues")
 METADATA = "metadata.jsonl"
 
 
-def read_folder(path: Path, question: str, retain_questions: Sequence[str] | None, retain: str | Path | None, holdout: float, seed: int) -> Read:
+def read_folder(
+    path: Path, question: str, retain_questions: Sequence[str] | None, retain: str | Path | None, holdout: float, seed: int
+) -> Read:
     """See `DemoSet.from_folder`."""
     flat = not (path / "train").is_dir()
     folders: dict[Split, Path] = {"train": path if flat else path / "train"}
@@ -57,10 +59,12 @@ def read_folder(path: Path, question: str, retain_questions: Sequence[str] | Non
     for file in _images(folders.get("unlabelled")):
         asked = _first(metadata.get("unlabelled", {}), file).get("prompt", question)
         rows.append(ImageRow(_id(path, file), (file,), asked, None, None, "unlabelled"))
-    if retain is not None and not Path(retain).is_dir():
-        raise UserError(f"data.retain: the folder {retain} does not exist.")
     retained = [(_id(path, file), file) for file in _images(folders.get("retain"))]
-    retained += [(f"{Path(retain).name}/{_id(Path(retain), file)}", file) for file in _images(retain and Path(retain))]
+    if retain is not None:
+        extra = Path(retain)
+        if not extra.is_dir():
+            raise UserError(f"data.retain: the folder {extra} does not exist.")
+        retained += [(f"{extra.name}/{_id(extra, file)}", file) for file in _images(extra)]
     for key, file in retained:
         own = [entry["prompt"] for entry in metadata.get("retain", {}).get(file, []) if "prompt" in entry]
         for i, asked in enumerate(own or retain_questions or [question]):

@@ -1,0 +1,108 @@
+"""What a run will show its model, and what it will cost, without training."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from text_sdft.core import Example, ModelInputs, SDFTTrainer, TeacherContext
+from text_sdft.core.divergence import CHUNK_BYTES
+from text_sdft.core.modeling import training_summary
+from text_sdft.core.rollout import draw_seed
+from text_sdft.core.views import encode_student, encode_teacher
+from text_sdft.experiments.config import Experiment
+from text_sdft.experiments.run import make_trainer
+
+SHOWN, COUNTED = 3, 64
+
+
+def preview(experiment: Experiment) -> dict[str, Any]:
+    """Prompts of the first examples, token counts over the first 64, and an estimate of the peak memory.
+
+    Returns:
+        ``examples`` (id, set, student and teacher {text, tokens}, images), ``tokens`` ({view: min, median, max,
+        image_median}), ``dropped`` demonstrations, ``limit``, ``trained``, ``memory`` ({what: bytes}).
+    """
+    trainer = make_trainer(experiment)
+    adapter, limit = experiment.adapter, trainer.prompt_limit
+    queries = [*trainer.queries[:COUNTED]]
+    contexts = [TeacherContext(draw_seed(trainer.args.seed, 0, example.id, 0)) for example in queries]
+    student = encode_student(adapter, queries, limit)
+    teacher, dropped = encode_teacher(adapter, queries, contexts, limit)
+    folder = Path(str(trainer.args.output_dir)) / "preview"
+    shown = []
+    for i, example in enumerate(queries[:SHOWN]):
+        views = {"student": student, "teacher": teacher}
+        texts = {name: {"text": _text(trainer, inputs, i), "tokens": inputs.lengths[i]} for name, inputs in views.items()}
+        shown.append({"id": example.id, "set": "train", **texts, "images": _images(adapter, example, folder)})
+    for example in trainer.retained[:1]:
+        inputs = encode_student(adapter, [example], limit)
+        text = {"text": _text(trainer, inputs, 0), "tokens": inputs.lengths[0]}
+        shown.append({"id": example.id, "set": "retain", "student": text, "images": _images(adapter, example, folder)})
+    return {
+        "examples": shown,
+        "tokens": {"student": _counts(student), "teacher": _counts(teacher)},
+        "dropped": dropped,
+        "limit": limit,
+        "trained": training_summary(trainer.module, adapter.frozen_modules(trainer.module)),
+        "memory": _memory(trainer, max(student.lengths), max(teacher.lengths)),
+    }
+
+
+def _text(trainer: SDFTTrainer, inputs: ModelInputs, row: int) -> str:
+    """The prompt as the model reads it, special tokens included; runs of an image's tokens shortened."""
+    processing = trainer.adapter.processing_class
+    tokenizer = getattr(processing, "tokenizer", processing)
+    text = tokenizer.decode(inputs.rows[row].tokens["input_ids"], skip_special_tokens=False)
+    return re.sub(r"(<[^<>\s]+>)\1+", lambda m: f"{m[1]}×{len(m[0]) // len(m[1])}", text)
+
+
+def _images(adapter: Any, example: Example, folder: Path) -> list[str]:
+    """The query's images by name; those without a file are saved into ``preview/``."""
+    names = []
+    for i, image in enumerate(adapter.example_images(example) if hasattr(adapter, "example_images") else []):
+        if hasattr(image, "save"):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / f"{re.sub('[^A-Za-z0-9._-]', '_', example.id)}-{i}.png"
+            image.save(file)
+            names.append(str(file))
+        else:
+            names.append(str(image) if isinstance(image, str | Path) else "image bytes")
+    return names
+
+
+def _counts(inputs: ModelInputs) -> dict[str, int]:
+    images = [int((row.tokens.get("mm_token_type_ids", torch.zeros(1)) > 0).sum()) for row in inputs.rows]
+    lengths = inputs.lengths
+    return {
+        "min": min(lengths),
+        "median": round(statistics.median(lengths)),
+        "max": max(lengths),
+        "image_median": round(statistics.median(images)),
+    }
+
+
+def _memory(trainer: SDFTTrainer, student_tokens: int, teacher_tokens: int) -> dict[str, int]:
+    """Bytes of what lies in memory at the worst moment, the student's backward pass."""
+    args, module = trainer.args, trainer.module
+    trained = [p for p in module.parameters() if p.requires_grad]
+    text = module.config.get_text_config()
+    rows = args.per_device_train_batch_size * args.num_generations * (1 + bool(trainer.retained))
+    width = 2 if args.bf16 else next(module.parameters()).element_size()
+    tokens = rows * (student_tokens + args.max_completion_length)
+    # Kept for the backward pass of one layer: about 16 hidden-sized and 3 MLP-sized tensors a token; with checkpointing 1.
+    per_layer = text.hidden_size if args.gradient_checkpointing else 16 * text.hidden_size + 3 * text.intermediate_size
+    copies = [tensor for teacher in trainer._teachers().values() for tensor in teacher.state_dict().values()]
+    return {
+        "weights": sum(p.numel() * p.element_size() for p in module.parameters()),
+        "gradients": sum(p.numel() * p.element_size() for p in trained),
+        "optimiser states (AdamW)": sum(2 * p.numel() * p.element_size() for p in trained),
+        "teacher's copies": sum(tensor.numel() * tensor.element_size() for tensor in copies),
+        "two chunks of logits": 2 * CHUNK_BYTES,
+        "activations": text.num_hidden_layers * per_layer * tokens * width,
+        "teacher's forward": 8 * text.hidden_size * rows * (teacher_tokens + args.max_completion_length) * width,
+    }

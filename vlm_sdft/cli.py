@@ -1,0 +1,305 @@
+"""The command `vlm-sdft`: parses, wires, prints. Exit codes: 0 good, 2 the user's mistake (one message), 1 ours.
+
+Heavy imports wait until a command runs, so that ``vlm-sdft --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from text_sdft.experiments.config import Experiment
+
+HELP = """\
+usage: vlm-sdft COMMAND [CONFIG.yaml] [--key value …]
+
+Teach a vision-language (or text) model from demonstrations, without forgetting: self-distillation fine-tuning (SDFT).
+
+commands:
+  init      write a commented config for a folder of images and a model
+  preview   show the prompts, token counts and memory of a run, without training
+  train     measure, train, measure again; everything lands in the run's folder
+  eval      measure a finished run's model again
+
+examples:
+  vlm-sdft train configs/quickstart.yaml
+  vlm-sdft train configs/quickstart.yaml --train.learning_rate 1e-3 --train.output_dir runs/faster
+  vlm-sdft init my_objects --model Qwen/Qwen3-VL-8B-Instruct > my_objects.yaml
+  vlm-sdft train --model Qwen/Qwen3-VL-8B-Instruct --data my_objects --train.output_dir runs/my_objects
+  vlm-sdft train my_objects.yaml --resume
+  vlm-sdft eval runs/my_objects
+
+`vlm-sdft COMMAND --help` lists a command's settings.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    commands = {"init": _init, "preview": _preview, "train": _train, "eval": _eval}
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP)
+        return 0
+    if args[0] not in commands:
+        print(f"vlm-sdft: there is no command '{args[0]}'. Commands: {', '.join(commands)}.", file=sys.stderr)
+        return 2
+    from text_sdft.core import UserError
+
+    _quiet_libraries()
+    try:
+        commands[args[0]](args[1:])
+    except UserError as error:
+        print(f"vlm-sdft: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vlm-sdft: stopped.", file=sys.stderr)
+        return 2
+    return 0
+
+
+# ---- commands ----
+
+
+def _train(argv: list[str]) -> None:
+    from text_sdft.experiments.run import run_training
+    from vlm_sdft.tables import print_results
+
+    resume = "--resume" in argv
+    experiment = _experiment("train", [arg for arg in argv if arg != "--resume"])
+    _print_report(experiment)
+    results = run_training(experiment, resume)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print_results(results, Path(str(experiment.args.output_dir)))
+
+
+def _preview(argv: list[str]) -> None:
+    from text_sdft.experiments.preview import preview
+    from vlm_sdft.tables import print_preview
+
+    experiment = _experiment("preview", argv)
+    _print_report(experiment)
+    print_preview(preview(experiment))
+
+
+def _eval(argv: list[str]) -> None:
+    import json
+
+    from text_sdft.core import UserError
+    from text_sdft.experiments.run import run_evaluation
+    from vlm_sdft.tables import print_results
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: vlm-sdft eval RUN [--key value …]\n\nMeasures the final model of the run's folder RUN again.")
+        return
+    folder = Path(argv[0])
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is not a run's folder (it has no config.yaml). Give what --train.output_dir named.")
+    experiment = _experiment("eval", [str(folder / "config.yaml"), *argv[1:], "--train.output_dir", str(folder)])
+    measured = run_evaluation(experiment, folder)
+    file = folder / "results.json"
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    print_results({"before": stored.get("after", {}), "after": measured}, folder, ("stored", "measured now"))
+
+
+def _init(argv: list[str]) -> None:
+    from vlm_sdft.init import init_config
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            "usage: vlm-sdft init FOLDER [--model NAME]\n\n"
+            "Reads a folder of images (train/<type>/*, optional test, unlabelled, retain, old) and prints a commented\n"
+            "config for it:  vlm-sdft init my_objects --model Qwen/Qwen3-VL-8B-Instruct > my_objects.yaml"
+        )
+        return
+    model = argv[argv.index("--model") + 1] if "--model" in argv[:-1] else "builtin:tiny-qwen3-vl"
+    print(init_config(argv[0], model), end="")
+
+
+# ---- from arguments to an experiment ----
+
+
+def _experiment(command: str, argv: list[str]) -> Experiment:
+    """The experiment that a config file and options describe. Raises `UserError` naming the key at fault."""
+    from jsonargparse import ArgumentError
+    from transformers import set_seed
+
+    from text_sdft.core import UserError, adapter_class, lora
+    from text_sdft.experiments.config import Experiment, LoRASettings
+
+    argv = _expanded(argv)
+    given = _given(argv)
+    adapter_name = given.get("adapter", "image")
+    adapter_type = adapter_class(adapter_name)
+    defaults = {**adapter_type.train_defaults}
+    model = given.get("model", "")
+    enabled = given.get("lora", {}).get("enabled")
+    if LoRASettings(enabled=enabled).resolve(str(model)) is not None and "learning_rate" not in defaults:
+        defaults |= lora()
+    data_path = str(given.get("data", {}).get("path", "run"))
+    defaults["output_dir"] = f"runs/{data_path.removeprefix('builtin:').rstrip('/').split('/')[-1]}"
+    parser = _parser(command, adapter_type, defaults)
+    if "-h" in argv or "--help" in argv:
+        parser.print_help()
+        raise SystemExit(0)
+    try:
+        namespace = parser.parse_args(argv)
+    except ArgumentError as error:
+        raise UserError(_with_nearest_key(str(error), [action.dest for action in parser._actions])) from error
+    try:
+        values = parser.instantiate(namespace)
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+    set_seed(values.train.seed)
+    adapter, splits = adapter_type.from_config(values.data, values.demonstrations)
+    return Experiment(
+        model=values.model,
+        adapter=adapter,
+        splits=splits,
+        args=values.train,
+        peft_config=values.lora.resolve(values.model),
+        eval=values.eval,
+        settings=_settings(parser, namespace, adapter_name),
+    )
+
+
+def _parser(command: str, adapter_type: Any, train_defaults: dict[str, Any]) -> ArgumentParser:
+    from dataclasses import fields
+    from typing import get_type_hints
+
+    from jsonargparse import SUPPRESS, ArgumentParser
+    from transformers import TrainingArguments
+
+    from text_sdft.core import SDFTConfig
+    from text_sdft.experiments.config import EvalSettings, LoRASettings
+
+    hints = get_type_hints(adapter_type.from_config)
+    parser = ArgumentParser(
+        prog=f"vlm-sdft {command}",
+        usage=f"vlm-sdft {command} [CONFIG.yaml] [--key value …]" + (" [--resume]" if command == "train" else ""),
+        description="Settings come from CONFIG.yaml, then from the options, which have the same names. "
+        + "Every field of transformers.TrainingArguments works as --train.FIELD; the common ones are listed.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", action="config", help="A YAML file with these keys (may also stand alone: CONFIG.yaml)."
+    )
+    parser.add_argument("--model", type=str, required=True, help="A hub name, a folder, or builtin:tiny-qwen3-vl.")
+    parser.add_argument("--adapter", type=str, default="image", help="image, text, or one that another package registers.")
+    parser.add_class_arguments(hints["data"], "data")
+    parser.add_class_arguments(hints["demonstrations"], "demonstrations")
+    parser.add_class_arguments(LoRASettings, "lora")
+    parser.add_class_arguments(EvalSettings, "eval")
+    parser.add_class_arguments(SDFTConfig, "train")
+    parser.set_defaults({f"train.{name}": value for name, value in train_defaults.items()})
+    helps = {
+        f"{section}.{f.name}": f.metadata["help"]
+        for section, kind in {**hints, "lora": LoRASettings, "eval": EvalSettings, "train": SDFTConfig}.items()
+        if section != "return"
+        for f in fields(kind)
+        if "help" in f.metadata
+    }
+    own = {f.name for f in fields(SDFTConfig)} - {f.name for f in fields(TrainingArguments)}
+    for action in parser._actions:
+        section, _, name = action.dest.partition(".")
+        action.help = helps.get(action.dest, action.help)
+        if section == "train" and name and name not in own | COMMON:
+            action.help = SUPPRESS
+        elif isinstance(action.help, str):
+            action.help = action.help.replace("%", "%%")
+    return parser
+
+
+#: Fields of `transformers.TrainingArguments` that ``--help`` lists.
+COMMON = {
+    "output_dir", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
+    "max_steps", "save_strategy", "save_steps", "save_total_limit", "logging_steps", "eval_strategy", "eval_steps", "seed",
+    "bf16", "gradient_checkpointing", "optim", "warmup_steps", "lr_scheduler_type", "report_to", "push_to_hub",
+    "hub_model_id", "use_cpu",
+}  # fmt: skip
+
+
+def _expanded(argv: list[str]) -> list[str]:
+    """`CONFIG.yaml` → `--config CONFIG.yaml`, `--data X` → `--data.path X`."""
+    out = [("--data.path" + arg[6:]) if arg == "--data" or arg.startswith("--data=") else arg for arg in argv]
+    if out and not out[0].startswith("-"):
+        out.insert(0, "--config")
+    return out
+
+
+def _given(argv: list[str]) -> dict[str, Any]:
+    """What config file and options say, before they are checked: enough to know the adapter and its parser."""
+    import yaml
+
+    from text_sdft.core import UserError
+
+    given: dict[str, Any] = {}
+    if argv[:1] == ["--config"]:
+        file = Path(argv[1])
+        if not file.is_file():
+            raise UserError(f"There is no config file {file}. `vlm-sdft init FOLDER` prints one for a folder of images.")
+        try:
+            given = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise UserError(f"{file} is not valid YAML: {error}") from error
+        if not isinstance(given, dict):
+            raise UserError(f"{file}: needs keys such as model, data and train at its top.")
+        if isinstance(given.get("data"), str):
+            raise UserError(f"{file}: write `data: {{path: {given['data']}}}`.")
+    for option, value in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, inline = option.partition("=")
+        key = name.removeprefix("--").split(".")
+        if name.startswith("--") and key[0] in ("model", "adapter", "data", "lora"):
+            value = inline if equals else value
+            target = given if len(key) == 1 else given.setdefault(key[0], {})
+            target[key[-1]] = yaml.safe_load(value) if key[0] == "lora" else value
+    return given
+
+
+def _with_nearest_key(message: str, known: Sequence[str]) -> str:
+    """The parser's complaint about an unknown key, with the known key that is nearest to it."""
+    import difflib
+    import re
+
+    nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+    found = re.search(r"unrecognized arguments: --([^\s=]+)|Option '([\w.]+)' is not accepted", message)
+    if nested is None and found is None:
+        return message
+    key = ".".join(nested.groups()) if nested else next(group for group in found.groups() if group)  # type: ignore[union-attr]
+    near = difflib.get_close_matches(key, known, n=1)
+    # A key that stands below another section, or lacks it: compare the last parts alone.
+    near = near or [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+    return f"Unknown key '{key}'." + (f" Did you mean '{near[0]}'?" if near else " `--help` lists the keys.")
+
+
+def _settings(parser: ArgumentParser, namespace: Namespace, adapter: str) -> dict[str, Any]:
+    """The resolved settings, for ``config.yaml``: what the parser reads again."""
+    import yaml
+
+    settings = yaml.safe_load(parser.dump(namespace, skip_unset=True))
+    settings.pop("config", None)
+    return {**settings, "adapter": adapter}
+
+
+def _print_report(experiment: Experiment) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        for sentence in experiment.splits.report:
+            print(sentence)
+
+
+def _quiet_libraries() -> None:
+    """Warnings that a user of this command can do nothing about stay off the terminal."""
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""A commented config for a folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlm_sdft.demos import DemoSet
+
+_TEMPLATE = """\
+# {report}
+model: {model}
+adapter: image
+
+data:
+  path: {path}
+  question: What is this?        # asked about every image; answers come from the folders' names or types.yaml
+  # retain: {path}_general       # a folder of any images that the model should go on answering as it does{retain_note}
+  # max_pixels: 200704           # 448 × 448: fewer pixels, shorter prompts
+
+demonstrations:                  # what the teacher sees before each query
+  selection: retrieved           # the most similar labelled images; random is a control
+  n_types: {n_types}
+  shots: {shots}
+
+train:
+  output_dir: runs/{name}
+{train}  # num_train_epochs: 10
+  # per_device_train_batch_size: 8
+  # gradient_accumulation_steps: 2
+"""
+
+
+def init_config(folder: str, model: str) -> str:
+    """The config as YAML text. Raises `UserError` where the folder cannot be used."""
+    demos = DemoSet.load(folder)
+    images = [sum(row.type == name for row in demos.labelled) for name in {row.type for row in demos.labelled}]
+    builtin = model.startswith("builtin:")
+    train = (
+        "  learning_rate: 5.0e-4          # all weights of a tiny model\n"
+        if builtin
+        else "  learning_rate: 2.0e-4          # of the LoRA adapter (lora.enabled: false trains all weights: 1.0e-5)\n"
+        "  bf16: true\n"
+    )
+    return _TEMPLATE.format(
+        report=" ".join(demos.report).replace("\n", " "),
+        model=model,
+        path=folder.rstrip("/"),
+        name=Path(folder).name,
+        n_types=min(5, len(images)),
+        shots=min(2, max(1, min(images) - 1)),
+        train=train,
+        retain_note="" if demos.retain else " (recommended: nothing here does that yet)",
+    )

@@ -1,0 +1,60 @@
+"""What the terminal shows: results and previews as tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+LABELS = {"new": "new types", "old": "old types", "teacher": "teacher (new, in context)"}
+
+
+def print_results(results: dict[str, Any], folder: Path, columns: tuple[str, str] = ("before", "after")) -> None:
+    """Accuracies before and after with their 95 % intervals, and where the files are."""
+    table = Table(title="Accuracy (95 % interval)", title_justify="left")
+    for heading in ("", *columns):
+        table.add_column(heading, justify="left" if not heading else "right")
+    table.add_column("n", justify="right")
+    before, after = results["before"], results["after"]
+    for name in dict.fromkeys([*before, *after]):
+        n = (after.get(name) or before.get(name))["n"]
+        table.add_row(LABELS.get(name, name), _cell(before.get(name)), _cell(after.get(name)), str(n))
+    console = Console()
+    console.print(table)
+    console.print(f"Everything is in {folder}/ (the model in {folder / 'model'}/).", highlight=False, soft_wrap=True)
+
+
+def print_preview(preview: dict[str, Any]) -> None:
+    """Rendered prompts, token counts and memory."""
+    console = Console()
+    for example in preview["examples"]:
+        console.rule(f"{example['id']} ({example['set']})", align="left")
+        for view in ("student", "teacher"):
+            if view in example:
+                console.print(f"[bold]{view}[/bold] ({example[view]['tokens']} tokens)")
+                console.print(example[view]["text"], markup=False, highlight=False, soft_wrap=True)
+        for file in example["images"]:
+            console.print(f"image: {file}", highlight=False, soft_wrap=True)
+    counts = Table(title="Tokens of a prompt", title_justify="left")
+    for heading in ("", "least", "median", "most", "image tokens (median)"):
+        counts.add_column(heading, justify="left" if not heading else "right")
+    for view, row in preview["tokens"].items():
+        counts.add_row(view, *(str(row[key]) for key in ("min", "median", "max", "image_median")))
+    console.print(counts)
+    console.print(f"Demonstrations left out because of the limit of {preview['limit']} tokens: {preview['dropped']}.")
+    console.print(preview["trained"], highlight=False)
+    memory = Table(title="Expected peak memory (an estimate)", title_justify="left")
+    memory.add_column("")
+    memory.add_column("GiB", justify="right")
+    for name, size in preview["memory"].items():
+        memory.add_row(name, f"{size / 2**30:.2f}")
+    memory.add_row("together", f"{sum(preview['memory'].values()) / 2**30:.2f}")
+    console.print(memory)
+
+
+def _cell(accuracy: dict[str, Any] | None) -> str:
+    if accuracy is None:
+        return "–"
+    return f"{100 * accuracy['accuracy']:.1f} % ({100 * accuracy['low']:.0f}–{100 * accuracy['high']:.0f})"
