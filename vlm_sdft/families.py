@@ -114,6 +114,8 @@ FAMILIES = {
         Family("qwen3_vl", _count_qwen, _bound_qwen),
         Family("idefics3", _count_idefics, _bound_idefics, _BY_ROW),
         Family("smolvlm", _count_idefics, _bound_idefics, _BY_ROW),
+        # Its tiles (anyres) are for prompts with one image only: beside demonstrations a query has its base view alone,
+        # so student and teacher do not see it with the same tokens. Nothing in the processor or model changes that.
         Family("llava_onevision", _count_llava_onevision, _bound_llava_onevision),
         # Pan-and-scan adds crops, and words that announce them, to some images only: off for student and teacher alike.
         Family("gemma3", _count_gemma3, _bound_gemma3, processor_kwargs={"do_pan_and_scan": False}),
