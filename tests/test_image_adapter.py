@@ -48,7 +48,7 @@ def demo_set() -> DemoSet:
     rows += [row("test", kind, 50) for kind in range(len(NAMES))]
     rows += [row("unlabelled", 0, 60, labelled=False), row("retain", 1, 70, labelled=False)]
     rows += [ImageRow("old-0", (picture(9, 0),), "What was it?", "cat", None, "old")]
-    return DemoSet({name: ObjectType(name, name, (f"a {name} thing",), None) for name in NAMES}, rows)
+    return DemoSet.from_rows(rows, {name: ObjectType(name, name, (f"{name} thing",)) for name in NAMES})
 
 
 @functools.cache
@@ -63,7 +63,9 @@ def adapter(**settings: Any) -> ImageAdapter:
 
 
 def example(made: ImageAdapter, split: str, index: int = 0) -> Any:
-    return made.examples([r for r in demo_set().rows if r.split == split])[index]
+    demos = demo_set()
+    rows = [r for r in (*demos.train, *demos.test, *demos.old) if r.split == split]
+    return made.examples(rows)[index]
 
 
 def texts(conversation: list[dict[str, Any]]) -> list[str]:
@@ -114,8 +116,7 @@ def test_contexts_that_show_the_student_demonstrations(context: Any, student_ima
 def test_a_label_that_is_to_be_found_out_is_not_used(split: str, monkeypatch: pytest.MonkeyPatch):
     made = adapter(selection="random")
     query = example(made, split)
-    made.teacher_messages(query, TeacherContext())
-    seen = []
+    seen: list[Any] = []
     selector = made._selector
     monkeypatch.setattr(
         selector, "select", lambda row, *a, include_type=None, **k: seen.append((row.type, row.answer, include_type)) or []
@@ -201,6 +202,8 @@ def test_rows_from_mappings_and_their_mistakes():
     for bad, message in (
         ([{"prompt": "What?"}], "Row 0 has no 'image'"),
         ([{"image": image}], "Row 0 has no 'prompt'"),
+        ([{"images": "a.png", "prompt": "x"}], "no list 'images'"),
+        ([{"image": image, "prompt": "x", "split": "tset"}], "split 'tset'"),
         (["text"], "Row 0 is a str"),
         ([{"image": image, "prompt": "x", "id": "a"}] * 2, "same id 'a'"),
     ):
@@ -222,6 +225,8 @@ def test_the_vision_part_of_every_family_is_found(name: str):
 def test_settings_and_models_are_checked():
     with pytest.raises(UserError, match="context is 'nobody'"):
         ImageAdapter(demo_set(), context="nobody")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="selection 'best'"):
+        ImageAdapter(demo_set(), selection="best")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="unknown placeholder"):
         ImageAdapter(demo_set(), template="{question}{oops}")
     text_model = LlamaForCausalLM(

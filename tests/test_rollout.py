@@ -94,3 +94,14 @@ def test_toy_adapter_is_an_adapter():
     from text_sdft.core import ModalityAdapter
 
     assert isinstance(ToyAdapter(), ModalityAdapter)
+
+
+def test_placeholders_of_media_are_never_sampled():
+    """A sampled image placeholder would make the model look for an image that is not there."""
+    model = toy_model()
+    p = model(torch.tensor([ROWS[0]])).logits[0, -1].softmax(-1)
+    likely = tuple(p.topk(2).indices.tolist())
+    prompts = ModelInputs([RowInputs({"input_ids": torch.tensor(ROWS[0])})] * 200, 0, placeholder_ids=likely)
+    for seeds in (list(range(200)), None):
+        ids = TransformersSampler(1).sample(model, prompts, seeds).ids
+        assert not {int(i) for i in ids} & set(likely)

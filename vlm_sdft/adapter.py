@@ -8,10 +8,9 @@ Shapes: R rows · D embedding width · T completion tokens.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, ClassVar, Literal, cast
+from dataclasses import asdict, replace
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from peft import PeftModel
@@ -20,14 +19,15 @@ from torch.nn.functional import normalize
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from text_sdft.core import Conversation, Demonstration, Example, Model, ModelInputs, Splits, TeacherContext, UserError
+from text_sdft.core.rollout import draw_seed
 from text_sdft.templates import check_template, render
 from vlm_sdft.answers import is_right
 from vlm_sdft.config import ImageData, ImageDemonstrations, load_demos, vlm
-from vlm_sdft.demos import DemoSet, ImageRow
+from vlm_sdft.demos import DemoSet, ImageRow, Split
 from vlm_sdft.embedding import ImageEmbedder
 from vlm_sdft.encoding import check_by_forward, encode_row
 from vlm_sdft.families import FAMILIES, Family, bound_images, find_family, vision_modules
-from vlm_sdft.selection import DemonstrationSelector, Selection, check_selection
+from vlm_sdft.selection import DemonstrationSelector, Selection
 from vlm_sdft.zoo import resolve_model
 
 
@@ -46,7 +46,7 @@ class ImageAdapter:
         system_prompt: the first message of both views.
 
     Raises:
-        UserError: an unknown template or context.
+        UserError: an unknown template, context or selection, or no labelled images to demonstrate with.
     """
 
     def __init__(
@@ -63,18 +63,16 @@ class ImageAdapter:
         system_prompt: str | None = None,
     ) -> None:
         check_template(template)
-        check_selection(selection, n_types, shots)
         if context not in ("teacher", "student", "both"):
             raise UserError(f"context is '{context}'; use 'teacher', 'student' or 'both'.")
         self.demos = demos
         self.processing_class: Any = None
-        self._selection, self._n_types, self._shots = selection, n_types, shots
+        self._selector = DemonstrationSelector(demos.labelled, None, selection=selection, n_types=n_types, shots=shots)
         self._context, self._template, self._system_prompt = context, template, system_prompt
         self._embedder_name, self._max_pixels = embedder, max_pixels
         self._model: PreTrainedModel | None = None
         self._family: Family | None = None
         self._embedder: ImageEmbedder | None = None
-        self._selector: DemonstrationSelector | None = None
 
     train_defaults: ClassVar[dict[str, Any]] = vlm()
 
@@ -130,7 +128,7 @@ class ImageAdapter:
         if self._max_pixels is not None:
             bound_images(family, processing_class, base, self._max_pixels)
         self.processing_class, self._family, self._model = processing_class, family, base
-        self._embedder = self._selector = None
+        self._embedder = self._selector.embeddings_RD = None
 
     def examples(self, rows: Iterable[Any]) -> list[Example]:
         """Examples from `ImageRow`s, ready examples, or mappings with ``image`` or ``images`` and ``prompt``.
@@ -155,7 +153,7 @@ class ImageAdapter:
         """The query alone; with ``context="both"`` or ``"student"`` after demonstrations that hang on its id only."""
         row = example.meta.get("row")
         shown = self._context != "teacher" and not (row is not None and row.split == "old")
-        demonstrations = self._demonstrations(example, zlib.crc32(example.id.encode()), None) if shown else []
+        demonstrations = self._demonstrations(example, draw_seed(example.id), None) if shown else []
         return render(example.messages, demonstrations, None, self._template)
 
     def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
@@ -175,7 +173,7 @@ class ImageAdapter:
         rows = [encode_row(self.processing_class, conversation, family) for conversation in conversations]
         tokenizer = self.processing_class.tokenizer
         pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return ModelInputs(rows, pad_token_id or 0, family.media_by_row)
+        return ModelInputs(rows, pad_token_id or 0, family.media_by_row, family.placeholder_ids)
 
     def decode(self, ids: Tensor) -> str:
         """Completion ids [T] as text, special tokens left out, stripped."""
@@ -212,18 +210,21 @@ class ImageAdapter:
         if not isinstance(row, Mapping):
             raise UserError(f"Row {index} is a {type(row).__name__}; it must be a mapping with 'image' and 'prompt'.")
         images = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
-        if not images:
-            raise UserError(f"Row {index} has no 'image' or 'images' (it has {', '.join(map(str, row)) or 'nothing'}).")
+        if not images or not isinstance(images, list | tuple):
+            raise UserError(f"Row {index} has no 'image', and no list 'images' (it has {', '.join(map(str, row))}).")
         if not row.get("prompt"):
             raise UserError(f"Row {index} has no 'prompt': the question about its image.")
         answer = row.get("answer")
+        split = row.get("split") or ("unlabelled" if answer is None else "train")
+        if split not in get_args(Split):
+            raise UserError(f"Row {index} has the split '{split}'; use {', '.join(get_args(Split))}.")
         return ImageRow(
             id=str(row.get("id", index)),
             images=tuple(images),
             question=row["prompt"],
             answer=answer,
             type=row.get("type"),
-            split=row.get("split") or ("unlabelled" if answer is None else "train"),
+            split=cast(Split, split),
         )
 
     def _example(self, row: ImageRow) -> Example:
@@ -250,18 +251,14 @@ class ImageAdapter:
             return []
         # Only a training row's label may steer what is shown: the labels of all others are what is to be found out.
         own_type = self._type_of(example) if row.split == "train" else None
-        query_D = self._embed_rows([row])[0] if self._selection == "retrieved" else None
-        chosen = self._chooser().select(row, query_D, seed, max_demonstrations=limit, include_type=own_type)
+        query = row if row.split == "train" else replace(row, type=None, answer=None)
+        query_D = None
+        if self._selector.selection == "retrieved":
+            if self._selector.embeddings_RD is None:
+                self._selector.embeddings_RD = self._embed_rows(self._selector.rows)
+            query_D = self._embed_rows([row])[0]
+        chosen = self._selector.select(query, query_D, seed, max_demonstrations=limit, include_type=own_type)
         return [_demonstration(shown) for shown in chosen]
-
-    def _chooser(self) -> DemonstrationSelector:
-        if self._selector is None:
-            rows = self.demos.labelled
-            embeddings_RD = self._embed_rows(rows) if self._selection == "retrieved" else None
-            self._selector = DemonstrationSelector(
-                rows, embeddings_RD, selection=self._selection, n_types=self._n_types, shots=self._shots
-            )
-        return self._selector
 
     def _embed_rows(self, rows: Sequence[ImageRow]) -> Tensor:
         """Embeddings [R, D] of rows: the mean over a row's images, normalised."""

@@ -35,6 +35,7 @@ class Family:
         media_by_row: see `ModelInputs.media_by_row`.
         processor_kwargs: passed to the processor with every conversation.
         accepts: the names that the model's forward takes; filled in by `find_family`.
+        placeholder_ids: the tokens that stand for images or video; filled in by `find_family`.
         moves_images: the chat template puts the images of a turn before its text; filled in by `find_family`.
     """
 
@@ -44,6 +45,7 @@ class Family:
     media_by_row: frozenset[str] = frozenset()
     processor_kwargs: Mapping[str, Any] | None = None
     accepts: frozenset[str] = frozenset()
+    placeholder_ids: tuple[int, ...] = ()
     moves_images: bool = False
 
 
@@ -114,6 +116,8 @@ FAMILIES = {
         Family("qwen3_vl", _count_qwen, _bound_qwen),
         Family("idefics3", _count_idefics, _bound_idefics, _BY_ROW),
         Family("smolvlm", _count_idefics, _bound_idefics, _BY_ROW),
+        # Its tiles (anyres) are for prompts with one image only: beside demonstrations a query has its base view alone,
+        # so student and teacher do not see it with the same tokens. Nothing in the processor or model changes that.
         Family("llava_onevision", _count_llava_onevision, _bound_llava_onevision),
         # Pan-and-scan adds crops, and words that announce them, to some images only: off for student and teacher alike.
         Family("gemma3", _count_gemma3, _bound_gemma3, processor_kwargs={"do_pan_and_scan": False}),
@@ -128,22 +132,29 @@ def find_family(model: PreTrainedModel, processor: Any) -> Family:
     Raises:
         UserError: the model takes no images, the processor is not one for images, or its chat template loses some.
     """
-    name, model_type = model.name_or_path or type(model).__name__, model.config.model_type
+    model_name, model_type = model.name_or_path or type(model).__name__, model.config.model_type
     if getattr(model.config, "vision_config", None) is None and not hasattr(model, "get_image_features"):
         raise UserError(
-            f"Model '{name}' ({model_type}) takes no images. Use `adapter: text` with it, or a vision-language model: "
-            f"{', '.join(FAMILIES)}."
+            f"Model '{model_name}' ({model_type}) takes no images. Use `adapter: text` with it, or a vision-language "
+            f"model: {', '.join(FAMILIES)}."
         )
     if model.get_output_embeddings() is None:
-        raise UserError(f"Model '{name}' has no language model head; load it with AutoModelForImageTextToText.")
+        raise UserError(f"Model '{model_name}' has no language model head; load it with AutoModelForImageTextToText.")
     if getattr(processor, "image_processor", None) is None:
         raise UserError(
-            f"The processor of '{name}' ({type(processor).__name__}) has no image processor. Save the model's full "
+            f"The processor of '{model_name}' ({type(processor).__name__}) has no image processor. Save the model's full "
             "processor beside it (AutoProcessor.from_pretrained(…).save_pretrained(folder)), not its tokenizer alone."
         )
     family = FAMILIES.get(model_type, Family(model_type))
     accepts = frozenset(inspect.signature(model.forward).parameters)
-    return replace(family, accepts=accepts, moves_images=template_moves_images(processor, name))
+    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    placeholders = {int(getattr(model.config, name)) for name in names if getattr(model.config, name, None) is not None}
+    return replace(
+        family,
+        accepts=accepts,
+        placeholder_ids=tuple(sorted(placeholders)),
+        moves_images=template_moves_images(processor, model_name),
+    )
 
 
 def vision_modules(model: Model) -> list[str]:

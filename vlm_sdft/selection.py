@@ -22,14 +22,6 @@ from vlm_sdft.demos import ImageRow
 Selection = Literal["retrieved", "random", "fixed"]
 
 
-def check_selection(selection: str, n_types: int, shots: int) -> None:
-    """Raise `UserError` for a way of choosing that does not exist, or a number out of range."""
-    if selection not in get_args(Selection):
-        raise UserError(f"demonstrations.selection '{selection}': use {', '.join(get_args(Selection))}.")
-    if n_types < 1 or shots < 1:
-        raise UserError(f"demonstrations.n_types {n_types} and shots {shots} must be at least 1.")
-
-
 class DemonstrationSelector:
     """Chooses demonstrations for a query.
 
@@ -48,7 +40,10 @@ class DemonstrationSelector:
     def __init__(
         self, rows: Sequence[ImageRow], embeddings_RD: Tensor | None, *, selection: Selection, n_types: int, shots: int
     ) -> None:
-        check_selection(selection, n_types, shots)
+        if selection not in get_args(Selection):
+            raise UserError(f"demonstrations.selection '{selection}': use {', '.join(get_args(Selection))}.")
+        if n_types < 1 or shots < 1:
+            raise UserError(f"demonstrations.n_types {n_types} and shots {shots} must be at least 1.")
         if not rows:
             raise UserError("There are no labelled images to demonstrate with: put some into train/<type>/.")
         self.rows, self.embeddings_RD = rows, embeddings_RD

@@ -10,7 +10,7 @@ Shapes: B rows · L tokens of one row · P longest prompt · T longest completio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -41,11 +41,14 @@ class ModelInputs:
         pad_token_id: the id that fills padding (masked, so any valid id does).
         media_by_row: names of media tensors whose first dimension is the *row* (Idefics3: [1, images, …]) rather than
             the packed images or patches of all rows; a row without them gets zeros, as these models expect.
+        placeholder_ids: tokens that stand for media. They are never sampled: in a completion the model would look for
+            the image that goes with them.
     """
 
     rows: Sequence[RowInputs]
     pad_token_id: int
     media_by_row: frozenset[str] = frozenset()
+    placeholder_ids: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,7 +60,7 @@ class ModelInputs:
 
     def select(self, indices: Sequence[int]) -> ModelInputs:
         """The given rows, in the given order, each with its own media."""
-        return ModelInputs([self.rows[i] for i in indices], self.pad_token_id, self.media_by_row)
+        return replace(self, rows=[self.rows[i] for i in indices])
 
     def batch(
         self, completions: Sequence[Tensor] | None = None, device: torch.device | str | None = None

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
+from transformers.generation.logits_process import SuppressTokensLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 from text_sdft.core.data import Model
 from text_sdft.core.inputs import ModelInputs
@@ -66,6 +66,8 @@ class TransformersSampler:
         batch.pop("position_ids", None)  # generate counts positions itself, from the mask
         start = batch["input_ids"].shape[1]
         processors = LogitsProcessorList()
+        if inputs.placeholder_ids:
+            processors.append(SuppressTokensLogitsProcessor(inputs.placeholder_ids, device=str(model.device)))
         if seeds is not None:
             processors.append(TemperatureLogitsWarper(float(self.temperature)))
             if self.top_p < 1.0:
