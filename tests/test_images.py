@@ -1,0 +1,89 @@
+"""Images are read safely: every failure names its file and the remedy, and no bomb is decoded."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import zlib
+
+import pytest
+from PIL import Image
+
+from text_sdft.core import UserError
+from vlm_sdft.images import content_hash, load_image, perceptual_hash
+
+
+def picture(size=(20, 10), colour="red"):
+    return Image.new("RGB", size, colour)
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def header_only_png(width, height):
+    """A PNG that claims a size and holds no pixels."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (head, b"IDAT")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_every_kind_of_source_gives_the_same_pixels(tmp_path):
+    file = tmp_path / "a.png"
+    picture().save(file)
+    sources = [
+        file,
+        str(file),
+        file.read_bytes(),
+        picture(),
+        {"path": str(file), "bytes": None},
+        {"bytes": file.read_bytes()},
+    ]
+    assert all(load_image(source).tobytes() == picture().tobytes() for source in sources)
+    assert len({content_hash(source) for source in (file, str(file), file.read_bytes(), {"path": str(file)})}) == 1
+    assert content_hash(picture()) == content_hash(picture()) != content_hash(picture(colour="blue"))
+
+
+def test_transparency_is_white_and_rotation_is_applied(tmp_path):
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert load_image(encoded(clear)).getpixel((0, 0)) == (255, 255, 255)
+    palette = Image.new("P", (4, 4), 0)
+    assert load_image(encoded(palette, transparency=0)).getpixel((0, 0)) == (255, 255, 255)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    assert load_image(encoded(picture((20, 10)), "JPEG", exif=exif)).size == (10, 20)
+
+
+def test_a_bomb_is_refused_from_its_header(tmp_path):
+    file = tmp_path / "bomb.png"
+    file.write_bytes(header_only_png(50_000, 50_000))
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"bomb\.png has 50000 × 50000 pixels; at most 100,000,000"):
+        load_image(file)
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not an image", encoded(picture())[:40], encoded(picture((300, 300)), "JPEG")[:200]]
+)
+def test_damaged_files_are_named(tmp_path, content):
+    file = tmp_path / "damaged.png"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged\.png cannot be read as an image.*leave it out"):
+        load_image(file)
+
+
+def test_missing_files_and_wrong_things_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.png does not exist"):
+        load_image(tmp_path / "gone.png")
+    with pytest.raises(UserError, match="a path, bytes or a PIL image"):
+        load_image(3)  # type: ignore[arg-type]
+
+
+def test_perceptual_hash_survives_resizing():
+    gradient = Image.linear_gradient("L").convert("RGB")
+    assert perceptual_hash(gradient) - perceptual_hash(gradient.resize((100, 100))) <= 2
+    assert perceptual_hash(gradient) - perceptual_hash(gradient.rotate(90)) > 10

@@ -1,0 +1,188 @@
+"""The text adapter: rows with a prompt and privileged context or demonstrations, for any causal language model.
+
+Shapes: L tokens of a conversation · T tokens of a completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from text_sdft.columns import load_rows, to_examples
+from text_sdft.core import (
+    Conversation,
+    Demonstration,
+    Example,
+    Model,
+    ModelInputs,
+    RowInputs,
+    Splits,
+    TeacherContext,
+    UserError,
+)
+from text_sdft.templates import check_template, render
+
+
+@dataclass
+class TextData:
+    """Section ``data`` of ``adapter: text``."""
+
+    path: str = field(metadata={"help": "Training rows: a .jsonl, .json, .parquet or .csv file, or a hub data set."})
+    test: str | None = field(default=None, metadata={"help": "Rows with 'reference': what is to be learnt, measured."})
+    old: str | None = field(default=None, metadata={"help": "Rows with 'reference' that the model solves already."})
+    retain: str | None = field(
+        default=None, metadata={"help": "Prompts the model should go on answering as it does (retention prompts)."}
+    )
+    system_prompt: str | None = field(default=None, metadata={"help": "System message of both views."})
+
+
+@dataclass
+class TextDemonstrations:
+    """Section ``demonstrations`` of ``adapter: text``."""
+
+    teacher_prompt_template: str | None = field(
+        default=None,
+        metadata={"help": "turns, paper, quoted, context, or a string with {question}. Unset: what suits the columns."},
+    )
+    enable_thinking: bool | None = field(
+        default=None, metadata={"help": "Passed to the chat template, to both views alike; unset: the model's default."}
+    )
+
+
+class TextAdapter:
+    """`ModalityAdapter` for text (see `text_sdft.core.adapter` for the methods, `text_sdft.columns` for the columns).
+
+    Args:
+        teacher_prompt_template: how the teacher's prompt is made (`text_sdft.templates`). None chooses by row: "paper" for
+            ``golden_response``, "context" for a ``privileged_context`` string, "turns" for all else.
+        system_prompt: first message of both views, for rows without one.
+        enable_thinking: passed to the chat template of both views where it is set.
+        scorer: (example, answer) -> score in [0, 1]; None compares with the reference, white space and case aside.
+
+    Raises:
+        UserError: the template is unknown.
+    """
+
+    train_defaults: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        *,
+        teacher_prompt_template: str | None = None,
+        system_prompt: str | None = None,
+        enable_thinking: bool | None = None,
+        scorer: Callable[[Example, str], float] | None = None,
+    ) -> None:
+        if teacher_prompt_template is not None:
+            check_template(teacher_prompt_template)
+        self.processing_class: Any = None
+        self._template, self._system_prompt, self._scorer = teacher_prompt_template, system_prompt, scorer
+        self._chat_options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+
+    @classmethod
+    def from_config(cls, data: TextData, demonstrations: TextDemonstrations) -> tuple[TextAdapter, Splits]:
+        """The adapter and its rows from the YAML sections."""
+        adapter = cls(
+            teacher_prompt_template=demonstrations.teacher_prompt_template,
+            system_prompt=data.system_prompt,
+            enable_thinking=demonstrations.enable_thinking,
+        )
+        train = load_rows(data.path)
+        retained = [
+            {**row, "id": f"retain {i}", "retain": True}
+            for i, row in enumerate(load_rows(data.retain) if data.retain else [])
+        ]
+        evals = {name: load_rows(path) for name, path in (("new", data.test), ("old", data.old)) if path}
+        counts = ", ".join(f"{len(rows)} rows to measure '{name}'" for name, rows in evals.items())
+        report = [
+            f"Found {len(train)} training rows, {len(retained)} retention prompts" + (f", {counts}." if counts else ".")
+        ]
+        return adapter, Splits([*train, *retained], evals, report)
+
+    def load_model(self, name: str, **kwargs: Any) -> PreTrainedModel:
+        """The causal language model of that name or folder. Raises `UserError`."""
+        try:
+            return AutoModelForCausalLM.from_pretrained(name, **kwargs)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"'{name}' could not be loaded as a causal language model: {error} Give a folder or a hub name; a "
+                "vision-language model goes with `adapter: image`."
+            ) from error
+
+    def frozen_modules(self, model: Model) -> list[str]:
+        """None: every weight may be trained."""
+        return []
+
+    def bind(self, model: Model, processing_class: Any | None = None) -> None:
+        """Load the tokenizer that belongs to the model, unless one is given. Raises `UserError` if there is none."""
+        if processing_class is None:
+            name = model.config.name_or_path
+            try:
+                processing_class = AutoTokenizer.from_pretrained(name)
+            except (OSError, ValueError) as error:
+                raise UserError(f"No tokenizer could be loaded from '{name}': {error} Pass processing_class.") from error
+        self.processing_class = processing_class
+
+    def examples(self, rows: Iterable[Any]) -> list[Example]:
+        """See `text_sdft.columns`."""
+        return to_examples(rows, self._system_prompt)
+
+    def student_messages(self, example: Example) -> Conversation:
+        """The query alone."""
+        return list(example.messages)
+
+    def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
+        """The row's own, in their order. Where not all fit, the last ones: those nearest to the query."""
+        kept = [] if example.retain else list(example.demonstrations)
+        return kept if context.max_demonstrations is None else kept[len(kept) - context.max_demonstrations :]
+
+    def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
+        """The query with its demonstrations and privileged context, or the row's own teacher prompt."""
+        if example.retain:
+            return self.student_messages(example)
+        if example.meta.get("teacher_messages"):
+            return list(example.meta["teacher_messages"])
+        shown = self.demonstrations(example, context)
+        template = self._template
+        if template is None:
+            quoted = isinstance(example.privileged_context, str) and not shown
+            template = "paper" if example.meta.get("golden") else "context" if quoted else "turns"
+        return render(example.messages, shown, example.privileged_context, template)
+
+    def encode(self, conversations: Sequence[Conversation]) -> ModelInputs:
+        """Ids [L] of each conversation through the chat template, generation prompt appended.
+
+        A tokenizer without a chat template (a base model's) reads the turns' texts joined by blank lines.
+        """
+        tokenizer = self.processing_class
+        if tokenizer is None:
+            raise RuntimeError("TextAdapter.bind(model) has not been called")
+        rows = []
+        for conversation in conversations:
+            if tokenizer.chat_template:
+                ids = tokenizer.apply_chat_template(
+                    conversation, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt",
+                    **self._chat_options,
+                )["input_ids"][0]  # fmt: skip
+            else:
+                text = "\n\n".join(message["content"] for message in conversation) + "\n\n"
+                ids = tokenizer(text, return_tensors="pt")["input_ids"][0]
+            rows.append(RowInputs({"input_ids": ids}))
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        return ModelInputs(rows, pad or 0)
+
+    def decode(self, ids: Tensor) -> str:
+        """Completion ids [T] as text, special tokens left out, stripped."""
+        return self.processing_class.decode(ids, skip_special_tokens=True).strip()
+
+    def score(self, example: Example, answer: str) -> float | None:
+        """The scorer's number, or 1 where the answer is the reference (white space and case aside), else 0."""
+        if example.reference is None:
+            return None
+        if self._scorer is not None:
+            return float(self._scorer(example, answer))
+        return float(" ".join(answer.casefold().split()) == " ".join(example.reference.casefold().split()))

@@ -1,0 +1,137 @@
+"""Dataset rows as examples: the columns that are understood, under the names that users of TRL know.
+
+| column | what |
+|---|---|
+| ``prompt`` | the query: a string, or messages ending in a user turn |
+| ``privileged_context`` | what only the teacher sees: a string or messages |
+| ``demonstrations`` | a list of {"prompt", "answer"}, or of message lists |
+| ``golden_response`` | an expert's answer to this very prompt: a string, or a list of them |
+| ``teacher_prompt`` | a whole teacher prompt (string or messages), instead of all of the above |
+| ``reference`` | the right answer: for evaluation only, never trained on |
+| ``retain`` | true for a retention prompt |
+| ``id`` | a stable name; unset: the row's number |
+
+Other columns are ignored, but for near misses of these names.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from text_sdft.core import Conversation, Demonstration, Example, UserError
+
+COLUMNS = (
+    "prompt",
+    "privileged_context",
+    "demonstrations",
+    "golden_response",
+    "teacher_prompt",
+    "reference",
+    "retain",
+    "id",
+)
+READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+def load_rows(path: str) -> list[dict[str, Any]]:
+    """Rows of a JSONL, JSON, Parquet or CSV file, or of a hub dataset's train split.
+
+    Raises:
+        UserError: the file does not exist or cannot be read.
+    """
+    import datasets
+
+    file = Path(path)
+    if file.suffix in READERS:
+        if not file.is_file():
+            siblings = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
+            near = difflib.get_close_matches(file.name, siblings, n=1)
+            raise UserError(f"{file} does not exist." + (f" Did you mean {file.parent / near[0]}?" if near else ""))
+        try:
+            return list(datasets.load_dataset(READERS[file.suffix], data_files=str(file), split="train"))
+        except Exception as error:
+            raise UserError(f"{file} cannot be read as {READERS[file.suffix]}: {error}") from error
+    try:
+        return list(datasets.load_dataset(path, split="train"))
+    except Exception as error:
+        kinds = ", ".join(READERS)
+        raise UserError(f"'{path}' is neither a file ({kinds}) nor a data set that can be loaded: {error}") from error
+
+
+def to_example(row: Any, number: int, system_prompt: str | None = None) -> Example:
+    """One row as an example; a ready example passes through.
+
+    Raises:
+        UserError: the prompt is missing or empty, a column has another form, or a name is nearly a known one.
+    """
+    if isinstance(row, Example):
+        return row
+    if not isinstance(row, Mapping):
+        raise UserError(f"Row {number} is a {type(row).__name__}; it must be a mapping with the column 'prompt'.")
+    _check_names(row, number)
+    messages = _messages(row.get("prompt"), "prompt", number)
+    if system_prompt and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system_prompt}, *messages]
+    golden = row.get("golden_response")
+    answers = [golden] if isinstance(golden, str) else list(golden or [])
+    shown = [_demonstration(given, number) for given in row.get("demonstrations") or []]
+    shown += [Demonstration([messages[-1], {"role": "assistant", "content": answer}]) for answer in answers]
+    teacher_prompt = row.get("teacher_prompt")
+    return Example(
+        id=str(row["id"]) if row.get("id") is not None else f"row {number}",
+        messages=messages,
+        demonstrations=shown,
+        privileged_context=row.get("privileged_context") or None,
+        reference=None if row.get("reference") is None else str(row["reference"]),
+        retain=bool(row.get("retain")),
+        meta={
+            "teacher_messages": None if not teacher_prompt else _messages(teacher_prompt, "teacher_prompt", number),
+            "golden": bool(answers),
+        },
+    )
+
+
+def to_examples(rows: Iterable[Any], system_prompt: str | None = None) -> list[Example]:
+    """All rows as examples, with unique ids. Raises `UserError`."""
+    examples = [to_example(row, number, system_prompt) for number, row in enumerate(rows)]
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise UserError(f"Two rows have the id '{example.id}': ids must be unique, or left out.")
+        seen.add(example.id)
+    return examples
+
+
+def _check_names(row: Mapping[str, Any], number: int) -> None:
+    if any(row.get(name) is not None for name in ("images", "image", "teacher_images")):
+        raise UserError(f"Row {number} has images, which the text adapter would drop. Use `adapter: image`.")
+    for name in row:
+        near = difflib.get_close_matches(str(name), COLUMNS, n=1, cutoff=0.85)
+        if near and name not in COLUMNS and near[0] not in row:
+            raise UserError(f"Row {number} has the column '{name}'; did you mean '{near[0]}'? Rename it.")
+
+
+def _messages(given: Any, column: str, number: int) -> Conversation:
+    if isinstance(given, str) and given.strip():
+        return [{"role": "user", "content": given}]
+    if isinstance(given, list) and given and all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in given):
+        if given[-1]["role"] != "user":
+            raise UserError(
+                f"Row {number}: '{column}' ends in a turn of '{given[-1]['role']}'; it must end in a user turn."
+            )
+        return [dict(message) for message in given]
+    state = "is missing or empty" if not given else f"is a {type(given).__name__}"
+    raise UserError(f"Row {number}: '{column}' {state}; give a string, or messages with role and content.")
+
+
+def _demonstration(given: Any, number: int) -> Demonstration:
+    if isinstance(given, list) and len(given) >= 2:
+        return Demonstration([dict(message) for message in given])
+    if isinstance(given, Mapping) and given.get("prompt") and given.get("answer"):
+        return Demonstration(
+            [{"role": "user", "content": given["prompt"]}, {"role": "assistant", "content": given["answer"]}]
+        )
+    raise UserError(f"Row {number}: a demonstration needs 'prompt' and 'answer', or user and assistant messages.")
