@@ -19,7 +19,8 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.families import FAMILIES, build_family, family_folder
-from text_sdft.core import ModalityAdapter, TeacherContext, UserError
+from tests.toy import toy_args
+from text_sdft.core import ModalityAdapter, SDFTTrainer, TeacherContext, UserError
 from vlm_sdft.adapter import ImageAdapter
 from vlm_sdft.demos import DemoSet, ImageRow, ObjectType
 from vlm_sdft.embedding import ImageEmbedder
@@ -220,6 +221,26 @@ def test_the_vision_part_of_every_family_is_found(name: str):
     rest = [n for n, _ in model.named_parameters() if not any(n.startswith(f"{part}.") for part in frozen)]
     assert all("text_model" in n or "language_model" in n or n in ("lm_head.weight", "model.image_newline") for n in rest)
     assert len(rest) < len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_trains(name: str, tmp_path: Path):
+    if name == "smolvlm":
+        pytest.importorskip("num2words", reason="transformers' SmolVLM processor needs it")
+    model, processor = build_family(name)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    trainer = SDFTTrainer(
+        model,
+        toy_args(tmp_path, learning_rate=1e-3),
+        adapter=ImageAdapter(demo_set(), n_types=2, shots=1),
+        train_dataset=demo_set().train,
+        processing_class=processor,
+    )
+    assert trainer.train().training_loss > 0
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed and not any(n.startswith(part) for n in changed for part in trainer.adapter.frozen_modules(model))
+    placeholder_ids = find_family(model, processor).placeholder_ids
+    assert processor.image_token_ids[0] in placeholder_ids
 
 
 def test_settings_and_models_are_checked():
