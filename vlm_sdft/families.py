@@ -164,6 +164,8 @@ def vision_modules(model: Model) -> list[str]:
         UserError: the model has none that is known.
     """
     found: list[str] = []
+    # LLaVA's `image_newline` is a bare parameter among the image's features.
+    newlines = [name for name, _ in model.named_parameters() if name.endswith(".image_newline")]
     for name, _ in model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in found)
         if name.rpartition(".")[2] in _VISION_MODULES and not inside:
@@ -173,7 +175,7 @@ def vision_modules(model: Model) -> list[str]:
             f"No vision tower was found in '{model.name_or_path}' ({model.config.model_type}); looked for modules named "
             f"{', '.join(_VISION_MODULES)}. Add its name to vlm_sdft/families.py."
         )
-    return found
+    return [*found, *newlines]
 
 
 def bound_images(family: Family, processor: Any, model: PreTrainedModel, max_pixels: int) -> None:

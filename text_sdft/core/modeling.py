@@ -48,7 +48,7 @@ def prepare_model(model: Model, adapter: ModalityAdapter, peft_config: PeftConfi
             peft_config = replace(peft_config, exclude_modules=rf"(.*\.)?({pattern})(\..*)?")  # type: ignore[call-arg]
         model = get_peft_model(model, peft_config)
     for name, parameter in model.named_parameters():
-        if any(f".{part}." in f".{name}" for part in frozen):
+        if any(f".{part}." in f".{name}." for part in frozen):
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError("Nothing is left to train: every parameter is frozen.")
