@@ -44,6 +44,7 @@ class ImageAdapter:
         embedder: what retrieval compares: see `ImageEmbedder`.
         max_pixels: pixels that one image may cost; None: the processor's own limit.
         system_prompt: the first message of both views.
+        train_vision: train the vision tower and its projection too.
 
     Raises:
         UserError: an unknown template, context or selection, or no labelled images to demonstrate with.
@@ -61,12 +62,14 @@ class ImageAdapter:
         embedder: str = "model",
         max_pixels: int | None = None,
         system_prompt: str | None = None,
+        train_vision: bool = False,
     ) -> None:
         check_template(template)
         if context not in ("teacher", "student", "both"):
             raise UserError(f"context is '{context}'; use 'teacher', 'student' or 'both'.")
         self.demos = demos
         self.processing_class: Any = None
+        self._train_vision = train_vision
         self._selector = DemonstrationSelector(demos.labelled, None, selection=selection, n_types=n_types, shots=shots)
         self._context, self._template, self._system_prompt = context, template, system_prompt
         self._embedder_name, self._max_pixels = embedder, max_pixels
@@ -80,7 +83,13 @@ class ImageAdapter:
     def from_config(cls, data: ImageData, demonstrations: ImageDemonstrations) -> tuple[ImageAdapter, Splits]:
         """The adapter and its data from the YAML sections. Rows of ``old`` without a type are ``old skills``."""
         demos = load_demos(data)
-        adapter = cls(demos, **asdict(demonstrations), max_pixels=data.max_pixels, system_prompt=data.system_prompt)
+        adapter = cls(
+            demos,
+            **asdict(demonstrations),
+            max_pixels=data.max_pixels,
+            system_prompt=data.system_prompt,
+            train_vision=data.train_vision,
+        )
         evals = {
             "new": demos.test,
             "old": [row for row in demos.old if row.type is not None],
@@ -103,8 +112,8 @@ class ImageAdapter:
             ) from error
 
     def frozen_modules(self, model: Model) -> list[str]:
-        """The vision tower and what projects its features: never trained, so that an image's features stay the same."""
-        return vision_modules(model)
+        """The vision tower and what projects its features, unless ``train_vision`` is set."""
+        return [] if self._train_vision else vision_modules(model)
 
     def bind(self, model: Model, processing_class: Any | None = None) -> None:
         """Find the model's family, check its processor, and bound its images.

@@ -297,6 +297,9 @@ def _quiet_libraries() -> None:
     """Warnings that a user of this command can do nothing about stay off the terminal."""
     import warnings
 
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of loading and saving weights; training has its own
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 

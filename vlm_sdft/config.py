@@ -14,11 +14,10 @@ from vlm_sdft.zoo import resolve_data
 def vlm() -> dict[str, Any]:
     """Settings for short answers about images: ``SDFTConfig("runs/x", **vlm())``.
 
-    The teacher is the model at the start (measured: an average that moves adds nothing on labels); the learning rate is
-    LoRA's (all weights of a small model: 3e-4 … 1e-3).
+    The teacher is the model at the start, so that what it sees in its context alone makes it better than the student. With
+    LoRA add `lora()`: its learning rate is higher.
     """
     return {
-        "learning_rate": 2e-4,
         "max_completion_length": 16,
         "teacher_model_kind": "base",
         "num_train_epochs": 10,
@@ -52,6 +51,9 @@ class ImageData:
         metadata={"help": "Pixels one image may cost; fewer make shorter prompts. Unset: the processor's limit."},
     )
     system_prompt: str | None = field(default=None, metadata={"help": "System message of both views."})
+    train_vision: bool = field(
+        default=False, metadata={"help": "Train the vision tower and its projection too; else they stay untouched."}
+    )
     options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "For builtin data: n_types, shots, n_unlabelled, n_test, seed, split."}
     )

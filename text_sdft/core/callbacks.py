@@ -33,15 +33,11 @@ class MetricsWriter(TrainerCallback):
         **_: Any,
     ) -> None:
         if state.is_world_process_zero and logs:
-            _append(Path(args.output_dir or ".") / "metrics.jsonl", [{"step": state.global_step, **logs}])
+            append_jsonl(Path(args.output_dir or ".") / "metrics.jsonl", [{"step": state.global_step, **logs}])
 
 
-def write_samples(folder: Path, samples: list[dict[str, Any]]) -> None:
-    """Append records to ``samples.jsonl``."""
-    _append(folder / "samples.jsonl", samples)
-
-
-def _append(path: Path, records: list[dict[str, Any]]) -> None:
+def append_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
+    """Append records to a JSONL file, one a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False, default=float) + "\n" for record in records)

@@ -35,6 +35,7 @@ class SDFTConfig(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or below 1 the share of all steps."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many optimiser steps."})
+    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Batches hold no tensors: nothing to pin."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: rows are read by the adapter."})
 
     # The output layer is used after the wrapped forward (by the divergence), where a search from its outputs misses it.

@@ -27,7 +27,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
 from text_sdft.core.adapter import ModalityAdapter
-from text_sdft.core.callbacks import MetricsWriter, TeacherUpdate, write_samples
+from text_sdft.core.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
 from text_sdft.core.config import SDFTConfig
 from text_sdft.core.data import Example, Model, TeacherContext, UserError
 from text_sdft.core.divergence import DivergenceSettings, divergence
@@ -111,7 +111,7 @@ class SDFTTrainer(Trainer):
         self._prompts_checked = False
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # metric -> [sum, count] since the last log
         self._samples: list[dict[str, Any]] = []
-        logger.warning_once(training_summary(module, adapter.frozen_modules(module)))
+        logger.warning_once(f"{training_summary(module, adapter.frozen_modules(module))} {_loss_summary(args)}")
 
     @property
     def module(self) -> Model:
@@ -283,7 +283,7 @@ class SDFTTrainer(Trainer):
             logs = {**logs, **{renamed.get(name, name): value for name, value in means.items()}}
             self._sums.clear()
             if self.is_world_process_zero():
-                write_samples(Path(str(self.args.output_dir)), self._samples)
+                append_jsonl(Path(str(self.args.output_dir)) / "samples.jsonl", self._samples)
         super().log(logs, start_time)
 
     def _record(self, examples: list[Example], rollout: Rollout, losses_B: list[float], dropped: int) -> None:
@@ -353,6 +353,16 @@ class SDFTTrainer(Trainer):
         if self.start_teacher is not self.teacher:
             teachers["start"] = self.start_teacher
         return teachers
+
+
+def _loss_summary(args: SDFTConfig) -> str:
+    """One sentence on which completion tokens count, since unset settings choose by the answers' length."""
+    kind = "short" if args.short_answers else "long"
+    cut = "left out" if args.masks_truncated else "counted"
+    return (
+        f"Answers are {kind} (at most {args.max_completion_length} tokens): the first {args.loss_tokens_to_skip} tokens of each "
+        f"are skipped, those cut by the limit are {cut}."
+    )
 
 
 def _scored_tokens(rollout: Rollout, skip: int, mask_truncated: bool) -> list[Tensor]:

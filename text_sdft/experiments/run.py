@@ -16,6 +16,7 @@ import yaml
 from peft import PeftModel
 
 from text_sdft.core import Example, SDFTTrainer, UserError
+from text_sdft.core.callbacks import append_jsonl
 from text_sdft.core.modeling import load_model, training_summary
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.model_card import model_card
@@ -63,7 +64,7 @@ def run_training(experiment: Experiment, resume: bool = False) -> Results:
             "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         }
         if main:
-            _append(folder / "samples.jsonl", records)
+            append_jsonl(folder / "samples.jsonl", records)
             _write(folder / "results.json", results)
     started = time.monotonic()
     try:
@@ -75,7 +76,7 @@ def run_training(experiment: Experiment, resume: bool = False) -> Results:
     results["after"] = after
     trainer.save_model(str(folder / "model"))
     if main:
-        _append(folder / "samples.jsonl", records)
+        append_jsonl(folder / "samples.jsonl", records)
         (folder / "model" / "README.md").write_text(model_card(experiment, results), encoding="utf-8")
         _write(folder / "results.json", results)
     if trainer.args.push_to_hub:
@@ -177,8 +178,3 @@ def _write(file: Path, content: Any) -> None:
     part = file.with_suffix(".part")
     part.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     part.replace(file)
-
-
-def _append(file: Path, records: list[dict[str, Any]]) -> None:
-    with file.open("a", encoding="utf-8") as out:
-        out.writelines(json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records)
