@@ -13,6 +13,7 @@ import random
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from text_sdft.core.config import SDFTConfig
 from text_sdft.core.data import Example, Model, TeacherContext, UserError
 from text_sdft.core.divergence import DivergenceSettings, divergence
 from text_sdft.core.evaluation import answer
+from text_sdft.core.inputs import ModelInputs
 from text_sdft.core.modeling import load_model, prepare_model, prompt_limit, training_summary
 from text_sdft.core.rollout import Rollout, Sampler, TransformersSampler, draw_seed, evaluating
 from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_of
@@ -41,6 +43,16 @@ from text_sdft.core.views import encode_student, encode_teacher
 logger = logging.get_logger(__name__)
 
 TEACHER_FILE = "teacher.safetensors"
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Rows of a micro-batch that share a teacher, and the view in which it reads them."""
+
+    rows: slice
+    teacher: LiveTeacher
+    view: ModelInputs
+    weight: float
 
 
 class SDFTTrainer(Trainer):
@@ -147,48 +159,45 @@ class SDFTTrainer(Trainer):
 
         # 2. The teacher scores the same ids with its demonstrations in context; for a retention prompt the model as it
         #    was at the start scores them without any.
-        contexts = [TeacherContext(seed) for seed in seeds[: len(queries)]]
-        teacher_inputs, dropped = encode_teacher(self.adapter, examples[: len(queries)], contexts, self.prompt_limit)
-        sides = [(self.teacher, teacher_inputs, slice(0, len(queries)))]
+        n = len(queries)
+        contexts = [TeacherContext(seed) for seed in seeds[:n]]
+        teacher_inputs, dropped = encode_teacher(self.adapter, examples[:n], contexts, self.prompt_limit)
+        sides = [_Side(slice(0, n), self.teacher, teacher_inputs, weight=1.0)]
         if retained:
-            rows = range(len(queries), len(examples))
-            sides.append((self.start_teacher, student_inputs.select(rows), slice(len(queries), len(examples))))
+            view = student_inputs.select(range(n, len(examples)))
+            sides.append(_Side(slice(n, len(examples)), self.start_teacher, view, self._retain_weight()))
         teacher_states = []
-        for teacher, view, rows_of_side in sides:
-            with torch.no_grad(), teacher.applied(), evaluating(module):
-                hidden_NH = completion_hidden_states(module, module, view, rollout.ids[rows_of_side])
-                teacher_states.append((hidden_NH, frozen_head(head_of(module, args.temperature))))
+        for side in sides:
+            with torch.no_grad(), side.teacher.applied(), evaluating(module):
+                teacher_NH = completion_hidden_states(module, module, side.view, rollout.ids[side.rows])
+                teacher_states.append((teacher_NH, frozen_head(head_of(module, args.temperature))))
 
         # 3. The student scores them in its own view, with gradient.
         student_NH = completion_hidden_states(model, module, student_inputs, rollout.ids)
+        student_rows = student_NH.split([len(ids) for ids in rollout.ids])
         head = head_of(module, args.temperature)
 
         # 4. Token divergence, mean over a completion's scored tokens, then over completions.
         scored = _scored_tokens(rollout, args.loss_tokens_to_skip, args.masks_truncated)
         loss = student_NH.new_zeros((), dtype=torch.float32)
         losses_B: list[float] = []
-        for (teacher_NH, teacher_head), (_, _, rows_of_side) in zip(teacher_states, sides, strict=True):
-            before = sum(len(ids) for ids in rollout.ids[: rows_of_side.start])
-            keep_N = torch.cat(scored[rows_of_side]).to(student_NH.device)
-            ids_N = torch.cat(rollout.ids[rows_of_side]).to(student_NH.device)[keep_N]
+        for side, (teacher_NH, teacher_head) in zip(sides, teacher_states, strict=True):
+            keep_N = torch.cat(scored[side.rows]).to(student_NH.device)
             loss_N, logp_N = divergence(
-                student_NH[before : before + len(keep_N)][keep_N],
+                torch.cat(student_rows[side.rows])[keep_N],
                 teacher_NH[keep_N],
                 head,
                 teacher_head,
                 self.divergence_settings,
-                ids_N,
+                torch.cat(rollout.ids[side.rows]).to(student_NH.device)[keep_N],
             )
             if args.distillation_is_clip is not None:
-                sampler_logp_N = torch.cat(rollout.logps[rows_of_side]).to(logp_N)[keep_N]
+                sampler_logp_N = torch.cat(rollout.logps[side.rows]).to(logp_N)[keep_N]
                 loss_N = loss_N * (logp_N - sampler_logp_N).exp().clamp(max=args.distillation_is_clip)
-            counts = [int(mask.sum()) for mask in scored[rows_of_side]]
-            per_row = [
-                part.mean() if count else part.sum() for part, count in zip(loss_N.split(counts), counts, strict=True)
-            ]
-            weight = 1.0 if rows_of_side.start == 0 else self._retain_weight()
-            loss = loss + weight * torch.stack(per_row).sum()
-            losses_B += [float(row.detach()) for row in per_row]
+            tokens = loss_N.split([int(mask.sum()) for mask in scored[side.rows]])
+            loss_B = torch.stack([row.mean() if len(row) else row.sum() for row in tokens])
+            loss = loss + side.weight * loss_B.sum()
+            losses_B += loss_B.tolist()
 
         self._record(examples, rollout, losses_B, dropped)
         total = num_items_in_batch if num_items_in_batch is not None else len(queries) * self.accelerator.num_processes
@@ -360,8 +369,8 @@ def _loss_summary(args: SDFTConfig) -> str:
     kind = "short" if args.short_answers else "long"
     cut = "left out" if args.masks_truncated else "counted"
     return (
-        f"Answers are {kind} (at most {args.max_completion_length} tokens): the first {args.loss_tokens_to_skip} tokens of each "
-        f"are skipped, those cut by the limit are {cut}."
+        f"Answers are {kind} (at most {args.max_completion_length} tokens): the first {args.loss_tokens_to_skip} tokens of "
+        f"each are skipped, those cut by the limit are {cut}."
     )
 
 
