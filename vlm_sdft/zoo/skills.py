@@ -140,6 +140,7 @@ def measure(model: Any, processor: Any, split: str = "test", scale: int = 4) -> 
         "names of base types": lambda: base_naming(model, processor, 5 * scale),
         "description": lambda: describing(model, processor, 2 * scale, split=split),
         "description and name of base types": lambda: base_naming(model, processor, 2 * scale, describe=True),
+        "names of new types without demonstrations": lambda: in_context(model, processor, n, shots=0, split=split),
         "5-way 2-shot": lambda: in_context(model, processor, n, split=split),
         "5-way 2-shot, description and name": lambda: in_context(model, processor, n, split=split, describe=True),
         "2-way 1-shot": lambda: in_context(model, processor, n, 2, 1, split=split),
