@@ -23,7 +23,7 @@ from vlm_sdft.zoo.objects import ObjectType
 from vlm_sdft.zoo.pictures import TRANSFORMS, to_patches, transform
 from vlm_sdft.zoo.vocabulary import DESCRIBE_AND_NAME_QUESTION, DESCRIBE_QUESTION, NAME_QUESTION
 
-STEPS = 4000
+STEPS = 2000
 LEARNING_RATE = 1e-3
 #: (layout, most types in an episode, accuracy on validation types at which the next stage begins). Telling two types apart
 #: comes first, then many, both in the bare layout, where steps are short; then the layout grows.
@@ -35,7 +35,7 @@ STAGES = (
 #: Turns of an episode while stages are passed.
 TURNS = {2: 8, 6: 11}
 CHECK_EVERY = 25
-SAVE_EVERY = 250
+SAVE_EVERY = 200
 
 
 @dataclass
