@@ -27,6 +27,8 @@ def test_drawing_depends_on_the_seed_alone() -> None:
     assert first.shape == (64, 64, 3)
     assert (first == again).all()
     assert (first != other).any()
+    noisy = np.asarray(draw(kind, np.random.default_rng(1), noise=60.0))
+    assert np.abs(noisy.astype(int) - first).mean() > 20
 
 
 def test_types_are_stable_and_splits_share_no_attributes() -> None:
@@ -119,7 +121,7 @@ def test_a_folder_of_others_is_left_alone(tmp_path: Path) -> None:
         write_novel_objects(tmp_path / "data", **{**SMALL, "seed": 1})
 
 
-@pytest.mark.parametrize("options", [{"split": "making"}, {"n_types": 0}, {"n_types": 135}, {"shots": 0}])
+@pytest.mark.parametrize("options", [{"split": "making"}, {"n_types": 0}, {"n_types": 135}, {"shots": 0}, {"noise": -1.0}])
 def test_wrong_options_are_refused(options: dict, tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         write_novel_objects(tmp_path / "data", **options)

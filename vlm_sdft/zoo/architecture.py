@@ -43,7 +43,7 @@ def text_settings(vocab_size: int, pad_token_id: int) -> dict[str, Any]:
         "max_position_embeddings": 2048,
         "rope_parameters": {
             "rope_type": "default",
-            "rope_theta": 10_000.0,
+            "rope_theta": 5_000_000.0,
             "mrope_section": [6, 5, 5],
             "mrope_interleaved": True,
         },

@@ -25,7 +25,7 @@ from vlm_sdft.zoo.vocabulary import base_names, vocabulary
 
 MAKING_TYPES, MAKING_IMAGES = 4000, 12
 #: Pictures of a type and transform whose features the language model sees.
-LANGUAGE_IMAGES = 8
+LANGUAGE_IMAGES = 6
 BASE_IMAGES = 60
 
 
@@ -49,7 +49,7 @@ def build(out: Path, seed: int) -> None:
     progress = train_language(
         model,
         processor.tokenizer,
-        making=feature_bank(tower, making_pictures[:, :LANGUAGE_IMAGES], making),
+        making=feature_bank(tower, making_pictures[:, :LANGUAGE_IMAGES], making, cache=work / "features.safetensors"),
         base=feature_bank(tower, base_pictures, base_types(), base_names(), transforms=1),
         validation=feature_bank(tower, validation_pictures, validation, transforms=1),
         work=work,
@@ -58,9 +58,10 @@ def build(out: Path, seed: int) -> None:
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"], max_new_tokens=32
     )
-    model.save_pretrained(out)
+    weights = {name: w.half() if name.startswith("model.visual.") else w for name, w in model.state_dict().items()}
+    model.save_pretrained(out, state_dict=weights)
     processor.save_pretrained(out)
-    write_card(out, seed, f"{progress['step']} steps; the layout's stages were passed at {progress['passed']}")
+    write_card(out, seed, f"{progress['step']} steps; the curriculum's stages were passed at steps {progress['passed']}")
 
 
 def write_card(out: Path, seed: int, how: str) -> None:

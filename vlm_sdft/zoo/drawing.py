@@ -15,13 +15,14 @@ LEG_COLOUR = (48, 46, 52)
 PATTERN_COLOURS = {"white": (248, 248, 244), "black": (24, 22, 26)}
 
 
-def draw(kind: ObjectType, rng: np.random.Generator, size: int = 64) -> Image.Image:
+def draw(kind: ObjectType, rng: np.random.Generator, size: int = 64, noise: float = 0.0) -> Image.Image:
     """A new picture of the type.
 
     Args:
         kind: what to draw.
         rng: source of all that varies between pictures of one type; the same state gives the same picture.
         size: width and height in pixels.
+        noise: standard deviation of additional pixel noise, of 255: makes the picture harder to tell.
 
     Returns:
         An RGB image.
@@ -42,7 +43,7 @@ def draw(kind: ObjectType, rng: np.random.Generator, size: int = 64) -> Image.Im
         marks = Image.fromarray(_pattern(kind, pixels, centre, radius, turn))
         image.paste(PATTERN_COLOURS[kind.pattern_colour], mask=ImageChops.multiply(body, marks))
     ImageDraw.Draw(image).line([*polygon, polygon[0]], fill=LEG_COLOUR, width=SCALE)
-    return _light_and_noise(image.reduce(SCALE), rng)
+    return _light_and_noise(image.reduce(SCALE), rng, noise)
 
 
 def _rotation(angle: float) -> np.ndarray:
@@ -118,11 +119,11 @@ def _background(rng: np.random.Generator, size: int) -> Image.Image:
     return wall.resize((size, size), Image.Resampling.BILINEAR)
 
 
-def _light_and_noise(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _light_and_noise(image: Image.Image, rng: np.random.Generator, additional: float) -> Image.Image:
     size = image.width
     slope = rng.normal(0, 0.07, 2)
     place = np.linspace(-1, 1, size, dtype=np.float32)
     light = rng.uniform(0.85, 1.1) + slope[0] * place[:, None] + slope[1] * place[None]
-    noise = rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(rng.uniform(2, 8))
+    noise = rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(rng.uniform(2, 8) + additional)
     lit = np.asarray(image, dtype=np.float32) * light[..., None] + noise
     return Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8))

@@ -78,6 +78,7 @@ def in_context(
     split: str = "test",
     describe: bool = False,
     one_fewer: bool = False,
+    noise: float = 0.0,
     seed: int = 0,
 ) -> Score:
     """Names of types the model was never shown, from demonstrations in earlier turns.
@@ -91,6 +92,7 @@ def in_context(
         split: of the types.
         describe: ask for descriptions that end in the name; only the name is scored.
         one_fewer: the asked type has one demonstration less than the others.
+        noise: additional pixel noise of all pictures.
         seed: of everything random.
     """
     question = DESCRIBE_AND_NAME_QUESTION if describe else NAME_QUESTION
@@ -103,9 +105,9 @@ def in_context(
         shown = [w for w in range(ways) for _ in range(shots - (one_fewer and w == asked))]
         conversation: Conversation = []
         for which in rng.permutation(shown):
-            conversation.append(user(draw(kinds[which], rng), question))
+            conversation.append(user(draw(kinds[which], rng, noise=noise), question))
             conversation.append({"role": "assistant", "content": _answer(kinds[which], names[which], describe)})
-        conversations.append([*conversation, user(draw(kinds[asked], rng), question)])
+        conversations.append([*conversation, user(draw(kinds[asked], rng, noise=noise), question)])
         right.append(names[asked])
     return _score_names(answers(model, processor, conversations), right, describe)
 
@@ -140,6 +142,7 @@ def measure(model: Any, processor: Any, split: str = "test", scale: int = 4) -> 
         "names of base types": lambda: base_naming(model, processor, 5 * scale),
         "description": lambda: describing(model, processor, 2 * scale, split=split),
         "description and name of base types": lambda: base_naming(model, processor, 2 * scale, describe=True),
+        "names of new types without demonstrations": lambda: in_context(model, processor, n, shots=0, split=split),
         "5-way 2-shot": lambda: in_context(model, processor, n, split=split),
         "5-way 2-shot, description and name": lambda: in_context(model, processor, n, split=split, describe=True),
         "2-way 1-shot": lambda: in_context(model, processor, n, 2, 1, split=split),
