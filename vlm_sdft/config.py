@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from text_sdft.core import UserError
 from vlm_sdft.demos import QUESTION, DemoSet
 from vlm_sdft.selection import Selection
 from vlm_sdft.zoo import resolve_data
@@ -85,7 +86,10 @@ class ImageDemonstrations:
 
 def load_demos(data: ImageData) -> DemoSet:
     """The demo set that the section describes; builtin data is drawn first. Raises `UserError`."""
-    path = resolve_data(data.path, Path(data.cache), **data.options)
+    try:
+        path = resolve_data(data.path, Path(data.cache), **data.options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"data.path {data.path}, data.options {data.options}: {error}") from error
     folder_only = {
         "question": data.question,
         "retain_questions": data.retain_questions,
