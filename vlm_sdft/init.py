@@ -14,7 +14,7 @@ adapter: image
 data:
   path: {path}
   question: What is this?        # asked about every image; answers come from the folders' names or types.yaml
-  # retain: {path}_general       # a folder of any images that the model should go on answering as it does{retain_note}
+  # retain: general_images       # a folder of any images that the model should go on answering as it does{retain_note}
   # max_pixels: 200704           # 448 × 448: fewer pixels, shorter prompts
 
 demonstrations:                  # what the teacher sees before each query
@@ -47,7 +47,7 @@ def init_config(folder: str, model: str) -> str:
         path=folder.rstrip("/"),
         name=Path(folder).name,
         n_types=min(5, len(images)),
-        shots=min(2, max(1, min(images) - 1)),
+        shots=min(2, min(images)),
         train=train,
-        retain_note="" if demos.retain else " (recommended: nothing here does that yet)",
+        retain_note="" if demos.retain else " (recommended)",
     )

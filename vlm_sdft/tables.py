@@ -47,10 +47,11 @@ def print_preview(preview: dict[str, Any]) -> None:
     console.print(preview["trained"], highlight=False)
     memory = Table(title="Expected peak memory (an estimate)", title_justify="left")
     memory.add_column("")
-    memory.add_column("GiB", justify="right")
-    for name, size in preview["memory"].items():
-        memory.add_row(name, f"{size / 2**30:.2f}")
-    memory.add_row("together", f"{sum(preview['memory'].values()) / 2**30:.2f}")
+    together = sum(preview["memory"].values())
+    unit, scale = ("GiB", 2**30) if together > 2**30 else ("MiB", 2**20)
+    memory.add_column(unit, justify="right")
+    for name, size in {**preview["memory"], "together": together}.items():
+        memory.add_row(name, f"{size / scale:.1f}")
     console.print(memory)
 
 
