@@ -1,7 +1,6 @@
 """A tiny random Llama with a byte-level tokenizer and a chat template: any text, no download.
 
-    model, tokenizer = tiny_text_model()
-    folder = save_tiny_text_model(tmp_path)  # for AutoModelForCausalLM and AutoTokenizer
+Call `tiny_text_model()` for both in memory, `save_tiny_text_model(folder)` for what the Auto classes load.
 """
 
 from __future__ import annotations

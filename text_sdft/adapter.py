@@ -136,7 +136,7 @@ class TextAdapter:
         return list(example.messages)
 
     def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
-        """The row's own, in their order; none beside a whole teacher prompt. Where not all fit, the last: nearest the query."""
+        """The row's own, in their order, the last ones where not all fit; none beside a whole teacher prompt."""
         hidden = example.retain or example.meta.get("teacher_messages")
         kept = [] if hidden else list(example.demonstrations)
         limit = context.max_demonstrations
