@@ -135,21 +135,6 @@ def batching_changes_nothing(case: Case) -> bool:
     return bool(case.examples)
 
 
-def context_moves_the_teacher(case: Case) -> bool:
-    """What the teacher is shown changes its scores."""
-    applies = False
-    for example, ids in zip(case.examples, case.completions, strict=True):
-        count = len(case.adapter.demonstrations(example, TeacherContext()))
-        fewer = [case.teacher([example], TeacherContext(max_demonstrations=1))] if count > 1 else []
-        if (count or example.privileged_context) and not example.retain:
-            applies = True
-            scored = case.logps(case.teacher([example]), [ids])[0]
-            for other in [case.student([example]), *fewer]:
-                same = torch.equal(case.logps(other, [ids])[0], scored)
-                require(not same, f"The teacher of '{example.id}' scores alike with less context.")
-    return applies
-
-
 def fewer_demonstrations_shorten_the_prompt(case: Case) -> bool:
     """`max_demonstrations` keeps so many whole demonstrations, and a limit above their number keeps all."""
     applies = False
@@ -164,6 +149,21 @@ def fewer_demonstrations_shorten_the_prompt(case: Case) -> bool:
         shorter = all(a > b for a, b in pairwise(lengths[1:]))
         require(shorter and lengths[0] == lengths[1], f"'{example.id}': prompts of {lengths} tokens under falling limits.")
         applies = applies or count > 1
+    return applies
+
+
+def context_moves_the_teacher(case: Case) -> bool:
+    """What the teacher is shown changes its scores."""
+    applies = False
+    for example, ids in zip(case.examples, case.completions, strict=True):
+        count = len(case.adapter.demonstrations(example, TeacherContext()))
+        fewer = [case.teacher([example], TeacherContext(max_demonstrations=1))] if count > 1 else []
+        if (count or example.privileged_context) and not example.retain:
+            applies = True
+            scored = case.logps(case.teacher([example]), [ids])[0]
+            for other in [case.student([example]), *fewer]:
+                same = torch.equal(case.logps(other, [ids])[0], scored)
+                require(not same, f"The teacher of '{example.id}' scores alike with less context.")
     return applies
 
 
@@ -214,8 +214,8 @@ PROMISES: tuple[Callable[[Case], bool], ...] = (
     rows_are_encoded_apart,
     media_reach_the_model,
     batching_changes_nothing,
-    context_moves_the_teacher,
     fewer_demonstrations_shorten_the_prompt,
+    context_moves_the_teacher,
     decoding_leaves_out_special_tokens,
     scores_are_shares,
     generated_answers_are_read_back,
