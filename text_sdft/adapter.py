@@ -136,9 +136,11 @@ class TextAdapter:
         return list(example.messages)
 
     def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
-        """The row's own, in their order. Where not all fit, the last ones: those nearest to the query."""
-        kept = [] if example.retain else list(example.demonstrations)
-        return kept if context.max_demonstrations is None else kept[len(kept) - context.max_demonstrations :]
+        """The row's own, in their order, the last ones where not all fit; none beside a whole teacher prompt."""
+        hidden = example.retain or example.meta.get("teacher_messages")
+        kept = [] if hidden else list(example.demonstrations)
+        limit = context.max_demonstrations
+        return kept if limit is None else kept[max(0, len(kept) - limit) :]
 
     def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
         """The query with its demonstrations and privileged context, or the row's own teacher prompt."""

@@ -1,0 +1,129 @@
+"""Rows to examples: what each column means, and one clear message for each mistake."""
+
+from __future__ import annotations
+
+import json
+
+import datasets
+import pytest
+
+from text_sdft.columns import load_rows, to_example, to_examples
+from text_sdft.core import Example, UserError
+
+QUESTION = {"role": "user", "content": "What is 2 + 2?"}
+ROW = {"prompt": "What is 2 + 2?", "reference": "four"}
+
+
+def turns(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def test_a_plain_row():
+    example = to_example(ROW, 7)
+    assert (example.id, example.messages, example.reference, example.retain) == ("row 7", [QUESTION], "four", False)
+    assert not example.demonstrations and example.privileged_context is None
+
+
+def test_messages_and_system_prompt():
+    own = [{"role": "system", "content": "Be kind."}, QUESTION]
+    assert to_example({"prompt": own}, 0).messages == own
+    assert to_example({"prompt": own}, 0, "Be brief.").messages == own
+    assert to_example(ROW, 0, "Be brief.").messages == [{"role": "system", "content": "Be brief."}, QUESTION]
+
+
+def test_both_forms_of_a_demonstration():
+    example = to_example({**ROW, "demonstrations": [{"prompt": "1 + 1?", "answer": "two"}, turns("1 + 2?", "three")]}, 0)
+    assert [d.messages for d in example.demonstrations] == [turns("1 + 1?", "two"), turns("1 + 2?", "three")]
+
+
+@pytest.mark.parametrize("golden", ["It is four.", ["It is four."]])
+def test_a_golden_response_answers_the_rows_own_prompt(golden):
+    example = to_example({**ROW, "golden_response": golden}, 0)
+    assert [d.messages for d in example.demonstrations] == [turns("What is 2 + 2?", "It is four.")]
+
+
+def test_other_columns():
+    example = to_example({**ROW, "id": 12, "retain": 1, "privileged_context": "Count.", "reference": 4}, 0)
+    assert (example.id, example.retain, example.privileged_context, example.reference) == ("12", True, "Count.", "4")
+
+
+def test_columns_that_are_null_count_as_absent():
+    """As Parquet and JSON files have them where rows differ."""
+    row = {**ROW, "demonstrations": None, "golden_response": None, "images": None, "retain": None, "id": None}
+    assert to_example(row, 3) == to_example(ROW, 3)
+
+
+def test_a_ready_example_passes_through():
+    ready = Example("a", [QUESTION])
+    assert to_examples([ready]) == [ready]
+
+
+def test_foreign_columns_are_ignored():
+    assert to_example({**ROW, "difficulty": 3, "source": "web"}, 0) == to_example(ROW, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({}, "Row 5: 'prompt' is missing or empty"),
+        ({"prompt": "  "}, "Row 5: 'prompt'"),
+        ({"prompt": []}, "Row 5: 'prompt' is missing or empty"),
+        ({"prompt": 3}, "Row 5: 'prompt' is a int"),
+        ({"prompt": turns("a", "b")}, "ends in a turn of 'assistant'"),
+        ({**ROW, "teacher_prompt": turns("a", "b")}, "'teacher_prompt' ends in a turn of 'assistant'"),
+        ({**ROW, "priviledged_context": "x"}, "did you mean 'privileged_context'"),
+        ({**ROW, "demonstration": []}, "did you mean 'demonstrations'"),
+        ({**ROW, "images": ["a.png"]}, "adapter: image"),
+        ({**ROW, "image": "a.png"}, "adapter: image"),
+        ({**ROW, "demonstrations": ["two"]}, "a demonstration needs"),
+        ({**ROW, "demonstrations": [{"prompt": "1 + 1?"}]}, "a demonstration needs"),
+        ("What is 2 + 2?", "Row 5 is a str"),
+    ],
+)
+def test_mistakes_are_named_by_row(row, message):
+    with pytest.raises(UserError) as raised:
+        to_example(row, 5)
+    assert message in str(raised.value) and "ow 5" in str(raised.value)
+
+
+def test_an_id_that_stands_twice():
+    with pytest.raises(UserError, match="Two rows have the id 'a'"):
+        to_examples([{**ROW, "id": "a"}, {**ROW, "id": "a"}])
+
+
+# ---- files ----
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+def test_each_kind_of_file(tmp_path, kind):
+    rows = [ROW, {"prompt": "And 3 + 3?", "reference": "six"}]
+    table, file = datasets.Dataset.from_list(rows), tmp_path / f"rows.{kind}"
+    if kind == "csv":
+        table.to_csv(file)
+    elif kind == "parquet":
+        table.to_parquet(file)
+    elif kind == "json":
+        file.write_text(json.dumps(rows))
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert load_rows(str(file)) == rows
+
+
+def test_a_missing_file_names_a_near_one(tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps(ROW))
+    with pytest.raises(UserError, match=r"trian\.jsonl does not exist\. Did you mean .*train\.jsonl"):
+        load_rows(str(tmp_path / "trian.jsonl"))
+    with pytest.raises(UserError, match=r"rows\.csv does not exist\.$"):
+        load_rows(str(tmp_path / "nowhere" / "rows.csv"))
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": ')
+    with pytest.raises(UserError, match=r"rows\.jsonl cannot be read as json"):
+        load_rows(str(file))
+
+
+def test_what_is_no_file_and_no_data_set(tmp_path):
+    with pytest.raises(UserError, match="neither a file"):
+        load_rows(str(tmp_path / "nothing"))

@@ -1,0 +1,171 @@
+"""The text adapter: which template each row gets, ids through the chat template, scores."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tests.tiny_text import save_tiny_text_model, tiny_text_model
+from tests.toy import toy_args
+from text_sdft import SDFTTrainer, TeacherContext, TextAdapter, UserError
+from text_sdft.adapter import TextData, TextDemonstrations
+from text_sdft.core import ConfigurableAdapter, adapter_class
+
+SHOWN = [{"prompt": f"{i} + 1?", "answer": f"answer {i}"} for i in range(3)]
+ROW = {"prompt": "What is 2 + 2?", "demonstrations": SHOWN, "reference": "Four  words"}
+
+
+def bound(**settings):
+    adapter = TextAdapter(**settings)
+    adapter.bind(*tiny_text_model())
+    return adapter
+
+
+def teacher(adapter, row, **context):
+    return adapter.teacher_messages(adapter.examples([row])[0], TeacherContext(**context))
+
+
+def read(adapter, conversation):
+    return adapter.processing_class.decode(adapter.encode([conversation]).rows[0].tokens["input_ids"])
+
+
+def test_it_is_the_registered_text_adapter():
+    assert adapter_class("text") is TextAdapter
+    assert isinstance(TextAdapter(), ConfigurableAdapter)
+
+
+def test_each_row_gets_the_template_that_suits_it():
+    adapter = TextAdapter()
+    assert [m["role"] for m in teacher(adapter, ROW)] == ["user", "assistant"] * 3 + ["user"]
+    context = teacher(adapter, {"prompt": "Who?", "privileged_context": "Bob did it."})
+    assert context == [{"role": "user", "content": "Bob did it.\n\nWho?"}]
+    golden = teacher(adapter, {"prompt": "Who?", "golden_response": "Bob."})
+    assert golden[-1]["content"].startswith("Who?\n\nThis is an example for a response to the question:\nBob.")
+    assert teacher(adapter, {"prompt": "Who?"}) == [{"role": "user", "content": "Who?"}]
+
+
+def test_a_given_template_is_used_for_every_row():
+    adapter = TextAdapter(teacher_prompt_template="Hints: {answers}. {question}")
+    assert teacher(adapter, {"prompt": "Who?", "golden_response": "Bob"})[-1]["content"] == "Hints: Bob. Who?"
+    with pytest.raises(UserError, match="lacks {question}"):
+        TextAdapter(teacher_prompt_template="quotd")
+
+
+def test_a_whole_teacher_prompt_replaces_the_template_and_shows_no_demonstrations():
+    adapter = TextAdapter()
+    row = {**ROW, "teacher_prompt": "Bob did it. Who?"}
+    assert teacher(adapter, row) == [{"role": "user", "content": "Bob did it. Who?"}]
+    assert adapter.demonstrations(adapter.examples([row])[0], TeacherContext()) == []
+
+
+def test_a_retention_prompt_has_one_view():
+    adapter = TextAdapter(system_prompt="Be brief.")
+    example = adapter.examples([{**ROW, "retain": True, "privileged_context": "x"}])[0]
+    assert adapter.teacher_messages(example, TeacherContext()) == adapter.student_messages(example)
+    assert adapter.demonstrations(example, TeacherContext()) == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"), [(None, [0, 1, 2]), (5, [0, 1, 2]), (3, [0, 1, 2]), (2, [1, 2]), (1, [2]), (0, [])]
+)
+def test_a_limit_keeps_the_demonstrations_nearest_the_query(limit, kept):
+    adapter = TextAdapter()
+    example = adapter.examples([ROW])[0]
+    shown = adapter.demonstrations(example, TeacherContext(max_demonstrations=limit))
+    assert [d.messages[-1]["content"] for d in shown] == [f"answer {i}" for i in kept]
+    answers = [m["content"] for m in teacher(adapter, ROW, max_demonstrations=limit) if m["role"] == "assistant"]
+    assert answers == [f"answer {i}" for i in kept]
+
+
+# ---- tokens ----
+
+
+def test_ids_come_from_the_chat_template_with_the_generation_prompt():
+    adapter = bound(system_prompt="Be brief.")
+    example = adapter.examples([ROW])[0]
+    assert read(adapter, adapter.student_messages(example)) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_both_views_get_the_same_thinking_switch():
+    for thinking, ending in ((None, "assistant\n"), (True, "assistant\n"), (False, "<think></think>")):
+        adapter = bound(enable_thinking=thinking)
+        example = adapter.examples([ROW])[0]
+        for view in (adapter.student_messages(example), adapter.teacher_messages(example, TeacherContext())):
+            assert read(adapter, view).endswith(ending)
+
+
+def test_a_tokenizer_without_a_chat_template_reads_plain_text(tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(save_tiny_text_model(tmp_path))
+    tokenizer.chat_template = None
+    adapter = TextAdapter()
+    adapter.bind(tiny_text_model()[0], tokenizer)
+    assert read(adapter, adapter.student_messages(adapter.examples([ROW])[0])) == "What is 2 + 2?\n\n"
+
+
+def test_bind_loads_the_models_own_tokenizer(tmp_path):
+    adapter = TextAdapter()
+    adapter.bind(adapter.load_model(save_tiny_text_model(tmp_path)))
+    assert adapter.decode(torch.tensor(adapter.processing_class("é 2")["input_ids"])) == "é 2"
+
+
+def test_models_that_cannot_be_loaded_are_named(tmp_path):
+    with pytest.raises(UserError, match="could not be loaded as a causal language model"):
+        TextAdapter().load_model(str(tmp_path))
+    model = tiny_text_model()[0]
+    model.config.name_or_path = str(tmp_path)
+    with pytest.raises(UserError, match="Pass processing_class"):
+        TextAdapter().bind(model)
+
+
+def test_padding_falls_back_on_the_end_token(tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(save_tiny_text_model(tmp_path))
+    tokenizer.pad_token = None
+    adapter = TextAdapter()
+    adapter.bind(tiny_text_model()[0], tokenizer)
+    assert adapter.encode([[{"role": "user", "content": "Hi"}]]).pad_token_id == tokenizer.eos_token_id
+
+
+# ---- scores ----
+
+
+def test_scores():
+    example = TextAdapter().examples([ROW])[0]
+    assert TextAdapter().score(example, "  four\nWORDS ") == 1.0
+    assert TextAdapter().score(example, "four") == 0.0
+    assert TextAdapter(scorer=lambda e, a: len(a) / 10).score(example, "abc") == pytest.approx(0.3)
+    assert TextAdapter(scorer=lambda e, a: 1.0).score(TextAdapter().examples([{"prompt": "?"}])[0], "abc") is None
+
+
+# ---- data and training ----
+
+
+def test_the_yaml_sections_give_the_splits(tmp_path):
+    files = {}
+    for name, rows in {"train": [ROW, ROW], "test": [ROW], "old": [ROW], "keep": [{"prompt": "Hi"}]}.items():
+        files[name] = tmp_path / f"{name}.jsonl"
+        files[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = TextData(str(files["train"]), str(files["test"]), str(files["old"]), str(files["keep"]), "Be brief.")
+    adapter, splits = TextAdapter.from_config(data, TextDemonstrations("quoted", enable_thinking=False))
+    examples = adapter.examples(splits.train)
+    assert [e.retain for e in examples] == [False, False, True]
+    assert {name: len(rows) for name, rows in splits.evals.items()} == {"new": 1, "old": 1}
+    assert "2 training rows, 1 retention prompts" in splits.report[0]
+    assert examples[0].messages[0]["content"] == "Be brief."
+    assert "Examples of how an expert answered" in adapter.teacher_messages(examples[0], TeacherContext())[-1]["content"]
+
+
+def test_it_trains(tmp_path):
+    model, tokenizer = tiny_text_model()
+    before = model.model.embed_tokens.weight.detach().clone()
+    rows = [ROW, {"prompt": "Who?", "privileged_context": "Bob."}, {"prompt": "Hi", "retain": True}]
+    trainer = SDFTTrainer(model, toy_args(tmp_path), adapter=TextAdapter(), train_dataset=rows, processing_class=tokenizer)
+    assert trainer.train().training_loss > 0
+    assert not torch.equal(before, trainer.model.model.embed_tokens.weight)
