@@ -57,7 +57,7 @@ Weights, drawings and words all come from this program; no other data and no oth
 - An image becomes 32 × 32 pixels and one token (sides that differ more than fourfold: more tokens, never trained).
 - Names of new types are two of its syllables ("dax ru"). Other words are spelled by the letter and were not trained.
 - Without demonstrations it calls an unknown type by the name of a base type.
-- It answers the three questions above and follows no other instructions. Images stand before the question.
+- It answers the three questions above, images first, and follows no other instructions.
 - Episodes of more than 25 turns were not trained, nor was an episode that mixes questions.
 """
 
