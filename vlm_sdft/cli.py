@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet_libraries()
     try:
         commands[args[0]](args[1:])
+    except SystemExit as done:  # --help and --print_config of the parser
+        return int(done.code or 0)
     except UserError as error:
         print(f"vlm-sdft: {error}", file=sys.stderr)
         return 2
@@ -108,6 +110,7 @@ def _eval(argv: list[str]) -> None:
 
 
 def _init(argv: list[str]) -> None:
+    from text_sdft.core import UserError
     from vlm_sdft.init import init_config
 
     if not argv or argv[0] in ("-h", "--help"):
@@ -117,8 +120,10 @@ def _init(argv: list[str]) -> None:
             "config for it:  vlm-sdft init my_objects --model Qwen/Qwen3-VL-8B-Instruct > my_objects.yaml"
         )
         return
-    model = argv[argv.index("--model") + 1] if "--model" in argv[:-1] else "builtin:tiny-qwen3-vl"
-    print(init_config(argv[0], model), end="")
+    folder, *options = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--model=") else [arg])]
+    if folder.startswith("-") or (options and (len(options) != 2 or options[0] != "--model")):
+        raise UserError(f"init takes a folder and --model NAME; it got: {' '.join(argv)}")
+    print(init_config(folder, options[1] if options else "builtin:tiny-qwen3-vl"), end="")
 
 
 # ---- from arguments to an experiment ----
@@ -131,20 +136,21 @@ def _experiment(command: str, argv: list[str]) -> Experiment:
 
     from text_sdft.core import UserError, adapter_class, lora
     from text_sdft.experiments.config import Experiment, LoRASettings
+    from vlm_sdft.init import run_name
 
     argv = _expanded(argv)
     given = _given(argv)
-    adapter_name = given.get("adapter", "image")
+    adapter_name = str(given.get("adapter") or "image")
     adapter_type = adapter_class(adapter_name)
     defaults = {**adapter_type.train_defaults}
     model = given.get("model", "")
-    enabled = given.get("lora", {}).get("enabled")
+    enabled = given["lora"].get("enabled")
     if LoRASettings(enabled=enabled).resolve(str(model)) is not None and "learning_rate" not in defaults:
         defaults |= lora()
-    data_path = str(given.get("data", {}).get("path", "run"))
-    defaults["output_dir"] = f"runs/{data_path.removeprefix('builtin:').rstrip('/').split('/')[-1]}"
+    defaults["output_dir"] = f"runs/{run_name(str(given['data'].get('path', 'run')))}"
     parser = _parser(command, adapter_type, defaults)
     if "-h" in argv or "--help" in argv:
+        _hide_uncommon(parser)
         parser.print_help()
         raise SystemExit(0)
     try:
@@ -172,8 +178,7 @@ def _parser(command: str, adapter_type: Any, train_defaults: dict[str, Any]) -> 
     from dataclasses import fields
     from typing import get_type_hints
 
-    from jsonargparse import SUPPRESS, ArgumentParser
-    from transformers import TrainingArguments
+    from jsonargparse import ArgumentParser
 
     from text_sdft.core import SDFTConfig
     from text_sdft.experiments.config import EvalSettings, LoRASettings
@@ -205,17 +210,33 @@ def _parser(command: str, adapter_type: Any, train_defaults: dict[str, Any]) -> 
         for f in fields(kind)
         if "help" in f.metadata
     }
-    own = {f.name for f in fields(SDFTConfig)} - {f.name for f in fields(TrainingArguments)}
     for action in parser._actions:
-        section, _, name = action.dest.partition(".")
         action.help = helps.get(action.dest, action.help)
-        if section == "train" and name and name not in own | COMMON:
-            action.help = SUPPRESS
-        elif isinstance(action.help, str):
+        if isinstance(action.help, str):
             action.help = action.help.replace("%", "%%")
     return parser
 
 
+def _uncommon(key: str) -> bool:
+    """Whether a key is one of the many of `transformers.TrainingArguments` that few need."""
+    from dataclasses import fields
+
+    from transformers import TrainingArguments
+
+    section, _, name = key.partition(".")
+    return section == "train" and name in {f.name for f in fields(TrainingArguments)} - COMMON
+
+
+def _hide_uncommon(parser: ArgumentParser) -> None:
+    """Off the help; done last, since the parser also leaves what is hidden out of what it dumps."""
+    from jsonargparse import SUPPRESS
+
+    for action in parser._actions:
+        if _uncommon(action.dest):
+            action.help = SUPPRESS
+
+
+SECTIONS = ("data", "demonstrations", "lora", "eval", "train")
 #: Fields of `transformers.TrainingArguments` that ``--help`` lists.
 COMMON = {
     "output_dir", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
@@ -226,10 +247,15 @@ COMMON = {
 
 
 def _expanded(argv: list[str]) -> list[str]:
-    """`CONFIG.yaml` → `--config CONFIG.yaml`, `--data X` → `--data.path X`."""
+    """`CONFIG.yaml` → `--config CONFIG.yaml`, put first: options go before it; `--data X` → `--data.path X`."""
     out = [("--data.path" + arg[6:]) if arg == "--data" or arg.startswith("--data=") else arg for arg in argv]
     if out and not out[0].startswith("-"):
-        out.insert(0, "--config")
+        return ["--config", *out]
+    for i, arg in enumerate(out):
+        if arg.startswith("--config="):
+            return ["--config", arg[9:], *out[:i], *out[i + 1 :]]
+        if arg == "--config" and i + 1 < len(out):
+            return [*out[i : i + 2], *out[:i], *out[i + 2 :]]
     return out
 
 
@@ -240,25 +266,32 @@ def _given(argv: list[str]) -> dict[str, Any]:
     from text_sdft.core import UserError
 
     given: dict[str, Any] = {}
-    if argv[:1] == ["--config"]:
+    if argv[:1] == ["--config"] and len(argv) > 1:
         file = Path(argv[1])
         if not file.is_file():
             raise UserError(f"There is no config file {file}. `vlm-sdft init FOLDER` prints one for a folder of images.")
         try:
             given = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{file} is not valid YAML: {error}") from error
         if not isinstance(given, dict):
             raise UserError(f"{file}: needs keys such as model, data and train at its top.")
         if isinstance(given.get("data"), str):
             raise UserError(f"{file}: write `data: {{path: {given['data']}}}`.")
-    for option, value in zip(argv, [*argv[1:], ""], strict=True):
+        for section in SECTIONS:
+            if not isinstance(given.get(section, {}), dict):
+                raise UserError(f"{file}: '{section}' has no keys below it: put some there, or leave it out.")
+    for section in ("data", "lora"):
+        given.setdefault(section, {})
+    for i, option in enumerate(argv):
         name, equals, inline = option.partition("=")
-        key = name.removeprefix("--").split(".")
-        if name.startswith("--") and key[0] in ("model", "adapter", "data", "lora"):
-            value = inline if equals else value
-            target = given if len(key) == 1 else given.setdefault(key[0], {})
-            target[key[-1]] = yaml.safe_load(value) if key[0] == "lora" else value
+        value = inline if equals else "".join(argv[i + 1 : i + 2])
+        if name in ("--model", "--adapter"):
+            given[name[2:]] = value
+        elif name == "--data.path":
+            given["data"]["path"] = value
+        elif name == "--lora.enabled":
+            given["lora"]["enabled"] = {"true": True, "false": False}.get(value.lower())
     return given
 
 
@@ -279,12 +312,19 @@ def _with_nearest_key(message: str, known: Sequence[str]) -> str:
 
 
 def _settings(parser: ArgumentParser, namespace: Namespace, adapter: str) -> dict[str, Any]:
-    """The resolved settings, for ``config.yaml``: what the parser reads again."""
+    """The resolved settings, for ``config.yaml``: what the parser reads again. Uncommon and empty defaults are left out."""
     import yaml
 
-    settings = yaml.safe_load(parser.dump(namespace, skip_unset=True))
-    settings.pop("config", None)
-    return {**settings, "adapter": adapter}
+    chosen = yaml.safe_load(parser.dump(namespace, skip_unset=False))
+    usual = yaml.safe_load(parser.dump(parser.get_defaults(), skip_unset=False, skip_validation=True))
+    settings: dict[str, Any] = {"model": chosen["model"], "adapter": adapter}
+    for section in SECTIONS:
+        settings[section] = {
+            name: value
+            for name, value in chosen[section].items()
+            if value != usual[section].get(name) or not (value is None or _uncommon(f"{section}.{name}"))
+        }
+    return settings
 
 
 def _print_report(experiment: Experiment) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from vlm_sdft.demos import DemoSet
@@ -23,11 +24,22 @@ demonstrations:                  # what the teacher sees before each query
   shots: {shots}
 
 train:
-  output_dir: runs/{name}
+  output_dir: {name}
 {train}  # num_train_epochs: 10
   # per_device_train_batch_size: 8
   # gradient_accumulation_steps: 2
 """
+
+
+def run_name(data: str) -> str:
+    """What to call the run's folder after its data: ``my_objects`` of ``data/my_objects/`` and of ``my_objects.jsonl``."""
+    return Path(data.removeprefix("builtin:")).resolve().name.removesuffix(".jsonl") or "run"
+
+
+def _quoted(text: str) -> str:
+    """As it stands where YAML would read it so, else quoted."""
+    plain = all(char.isalnum() or char in "/._-" for char in text) and text[:1].isalpha() | text.startswith(("/", "."))
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def init_config(folder: str, model: str) -> str:
@@ -43,9 +55,9 @@ def init_config(folder: str, model: str) -> str:
     )
     return _TEMPLATE.format(
         report=" ".join(demos.report).replace("\n", " "),
-        model=model,
-        path=folder.rstrip("/"),
-        name=Path(folder).name,
+        model=model if builtin else _quoted(model),
+        path=_quoted(folder.rstrip("/") or "/"),
+        name=_quoted(f"runs/{run_name(folder)}"),
         n_types=min(5, len(images)),
         shots=min(2, min(images)),
         train=train,

@@ -60,9 +60,10 @@ def training_summary(model: nn.Module, frozen: list[str]) -> str:
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     kind = "a LoRA adapter on" if isinstance(model, PeftModel) else "all weights of"
+    part = "the language model" if frozen else "the model"
     names = ", ".join(name.removeprefix("base_model.model.") for name in frozen)  # peft's prefix says nothing to a user
     left = f" Untouched: {names}." if frozen else ""
-    return f"Training {trained / 1e6:,.2f} M of {total / 1e6:,.2f} M parameters ({kind} the language model).{left}"
+    return f"Training {trained / 1e6:,.2f} M of {total / 1e6:,.2f} M parameters ({kind} {part}).{left}"
 
 
 def prompt_limit(model: Model, args: SDFTConfig) -> int:

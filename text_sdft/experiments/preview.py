@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from text_sdft.core import Example, ModelInputs, SDFTTrainer, TeacherContext
+from text_sdft.core import Example, ModelInputs, SDFTTrainer, TeacherContext, UserError
 from text_sdft.core.divergence import CHUNK_BYTES
 from text_sdft.core.modeling import training_summary
 from text_sdft.core.rollout import draw_seed
@@ -26,10 +26,15 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     Returns:
         ``examples`` (id, set, student and teacher {text, tokens}, images), ``tokens`` ({view: min, median, max,
         image_median}), ``dropped`` demonstrations, ``limit``, ``trained``, ``memory`` ({what: bytes}).
+
+    Raises:
+        UserError: as `run_training`.
     """
     trainer = make_trainer(experiment)
     adapter, limit = experiment.adapter, trainer.prompt_limit
     queries = [*trainer.queries[:COUNTED]]
+    if not queries:
+        raise UserError("There are no training queries (retention prompts alone teach nothing).")
     contexts = [TeacherContext(draw_seed(trainer.args.seed, 0, example.id, 0)) for example in queries]
     student = encode_student(adapter, queries, limit)
     teacher, dropped = encode_teacher(adapter, queries, contexts, limit)

@@ -41,7 +41,7 @@ def run_training(experiment: Experiment, resume: bool = False) -> Results:
     """
     folder = Path(str(experiment.args.output_dir))
     results = _stored(folder, resume)
-    if results.get("after"):
+    if "after" in results:
         return results
     trainer = make_trainer(experiment)
     sets = _eval_sets(experiment)
@@ -133,6 +133,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def _stored(folder: Path, resume: bool) -> Results:
     """Results so far. Raises `UserError` where a new run would write into an old one's folder."""
     file = folder / "results.json"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: name another folder with --train.output_dir.")
     if resume:
         if not file.exists():
             raise UserError(f"{folder} holds no run to resume: leave --resume out, or check --train.output_dir.")
@@ -157,8 +159,15 @@ def _forget_after(file: Path, checkpoint: Path | None) -> None:
     # samples.jsonl counts steps from 0, metrics.jsonl from 1.
     first = step if file.name == "samples.jsonl" else step + 1
     lines = file.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if json.loads(line).get("step", -1) < first]
+    kept = [line for line in lines if _step(line) < first]
     file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line).get("step", -1)
+    except json.JSONDecodeError:  # half a line, of a run that was killed while it wrote
+        return float("inf")
 
 
 def _push(trainer: SDFTTrainer, folder: Path) -> None:

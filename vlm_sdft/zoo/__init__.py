@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,13 @@ def resolve_data(name: str, cache_dir: Path, **options: Any) -> Path:
         return Path(name)
     if name not in BUILTIN_DATA:
         raise ValueError(f"Unknown data {name!r}. Known: {', '.join(BUILTIN_DATA)}.")
-    from vlm_sdft.zoo.novel_objects import write_novel_objects
+    from vlm_sdft.zoo.novel_objects import NovelObjects, write_novel_objects
+
+    known = [f.name for f in fields(NovelObjects)]
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise ValueError(f"Unknown option {key!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
 
     key = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
     folder = f"novel-objects-{options.get('split', 'test')}-{options.get('seed', 0)}-{key}"
