@@ -1,0 +1,380 @@
+"""A run's folder: what is in it, that a stopped run goes on as if it had not stopped, that its model is what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+from tests.families import family_folder
+from tests.test_demos import WHOLE, fill
+from tests.tiny_text import save_tiny_text_model
+from text_sdft.core.callbacks import MetricsWriter
+from text_sdft.experiments.scores import Accuracy
+from vlm_sdft.cli import main
+from vlm_sdft.zoo import resolve_model
+
+BUILTIN = "builtin:tiny-qwen3-vl"
+STEPS = 6
+#: Six steps at a rate at which the builtin model learns the new types and forgets some old ones.
+SETTINGS: dict[str, Any] = {
+    "model": BUILTIN,
+    "data": {
+        "path": "builtin:novel-objects",
+        "options": {"n_types": 2, "n_unlabelled": 4, "n_test": 4, "n_retain": 1, "n_old": 1},
+    },
+    "demonstrations": {"n_types": 2},
+    "eval": {"max_examples": 12},
+    "train": {
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "max_completion_length": 6,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.1,
+        "distillation_is_clip": None,
+        "max_steps": STEPS,
+        "save_steps": 2,
+        "logging_steps": 1,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("config")
+    settings = {**SETTINGS, "data": {**SETTINGS["data"], "cache": str(folder / "data")}}
+    (folder / "small.yaml").write_text(yaml.safe_dump(settings))
+    return str(folder / "small.yaml")
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory) -> Path:
+    """A run that nothing stopped."""
+    return train(config, tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.fixture(scope="module")
+def with_lora(config, tmp_path_factory) -> Path:
+    return train(config, tmp_path_factory.mktemp("runs") / "lora", "--lora.enabled", "true")
+
+
+def train(config: str, folder: Path, *options: str) -> Path:
+    assert main(["train", config, "--train.output_dir", str(folder), *options]) == 0
+    return folder
+
+
+def read(file: Path) -> Any:
+    text = file.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else json.loads(text)
+
+
+def measured(folder: Path) -> tuple[Any, Any]:
+    results = read(folder / "results.json")
+    return results["before"], results["after"]
+
+
+def steps(folder: Path) -> list[dict[str, Any]]:
+    """The logs of training steps, without what hangs on the clock."""
+    return [log for log in read(folder / "metrics.jsonl") if "loss" in log]
+
+
+def weights(folder: str | Path) -> dict[str, torch.Tensor]:
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).state_dict()
+
+
+def stop_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C when so many steps are done."""
+
+    def on_step_begin(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(MetricsWriter, "on_step_begin", on_step_begin)
+
+
+# ---- what a run leaves ----
+
+
+def test_everything_is_in_the_runs_folder(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        "config.yaml", "metrics.jsonl", "samples.jsonl", "results.json", "model",
+        *(f"checkpoint-{step}" for step in (2, 4, 6)),
+    }  # fmt: skip
+    assert [log["step"] for log in steps(finished)] == list(range(1, STEPS + 1))
+    samples = read(finished / "samples.jsonl")
+    assert {"before", "after", None} == {sample.get("phase") for sample in samples}
+    answers = [sample for sample in samples if sample.get("phase") == "after"]
+    assert {(a["set"], a["view"]) for a in answers} == {
+        ("new", "student"), ("new", "teacher"), ("old", "student"), ("old skills", "student"),
+    }  # fmt: skip
+    assert all({"id", "prompt", "answer", "reference", "score"} <= set(a) for a in answers)
+
+
+def test_results_hold_accuracies_settings_and_versions(finished):
+    results = read(finished / "results.json")
+    assert set(results) == {"before", "after", "trained", "seconds", "settings", "versions"}
+    for phase in ("before", "after"):
+        assert set(results[phase]) == {"new", "old", "old skills", "teacher"}
+        for accuracy in results[phase].values():
+            assert set(accuracy) == {"accuracy", "n", "low", "high"}
+            assert 0 <= accuracy["low"] <= accuracy["accuracy"] <= accuracy["high"] <= 1
+    assert results["before"]["new"]["n"] == 8 and results["before"]["old"]["n"] == 12, "eval.max_examples bounds a set"
+    assert results["after"]["new"]["accuracy"] > results["before"]["new"]["accuracy"]
+    assert results["seconds"] > 0
+    assert "all weights of the language model" in results["trained"] and "model.visual" in results["trained"]
+    assert {"python", "torch", "transformers", "vlm-sdft"} <= set(results["versions"])
+
+
+def test_the_config_of_a_run_holds_all_that_was_set(finished):
+    written = yaml.safe_load((finished / "config.yaml").read_text())
+    assert written == read(finished / "results.json")["settings"]
+    for name, value in SETTINGS["train"].items():
+        assert written["train"][name] == value, name
+    for section in ("demonstrations", "eval"):
+        assert SETTINGS[section].items() <= written[section].items()
+    assert "adam_beta1" not in written["train"], "uncommon settings are listed only where they were changed"
+
+
+def test_the_config_of_a_run_repeats_it(finished, tmp_path):
+    again = train(str(finished / "config.yaml"), tmp_path / "again")
+    assert measured(again) == measured(finished) and steps(again) == steps(finished)
+
+
+def test_the_model_card_says_what_was_done_and_measured(finished):
+    card = (finished / "model" / "README.md").read_text(encoding="utf-8")
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["library_name"] == "transformers" and "sdft" in header["tags"]
+    assert "builtin:novel-objects" in card and "2601.19897" in card and "learning_rate 0.001" in card
+    before, after = measured(finished)
+    for name in before:
+        row = next(line for line in card.splitlines() if line.startswith(f"| {name} |"))
+        for accuracy in (before[name], after[name]):
+            assert f"{accuracy['accuracy']:.3f} ({accuracy['low']:.3f}–{accuracy['high']:.3f}, n = {accuracy['n']})" in row
+
+
+def test_the_card_of_an_adapter_names_its_base_model(tmp_path):
+    base = str(family_folder("qwen3_vl"))
+    fill(tmp_path / "data", WHOLE)
+    run = tmp_path / "run"
+    options = ["--train.max_steps", "1", "--train.use_cpu", "true", "--train.max_completion_length", "2"]
+    argv = ["train", "--model", base, "--data", str(tmp_path / "data"), "--train.output_dir", str(run), *options]
+    assert main(argv) == 0
+    header = yaml.safe_load((run / "model" / "README.md").read_text().split("---")[1])
+    assert header["base_model"] == base and header["library_name"] == "peft"
+
+
+def test_the_model_loads_with_the_auto_classes_and_its_vision_is_untouched(finished):
+    start, end = weights(resolve_model(BUILTIN)), weights(finished / "model")
+    assert start.keys() == end.keys()
+    changed = {name for name in start if not torch.equal(start[name], end[name])}
+    assert changed and not [name for name in changed if "visual" in name]
+    processor = AutoProcessor.from_pretrained(finished / "model")
+    assert processor.tokenizer.chat_template or processor.chat_template
+
+
+def test_train_vision_trains_the_vision_tower(tmp_path):
+    base = str(family_folder("qwen3_vl"))
+    fill(tmp_path / "data", WHOLE)
+    run = tmp_path / "run"
+    argv = ["train", "--model", base, "--data", str(tmp_path / "data"), "--data.train_vision", "true"]
+    argv += ["--lora.enabled", "false", "--train.learning_rate", "1e-2", "--train.max_steps", "2", "--train.use_cpu", "true"]
+    assert main([*argv, "--train.max_completion_length", "4", "--train.output_dir", str(run)]) == 0
+    start, end = weights(base), weights(run / "model")
+    assert [name for name in start if "visual" in name and not torch.equal(start[name], end[name])]
+    assert "all weights of the model" in read(run / "results.json")["trained"]
+
+
+# ---- eval ----
+
+
+@pytest.mark.parametrize("kind", ["finished", "with_lora"])
+def test_eval_measures_what_the_run_measured(kind, request, capsys):
+    run = request.getfixturevalue(kind)
+    assert (run / "model" / "adapter_config.json").exists() == (kind == "with_lora")
+    before, after = measured(run)
+    assert before != after
+    assert main(["eval", str(run)]) == 0
+    assert read(run / "eval.json") == after
+    assert "measured now" in capsys.readouterr().out
+    assert measured(run) == (before, after), "results.json stays as the run wrote it"
+
+
+def test_eval_takes_options(finished):
+    assert main(["eval", str(finished), "--eval.max_examples", "3", "--eval.teacher", "false"]) == 0
+    scores = read(finished / "eval.json")
+    assert set(scores) == {"new", "old", "old skills"} and {score["n"] for score in scores.values()} == {3}
+
+
+# ---- resuming ----
+
+KILLED = """
+import os, signal, sys
+from text_sdft.core.callbacks import MetricsWriter
+from vlm_sdft.cli import main
+
+def on_step_begin(self, args, state, control, **_):
+    if state.global_step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+MetricsWriter.on_step_begin = on_step_begin
+main(sys.argv[1:])
+"""
+
+
+def check_same(resumed: Path, finished: Path) -> None:
+    assert measured(resumed) == measured(finished)
+    assert steps(resumed) == steps(finished), "each step is logged once, with the same numbers"
+    assert read(resumed / "samples.jsonl") == read(finished / "samples.jsonl")
+    ours, theirs = weights(resumed / "model"), weights(finished / "model")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(config, finished, tmp_path):
+    run = tmp_path / "run"
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED, "train", config, "--train.output_dir", str(run)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=120,
+    )
+    assert child.returncode < 0, child.stderr.decode()
+    assert len(steps(run)) == 3 and not (run / "model").exists() and "after" not in read(run / "results.json")
+    train(config, run, "--resume")
+    check_same(run, finished)
+
+
+def test_an_incomplete_newest_checkpoint_is_passed_over(config, finished, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_before(5, patch)
+        assert main(["train", config, "--train.output_dir", str(run)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    (run / "checkpoint-4" / "trainer_state.json").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')  # killed while it wrote
+    train(config, run, "--resume")
+    check_same(run, finished)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again_without_measuring_twice(
+    config, finished, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_before(1, patch)
+        assert main(["train", config, "--train.output_dir", str(run)]) == 2
+    train(config, run, "--resume")
+    check_same(run, finished)
+
+
+def test_a_stopped_lora_run_goes_on_as_if_nothing_had_been(config, with_lora, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_before(3, patch)
+        assert main(["train", config, "--train.output_dir", str(run), "--lora.enabled", "true"]) == 2
+    train(config, run, "--lora.enabled", "true", "--resume")
+    assert measured(run) == measured(with_lora) and steps(run) == steps(with_lora)
+
+
+def test_resuming_a_finished_run_changes_nothing(config, finished, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    times = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    train(config, run, "--resume")
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == times
+    assert "new types" in capsys.readouterr().out
+
+
+def test_a_folder_with_a_run_is_not_written_into(config, finished, capsys):
+    assert main(["train", config, "--train.output_dir", str(finished)]) == 2
+    message = capsys.readouterr().err
+    assert "holds a run already" in message and "--resume" in message
+
+
+def test_eval_of_a_run_that_has_not_finished_says_so(config, finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(finished / "config.yaml", run)
+    assert main(["eval", str(run)]) == 2
+    assert "the run has not finished" in capsys.readouterr().err
+
+
+# ---- text ----
+
+
+def jsonl(file: Path, rows: list[dict[str, Any]]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def test_a_text_model_is_trained_measured_and_loaded(tmp_path, capsys):
+    shown = [{"prompt": "Colour of a dax?", "answer": "red"}]
+    queries = [{"prompt": f"Colour of dax {i}?", "demonstrations": shown, "reference": "red"} for i in range(4)]
+    settings = {
+        "model": save_tiny_text_model(tmp_path / "llama"),
+        "adapter": "text",
+        "data": {
+            "path": jsonl(tmp_path / "train.jsonl", queries),
+            "test": jsonl(tmp_path / "test.jsonl", queries[:3]),
+            "old": jsonl(tmp_path / "old.jsonl", [{"prompt": "1 + 1?", "reference": "2"}]),
+            "retain": jsonl(tmp_path / "retain.jsonl", [{"prompt": "Hello?"}]),
+        },
+        "lora": {"enabled": False},
+        "train": {**SETTINGS["train"], "max_steps": 2, "output_dir": str(tmp_path / "run")},
+    }
+    (tmp_path / "text.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["preview", str(tmp_path / "text.yaml")]) == 0
+    assert "Colour of a dax?" in capsys.readouterr().out
+    assert main(["train", str(tmp_path / "text.yaml")]) == 0
+    run = tmp_path / "run"
+    results = read(run / "results.json")
+    assert {name: score["n"] for name, score in results["after"].items()} == {"new": 3, "old": 1, "teacher": 3}
+    assert all("retain/loss" in log for log in steps(run))
+    start, end = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (tmp_path / "llama", run / "model"))
+    assert not all(torch.equal(start[name], end[name]) for name in start)
+    assert AutoTokenizer.from_pretrained(run / "model").chat_template
+    assert main(["eval", str(run)]) == 0
+    assert read(run / "eval.json") == results["after"]
+
+
+def test_a_run_that_measures_nothing_is_finished_all_the_same(tmp_path):
+    model = save_tiny_text_model(tmp_path / "llama")
+    data = jsonl(tmp_path / "rows.jsonl", [{"prompt": "Hello?", "privileged_context": "Be kind."}] * 2)
+    argv = ["train", "--model", model, "--adapter", "text", "--data", data, "--train.output_dir", str(tmp_path / "run")]
+    argv += ["--train.max_steps", "1", "--train.max_completion_length", "4", "--train.use_cpu", "true"]
+    assert main(argv) == 0
+    assert measured(tmp_path / "run") == ({}, {})
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert main([*argv, "--resume"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == times
+
+
+# ---- intervals ----
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"),
+    [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962), (1, 1, 0.2065, 1.0)],
+)
+def test_intervals_of_right_and_wrong_answers_are_wilsons(right, n, low, high):
+    accuracy = Accuracy.of([1.0] * right + [0.0] * (n - right))
+    assert (accuracy.accuracy, accuracy.n) == (right / n, n)
+    assert accuracy.low == pytest.approx(low, abs=1e-4) and accuracy.high == pytest.approx(high, abs=1e-4)
+
+
+def test_intervals_of_graded_answers_are_normal_and_within_0_and_1():
+    accuracy = Accuracy.of([0.5, 0.6, 0.7, 0.8])
+    half = 1.96 * 0.1290994 / 2
+    assert (accuracy.low, accuracy.high) == (pytest.approx(0.65 - half), pytest.approx(0.65 + half))
+    assert Accuracy.of([0.0, 0.1, 1.0]).low == 0.0
