@@ -49,6 +49,8 @@ SETTINGS: dict[str, Any] = {
     },
 }
 
+LORA = ("--lora.enabled", "true", "--train.learning_rate", "5e-3")
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> str:
@@ -66,7 +68,7 @@ def finished(config, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def with_lora(config, tmp_path_factory) -> Path:
-    return train(config, tmp_path_factory.mktemp("runs") / "lora", "--lora.enabled", "true")
+    return train(config, tmp_path_factory.mktemp("runs") / "lora", *LORA)
 
 
 def train(config: str, folder: Path, *options: str) -> Path:
@@ -283,8 +285,8 @@ def test_a_stopped_lora_run_goes_on_as_if_nothing_had_been(config, with_lora, tm
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_before(3, patch)
-        assert main(["train", config, "--train.output_dir", str(run), "--lora.enabled", "true"]) == 2
-    train(config, run, "--lora.enabled", "true", "--resume")
+        assert main(["train", config, "--train.output_dir", str(run), *LORA]) == 2
+    train(config, run, *LORA, "--resume")
     assert measured(run) == measured(with_lora) and steps(run) == steps(with_lora)
 
 

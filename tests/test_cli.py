@@ -1,0 +1,297 @@
+"""What the command says: help at once, a user's mistake in one message with the remedy, and exit codes to rely on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.families import family_folder
+from tests.test_demos import WHOLE, fill, save
+from tests.tiny_text import save_tiny_text_model
+from vlm_sdft.cli import main
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return str(fill(tmp_path_factory.mktemp("data") / "my objects", WHOLE))
+
+
+@pytest.fixture(scope="module")
+def model() -> str:
+    return str(family_folder("qwen3_vl"))
+
+
+FAST = {"use_cpu": True, "disable_tqdm": True, "max_steps": 1, "max_completion_length": 2, "save_strategy": "no"}
+
+
+def options(settings: dict[str, Any]) -> list[str]:
+    return [part for name, value in settings.items() for part in (f"--train.{name}", str(value).lower())]
+
+
+def written(folder: Path) -> dict[str, Any]:
+    return yaml.safe_load((folder / "config.yaml").read_text())
+
+
+def config(file: Path, **sections: Any) -> str:
+    file.write_text(yaml.safe_dump(sections))
+    return str(file)
+
+
+def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The message of a command that the user got wrong."""
+    assert main(argv) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("vlm-sdft: ") and "Traceback" not in message
+    return message
+
+
+# ---- help ----
+
+
+def test_help_lists_the_commands_at_once():
+    code = (
+        "import sys; from vlm_sdft.cli import main; assert main(['--help']) == 0; "
+        "heavy = {'torch', 'transformers', 'datasets', 'jsonargparse', 'peft'} & set(sys.modules); assert not heavy, heavy"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    for command in ("init", "preview", "train", "eval"):
+        assert f"\n  {command} " in shown.stdout
+
+
+def test_no_command_shows_the_help(capsys):
+    assert main([]) == 0
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_the_help_of_train_lists_what_is_common(capsys):
+    assert main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for key in ("model", "data.path", "data.retain", "demonstrations.shots", "lora.r", "eval.teacher", "train.learning_rate",
+                "train.distillation_alpha", "train.teacher_model_kind", "train.retain_weight"):  # fmt: skip
+        assert f"--{key} " in shown, key
+    for key in ("train.adam_beta1", "train.fsdp", "train.dataloader_num_workers", "train.hub_token"):
+        assert key not in shown, key
+    assert "--resume" in shown
+
+
+def test_the_help_of_the_text_adapter_lists_its_keys(capsys):
+    assert main(["train", "--adapter", "text", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--demonstrations.teacher_prompt_template" in shown and "--demonstrations.shots" not in shown
+
+
+@pytest.mark.parametrize("command", ["init", "eval"])
+def test_commands_with_one_argument_show_their_usage(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert f"usage: vlm-sdft {command}" in capsys.readouterr().out
+
+
+# ---- mistakes ----
+
+
+def test_an_unknown_command_names_the_known_ones(capsys):
+    assert "Commands: init, preview, train, eval" in fails(capsys, "trian")
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("train.learning_rat", "train.learning_rate"),
+        ("learning_rate", "train.learning_rate"),
+        ("data.questoin", "data.question"),
+        ("demonstrations.shot", "demonstrations.shots"),
+        ("train.weight_decy", "train.weight_decay"),
+        ("modell", "model"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(key, nearest, tmp_path, data, model, capsys):
+    expected = f"Unknown key '{key}'. Did you mean '{nearest}'?"
+    assert expected in fails(capsys, "train", "--model", model, "--data", data, f"--{key}", "1")
+    sections: dict[str, Any] = {"model": model, "data": {"path": data}}
+    section, _, name = key.rpartition(".")
+    (sections.setdefault(section, {}) if section else sections)[name] = 1
+    assert expected in fails(capsys, "train", config(tmp_path / "c.yaml", **sections))
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--train.learning_rate", "fast"], ["train.learning_rate", "fast"]),
+        (["--train.distillation_alpha", "3"], ["distillation_alpha 3", "use 0 (forward KL)"]),
+        (["--train.temperature", "0"], ["temperature 0", "use more than 0"]),
+        (["--demonstrations.selection", "nearest"], ["demonstrations.selection", "'retrieved', 'random', 'fixed'"]),
+        (["--demonstrations.n_types", "0"], ["n_types 0", "at least 1"]),
+        (["--demonstrations.template", "quotd"], ["quotd"]),
+        (["--data.on_bad_image", "skip"], ["data.on_bad_image", "'error', 'drop'"]),
+        (["--lora.enabled", "["], ["lora.enabled"]),
+        (["--data.options", "{n_types: 2}"], ["options", "builtin data"]),
+        (["--adapter", "imag"], ["No adapter 'imag'. Did you mean 'image'?", "image, text"]),
+        (["more"], ["more"]),
+    ],
+)
+def test_a_wrong_value_is_named(argv, expected, data, model, tmp_path, capsys):
+    message = fails(capsys, "train", "--model", model, "--data", data, "--train.output_dir", str(tmp_path / "run"), *argv)
+    assert all(words in message for words in expected), message
+    assert not (tmp_path / "run").exists(), "nothing is written for a run that cannot be"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model: [", "is not valid YAML"),
+        ("- model", "needs keys such as model, data and train"),
+        ("model: x\ndata: my_objects\n", "write `data: {path: my_objects}`"),
+        ("model: x\ndata: {path: y}\ntrain:\n", "'train' has no keys below it"),
+        ("model: x\ndata: {path: y}\nlora: 3\n", "'lora' has no keys below it"),
+        ("model: x\n", "data.path"),
+        ("data: {path: x}\n", "model"),
+        ("model: x\ndata: {path: y}\nadapter: txt\n", "No adapter 'txt'. Did you mean 'text'?"),
+    ],
+)
+def test_a_config_that_cannot_be_read_says_why(text, expected, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text(text)
+    assert expected in fails(capsys, "train", str(tmp_path / "c.yaml"))
+
+
+def test_what_does_not_exist_is_named(tmp_path, data, model, capsys):
+    assert "There is no config file" in fails(capsys, "train", str(tmp_path / "none.yaml"))
+    assert "Did you mean" in fails(capsys, "train", "--model", model, "--data", data[:-1])
+    assert "is not a run's folder" in fails(capsys, "eval", str(tmp_path))
+    message = fails(capsys, "train", "--model", str(tmp_path / "no-model"), "--data", data)
+    assert "no-model' could not be loaded as a vision-language model" in message
+    assert "Known: builtin:tiny-qwen3-vl" in fails(capsys, "train", "--model", "builtin:tiny", "--data", data)
+    assert "Known: builtin:novel-objects" in fails(capsys, "train", "--model", model, "--data", "builtin:objects")
+    argv = ["--data", "builtin:novel-objects", "--data.options", "{shot: 1}"]
+    assert "Unknown option 'shot'. Did you mean 'shots'?" in fails(capsys, "train", "--model", model, *argv)
+
+
+def test_what_is_needed_is_asked_for(data, model, capsys):
+    assert "model" in fails(capsys, "train")
+    assert "model" in fails(capsys, "train", "--data", data)
+    assert "data.path" in fails(capsys, "train", "--model", model)
+    assert "config" in fails(capsys, "train", "--config")
+
+
+def test_a_text_model_is_refused_by_the_image_adapter(tmp_path, data, capsys):
+    text_model = save_tiny_text_model(tmp_path / "llama")
+    message = fails(capsys, "train", "--model", text_model, "--data", data, "--train.output_dir", str(tmp_path / "run"))
+    assert "could not be loaded as a vision-language model" in message and "adapter: text" in message
+
+
+def test_resuming_nothing_is_an_error(tmp_path, data, model, capsys):
+    folder = str(tmp_path / "none")
+    message = fails(capsys, "train", "--model", model, "--data", data, "--train.output_dir", folder, "--resume")
+    assert "holds no run to resume" in message and folder in message
+
+
+def test_a_file_in_place_of_the_runs_folder_is_an_error(tmp_path, data, model, capsys):
+    file = config(tmp_path / "c.yaml", model=model)
+    assert "is a file" in fails(capsys, "train", "--model", model, "--data", data, "--train.output_dir", file)
+
+
+def test_bad_data_is_an_error_before_anything_is_loaded(tmp_path, capsys):
+    root = fill(tmp_path / "data", {"train/dax": 2})
+    (root / "train/dax/0.png").write_bytes(b"nothing")
+    message = fails(capsys, "train", "--model", "no/such-model", "--data", str(root))
+    assert "0.png cannot be read as an image" in message and "data.on_bad_image: drop" in message
+
+
+# ---- where settings come from ----
+
+
+def test_data_may_be_given_short_and_names_the_run(tmp_path, data, model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--model", model, "--data", data, *options(FAST)]) == 0
+    assert written(tmp_path / "runs" / "my objects")["data"]["path"] == data
+    monkeypatch.chdir(data)
+    output = tmp_path / "here"
+    assert main(["preview", "--model", model, "--data=.", "--train.output_dir", str(output)]) == 0
+
+
+def test_options_go_before_the_config_wherever_they_stand(tmp_path, data, model):
+    settings = {"model": "none", "data": {"path": data, "question": "From the file?"}, "train": {**FAST, "seed": 1}}
+    file = config(tmp_path / "c.yaml", **settings)
+    orders: list[list[str]] = [
+        [file, "--model", model, "--train.seed", "2"],
+        ["--model", model, "--train.seed=2", "--config", file],
+        ["--model", model, f"--config={file}", "--train.seed", "2"],
+    ]
+    for i, argv in enumerate(orders):
+        assert main(["train", *argv, "--train.output_dir", str(tmp_path / f"run{i}")]) == 0
+        got = written(tmp_path / f"run{i}")
+        assert (got["model"], got["data"]["question"], got["train"]["seed"]) == (model, "From the file?", 2)
+
+
+def test_the_learning_rate_suits_what_is_trained(tmp_path, data, model):
+    file = config(tmp_path / "c.yaml", model=model, data={"path": data}, train=FAST)
+    rates = {}
+    for name, argv in {"lora": [], "all": ["--lora.enabled=false"], "own": ["--train.learning_rate", "0.5"]}.items():
+        assert main(["train", file, *argv, "--train.output_dir", str(tmp_path / name)]) == 0
+        rates[name] = written(tmp_path / name)["train"]["learning_rate"]
+    assert rates == {"lora": 2e-4, "all": 2e-5, "own": 0.5}
+
+
+# ---- init and preview ----
+
+
+@pytest.mark.parametrize("name", ["my_objects", "my objects: 2 #1", "Äpfel", "7"])
+def test_init_prints_a_config_that_train_accepts(name, tmp_path, model, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / name, {"train/dax": 2, "train/wug": 3, "test/dax": 1})
+    assert main(["init", f"{name}/", "--model", model]) == 0
+    text = capsys.readouterr().out
+    settings = yaml.safe_load(text)
+    assert settings["data"]["path"] == name and settings["train"]["output_dir"] == f"runs/{name}"
+    assert (settings["demonstrations"]["n_types"], settings["demonstrations"]["shots"]) == (2, 2)
+    assert "5 labelled images" in text.splitlines()[0]
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
+    assert main(["train", "c.yaml", *options({**FAST, "bf16": False})]) == 0
+    assert (tmp_path / "runs" / name / "model").is_dir()
+
+
+def test_init_takes_the_builtin_model_unless_told(tmp_path, data, capsys):
+    assert main(["init", data]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"] == "builtin:tiny-qwen3-vl"
+    assert main(["init", data, "--model=some/model"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"] == "some/model"
+
+
+def test_init_refuses_what_it_does_not_know(tmp_path, data, capsys):
+    assert "--modle" in fails(capsys, "init", data, "--modle", "x")
+    assert "does not exist" in fails(capsys, "init", str(tmp_path / "none"))
+
+
+def test_preview_shows_both_prompts_and_leaves_no_run(tmp_path, data, model, capsys):
+    argv = ["--model", model, "--data", data, "--train.output_dir", str(tmp_path / "run"), *options(FAST)]
+    assert main(["preview", *argv]) == 0
+    shown = capsys.readouterr().out
+    student, teacher = shown.split("teacher (", 1)
+    assert "student (38 tokens)" in student and "<|image_pad|>×4" in student and "What is this?" in student
+    assert "train/dax/0.png" in student and "dax<|im_end|>" not in student, "the student sees no answer"
+    assert "dax<|im_end|>" in teacher.split("image:")[0] and "wug<|im_end|>" in teacher.split("image:")[0]
+    assert "retain/any/0.png" in shown and "Tokens of a prompt" in shown and "Expected peak memory" in shown
+    assert not list((tmp_path / "run").rglob("*")), "nothing is written"
+    assert main(["train", *argv]) == 0, "and the run may follow in the same folder"
+
+
+def test_the_report_on_the_data_is_printed(tmp_path, model, capsys):
+    root = fill(tmp_path / "data", {"train/dax": 3, "train/wug": 1})
+    save(root / "train/loose.png", 99)
+    assert main(["preview", "--model", model, "--data", str(root), "--train.output_dir", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "held out" in shown and "One labelled image only: wug" in shown and "no type's folder" in shown
+
+
+def test_preview_without_queries_says_so(tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "Hello?", "retain": True}) + "\n")
+    argv = ["--model", save_tiny_text_model(tmp_path / "llama"), "--adapter", "text", "--data", str(rows)]
+    message = fails(capsys, "preview", *argv, "--train.output_dir", str(tmp_path / "run"), *options(FAST))
+    assert "no training queries" in message
