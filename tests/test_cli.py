@@ -46,8 +46,8 @@ def config(file: Path, **sections: Any) -> str:
 def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """The message of a command that the user got wrong."""
     assert main(argv) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("vlm-sdft: ") and "Traceback" not in message
+    _, ours, message = capsys.readouterr().err.partition("vlm-sdft: ")
+    assert ours and "Traceback" not in message
     return message
 
 
@@ -73,8 +73,16 @@ def test_no_command_shows_the_help(capsys):
 def test_the_help_of_train_lists_what_is_common(capsys):
     assert main(["train", "--help"]) == 0
     shown = capsys.readouterr().out
-    for key in ("model", "data.path", "data.retain", "demonstrations.shots", "lora.r", "eval.teacher", "train.learning_rate",
-                "train.distillation_alpha", "train.teacher_model_kind", "train.retain_weight"):  # fmt: skip
+    own = ("distillation_alpha", "teacher_model_kind", "retain_weight", "max_completion_length", "learning_rate")
+    for key in (
+        "model",
+        "data.path",
+        "data.retain",
+        "demonstrations.shots",
+        "lora.r",
+        "eval.teacher",
+        *(f"train.{k}" for k in own),
+    ):
         assert f"--{key} " in shown, key
     for key in ("train.adam_beta1", "train.fsdp", "train.dataloader_num_workers", "train.hub_token"):
         assert key not in shown, key
@@ -215,7 +223,7 @@ def test_data_may_be_given_short_and_names_the_run(tmp_path, data, model, monkey
     assert main(["preview", "--model", model, "--data=.", "--train.output_dir", str(output)]) == 0
 
 
-def test_options_go_before_the_config_wherever_they_stand(tmp_path, data, model):
+def test_options_override_the_config_wherever_it_stands(tmp_path, data, model):
     settings = {"model": "none", "data": {"path": data, "question": "From the file?"}, "train": {**FAST, "seed": 1}}
     file = config(tmp_path / "c.yaml", **settings)
     orders: list[list[str]] = [

@@ -191,7 +191,16 @@ def test_train_vision_trains_the_vision_tower(tmp_path):
     fill(tmp_path / "data", WHOLE)
     run = tmp_path / "run"
     argv = ["train", "--model", base, "--data", str(tmp_path / "data"), "--data.train_vision", "true"]
-    argv += ["--lora.enabled", "false", "--train.learning_rate", "1e-2", "--train.max_steps", "2", "--train.use_cpu", "true"]
+    argv += [
+        "--lora.enabled",
+        "false",
+        "--train.learning_rate",
+        "1e-2",
+        "--train.max_steps",
+        "2",
+        "--train.use_cpu",
+        "true",
+    ]
     assert main([*argv, "--train.max_completion_length", "4", "--train.output_dir", str(run)]) == 0
     start, end = weights(base), weights(run / "model")
     assert [name for name in start if "visual" in name and not torch.equal(start[name], end[name])]

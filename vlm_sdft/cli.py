@@ -247,7 +247,7 @@ COMMON = {
 
 
 def _expanded(argv: list[str]) -> list[str]:
-    """`CONFIG.yaml` → `--config CONFIG.yaml`, put first: options go before it; `--data X` → `--data.path X`."""
+    """`CONFIG.yaml` → `--config CONFIG.yaml`, put first: options override it; `--data X` → `--data.path X`."""
     out = [("--data.path" + arg[6:]) if arg == "--data" or arg.startswith("--data=") else arg for arg in argv]
     if out and not out[0].startswith("-"):
         return ["--config", *out]
