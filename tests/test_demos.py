@@ -432,6 +432,11 @@ def test_a_type_with_one_image_is_reported(tmp_path):
     assert "wug" in said(demos, "One labelled image only")
 
 
+def test_a_type_that_is_only_tested_on_is_reported(tmp_path):
+    demos = DemoSet.load(fill(tmp_path, {"train/dax": 2, "test/dax": 1, "test/wug": 1}))
+    assert "wug" in said(demos, "without a labelled training image")
+
+
 def test_no_labelled_images_are_an_error(tmp_path):
     (tmp_path / "train").mkdir()
     assert "There are no labelled training images" in error(tmp_path)

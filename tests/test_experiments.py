@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, that a stopped run goes on as if it had not stopped, that its model is what was measured."""
+"""A run: what its folder holds, that a stopped one goes on as if nothing had been, that its model is what was measured."""
 
 from __future__ import annotations
 
@@ -272,7 +272,8 @@ def test_an_incomplete_newest_checkpoint_is_passed_over(config, finished, tmp_pa
         stop_before(5, patch)
         assert main(["train", config, "--train.output_dir", str(run)]) == 2
     assert "--resume" in capsys.readouterr().err
-    (run / "checkpoint-4" / "trainer_state.json").unlink()
+    (run / "checkpoint-4" / "trainer_state.json").write_text('{"global_st')
+    shutil.copytree(run / "checkpoint-2", run / "checkpoint-5", ignore=shutil.ignore_patterns("trainer_state.json"))
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # killed while it wrote
     train(config, run, "--resume")

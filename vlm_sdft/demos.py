@@ -204,6 +204,8 @@ class DemoSet:
             notes.append(
                 f"One labelled image only: {', '.join(single)}. As a query it has no demonstration of its type; add one."
             )
+        if unseen := dict.fromkeys(str(row.type) for row in by_split["test"] if row.type not in counts):
+            notes.append(f"Tested on, but without a labelled training image: {', '.join(unseen)}. Add some.")
         _note_near_duplicates(by_split["labelled"] + by_split["unlabelled"], by_split["test"], notes)
         return cls(**by_split, types=dict(types), report=notes)
 

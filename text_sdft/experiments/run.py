@@ -126,8 +126,17 @@ def make_trainer(experiment: Experiment) -> SDFTTrainer:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end (a killed run may leave half of one)."""
-    complete = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").exists() and p.name[11:].isdigit()]
+    complete = [p for p in folder.glob("checkpoint-*") if p.name[11:].isdigit() and _is_complete(p)]
     return max(complete, key=lambda p: int(p.name[11:]), default=None)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether its last file, the trainer's state, is there and whole."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _stored(folder: Path, resume: bool) -> Results:
