@@ -49,7 +49,7 @@ def test_each_row_gets_the_template_that_suits_it():
 def test_a_given_template_is_used_for_every_row():
     adapter = TextAdapter(teacher_prompt_template="Hints: {answers}. {question}")
     assert teacher(adapter, {"prompt": "Who?", "golden_response": "Bob"})[-1]["content"] == "Hints: Bob. Who?"
-    with pytest.raises(UserError, match="lacks {question}"):
+    with pytest.raises(UserError, match=r"lacks \{question\}"):
         TextAdapter(teacher_prompt_template="quotd")
 
 
