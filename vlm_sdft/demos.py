@@ -116,7 +116,7 @@ class DemoSet:
             question: what is asked about each image.
             retain_questions: what is asked about each retention image; None asks ``question``.
             retain: a further folder of retention images, any nesting.
-            holdout: share of each type's images held out for testing where there is no ``test``.
+            holdout: share of each type's images held out for testing where there is no ``test``; above 0 at least one.
             seed: of that draw.
             on_bad_image: an image that cannot be read is an error, or is dropped and reported.
 
@@ -125,6 +125,7 @@ class DemoSet:
         """
         from vlm_sdft.readers import read_folder
 
+        _check_exists(Path(path))
         rows, types, report = read_folder(Path(path), question, retain_questions, retain, holdout, seed)
         return cls.from_rows(rows, types, report, on_bad_image)
 
@@ -149,29 +150,32 @@ class DemoSet:
         return cls.from_rows(rows, types, report)
 
     @classmethod
-    def from_jsonl(cls, path: str | Path) -> DemoSet:
+    def from_jsonl(cls, path: str | Path, *, on_bad_image: Literal["error", "drop"] = "error") -> DemoSet:
         """Lines {"messages": [user …, assistant], "images": [paths], "split": …}.
 
         The user turn is the question, the assistant turn the answer (none: an unlabelled query); paths start at the file.
         """
         from vlm_sdft.readers import read_jsonl
 
-        return cls.from_rows(*read_jsonl(Path(path)))
+        _check_exists(Path(path))
+        return cls.from_rows(*read_jsonl(Path(path)), on_bad_image)
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> DemoSet:
-        """`from_folder` for a folder, `from_jsonl` for a ``.jsonl`` file. Raises `UserError` for anything else."""
+        """`from_folder` for a folder, `from_jsonl` for a ``.jsonl`` file, whose rows need only ``on_bad_image``.
+
+        Raises:
+            UserError: it is neither, or as those two.
+        """
         path = Path(path)
         if path.is_dir():
             return cls.from_folder(path, **options)
-        if path.suffix == ".jsonl" and path.is_file():
-            return cls.from_jsonl(path)
-        if path.exists():
+        _check_exists(path)
+        if path.suffix != ".jsonl":
             raise UserError(f"{path}: give a folder (train/<type>/*) or a .jsonl file with messages and images.")
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, siblings, n=1)
-        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
-        raise UserError(f"{path} does not exist.{hint} Give a folder with train/<type>/* or a .jsonl file.")
+        if options.get("retain") is not None:
+            raise UserError(f'data.retain goes with a folder; in {path} write rows with "split": "retain".')
+        return cls.from_jsonl(path, on_bad_image=options.get("on_bad_image", "error"))
 
     @classmethod
     def from_rows(
@@ -204,6 +208,15 @@ class DemoSet:
         return cls(**by_split, types=dict(types), report=notes)
 
 
+def _check_exists(path: Path) -> None:
+    if path.exists():
+        return
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+    raise UserError(f"{path} does not exist.{hint} Give a folder with train/<type>/* or a .jsonl file.")
+
+
 def _check_answers(types: Mapping[str, ObjectType]) -> None:
     seen: dict[str, str] = {}
     for kind in types.values():
@@ -225,13 +238,14 @@ def _readable(rows: Sequence[ImageRow], on_bad_image: str, notes: list[str]) -> 
     for row in rows:
         complaint = None
         for image in row.images:
-            name = image_name(image)
-            if name not in verdicts or not isinstance(image, str | Path):
+            is_file = isinstance(image, str | Path)  # others have no name of their own: the row's
+            name = image_name(image) if is_file else row.id
+            if name not in verdicts or not is_file:
                 try:
                     load_image(image)
                     verdicts[name] = None
                 except UserError as error:
-                    verdicts[name] = str(error)
+                    verdicts[name] = str(error) if is_file else f"{row.id}: {error}"
             complaint = complaint or verdicts[name]
         if complaint:
             bad.append(complaint)

@@ -14,11 +14,12 @@ import yaml
 from PIL import Image
 
 from text_sdft.core import UserError
+from vlm_sdft.answers import normalise
 from vlm_sdft.demos import QUESTION, ImageRow, ObjectType, Split
 
 Read = tuple[list[ImageRow], dict[str, ObjectType], list[str]]
 
-SUFFIXES = frozenset(Image.registered_extensions())
+SUFFIXES = frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 TYPE_KEYS = ("answer", "synonyms", "cues")
 METADATA = "metadata.jsonl"
 
@@ -31,11 +32,16 @@ def read_folder(
     folders: dict[Split, Path] = {"train": path if flat else path / "train"}
     if not flat:
         folders |= {split: path / split for split in get_args(Split) if split != "train" and (path / split).is_dir()}
+    elif found := [name for name in get_args(Split) if (path / name).is_dir()]:
+        raise UserError(f"{path} has {found[0]}/ but no train/: put the labelled images into train/<type>/.")
     report: list[str] = []
     rows: list[ImageRow] = []
     names: dict[str, None] = {}
     metadata = {split: _metadata(folder) for split, folder in folders.items()}
     for split in ("train", "test", "old"):
+        loose = [file for file in _images(folders.get(split)) if file.parent == folders[split]]  # type: ignore[index, call-overload]
+        if split != "old" or not metadata.get("old"):
+            report += [f"Not used: {len(loose)} images of {folders[split]} lie in no type's folder."] if loose else []
         for type_folder in _subfolders(folders.get(split)):  # type: ignore[call-overload]
             files = list(_images(type_folder))
             if not files:
@@ -53,7 +59,7 @@ def read_folder(
     for file, fields in metadata.get("old", {}).items():
         key = _id(path, file)
         rows += [
-            ImageRow(f"{key}#{i}", (file,), entry.get("prompt", question), entry.get("answer"), None, "old")
+            ImageRow(f"{key}#{i}", (file,), entry.get("prompt", question), _string(entry.get("answer")), None, "old")
             for i, entry in enumerate(fields)
         ]
     for file in _images(folders.get("unlabelled")):
@@ -64,7 +70,7 @@ def read_folder(
         extra = Path(retain)
         if not extra.is_dir():
             raise UserError(f"data.retain: the folder {extra} does not exist.")
-        retained += [(f"{extra.name}/{_id(extra, file)}", file) for file in _images(extra)]
+        retained += [(f"data.retain/{_id(extra, file)}", file) for file in _images(extra)]
     for key, file in retained:
         own = [entry["prompt"] for entry in metadata.get("retain", {}).get(file, []) if "prompt" in entry]
         for i, asked in enumerate(own or retain_questions or [question]):
@@ -97,6 +103,8 @@ def read_dataset(dataset: Any, image_column: str, label_column: str, question: s
             name = None
             if labelled:
                 label = record[label_column]
+                if label is None or label == -1:  # what a hub data set gives rows whose label it hides
+                    raise UserError(f"{split}/{i} has no label ({label}): leave it out, or use the split 'unlabelled'.")
                 name = feature.int2str(label) if isinstance(feature, datasets.ClassLabel) else str(label)
                 names[name] = None
             rows.append(ImageRow(f"{split}/{i}", (record[image_column],), question, None, name, split))  # type: ignore[arg-type]
@@ -110,11 +118,14 @@ def read_dataset(dataset: Any, image_column: str, label_column: str, question: s
 def read_jsonl(path: Path) -> Read:
     """See `DemoSet.from_jsonl`."""
     rows: list[ImageRow] = []
+    types: dict[str, ObjectType] = {}
     for number, record in _json_lines(path):
         where = f"{path}, line {number}"
         messages, images = record.get("messages"), record.get("images", [])
         if not isinstance(messages, list) or not messages or not isinstance(images, list) or not images:
             raise UserError(f'{where}: needs "messages" (user, then assistant) and "images" (paths).')
+        if not all(isinstance(message, dict) and {"role", "content"} <= set(message) for message in messages):
+            raise UserError(f"{where}: each message needs role and content.")
         split = record.get("split", "train")
         if split not in get_args(Split):
             raise UserError(f"{where}: split '{split}': use one of {', '.join(get_args(Split))}.")
@@ -126,9 +137,10 @@ def read_jsonl(path: Path) -> Read:
             split = "unlabelled"
         sources = tuple(path.parent / name if isinstance(name, str) else name for name in images)
         question = _text(asked[0]["content"]) or QUESTION
-        typed = answer if split in ("train", "test") else None
+        typed = normalise(answer) if answer is not None and split in ("train", "test") else None
+        if typed is not None and typed not in types:
+            types[typed] = ObjectType(typed, str(answer))
         rows.append(ImageRow(f"line {number}", sources, question, answer, typed, split))
-    types = {row.type: ObjectType(row.type, row.type) for row in rows if row.type is not None}
     return rows, types, _counts(rows)
 
 
@@ -137,21 +149,25 @@ def _labelled(row: ImageRow, types: Mapping[str, ObjectType], metadata: Mapping[
     if row.type is None:
         return row
     own = {} if row.split == "old" else _first(metadata.get(row.split, {}), row.images[0])
-    answer = own.get("answer", types[row.type].answer)
+    answer = _string(own.get("answer", types[row.type].answer))
     return ImageRow(row.id, row.images, own.get("prompt", row.question), answer, row.type, row.split)
 
 
 def _hold_out(rows: Sequence[ImageRow], share: float, seed: int, report: list[str]) -> list[ImageRow]:
+    if share <= 0:
+        report.append("There is no test/ and holdout is 0: nothing is measured on the new types.")
+        return list(rows)
     by_type: dict[str | None, list[ImageRow]] = defaultdict(list)
     for row in rows:
         if row.split == "train":
             by_type[row.type].append(row)
-    held: set[str] = set()
+    held: dict[str, str | None] = {}
     for name, members in by_type.items():
         count = min(max(1, round(share * len(members))), len(members) - 1)
         drawn = random.Random(f"{seed}/{name}").sample(sorted(row.id for row in members), count)
-        held.update(drawn)
-    report.append(f"There is no test/: {len(held)} images of {len(by_type)} types were held out of train/ to test on.")
+        held |= dict.fromkeys(drawn, name)
+    kinds = len(set(held.values()))
+    report.append(f"There is no test/: {len(held)} images of {kinds} types were held out of train/ to test on.")
     return [
         ImageRow(row.id, row.images, row.question, row.answer, row.type, "test") if row.id in held else row for row in rows
     ]
@@ -164,18 +180,30 @@ def _types(file: Path, names: Mapping[str, None]) -> dict[str, ObjectType]:
         raise UserError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(given, dict):
         raise UserError(f"{file}: needs a mapping of type names to {{answer, synonyms, cues}}.")
+    given = {str(name): entry for name, entry in given.items()}
     for name, entry in given.items():
-        if str(name) not in names:
-            raise UserError(f"{file}: there is no type '{name}'.{_hint(str(name), names)} Types are the folders' names.")
-        for key in entry if isinstance(entry, dict) else [entry]:
+        if name not in names:
+            raise UserError(f"{file}: there is no type '{name}'.{_hint(name, names)} Types are the folders' names.")
+        if not isinstance(entry, dict):
+            raise UserError(f"{file}: '{name}' needs a mapping with some of {', '.join(TYPE_KEYS)}.")
+        for key in entry:
             if key not in TYPE_KEYS:
                 raise UserError(f"{file}: '{key}' of '{name}' is unknown.{_hint(str(key), TYPE_KEYS)} Known: {TYPE_KEYS}.")
     types = {}
     for name in names:
         entry = given.get(name, {})
         answer = str(entry.get("answer", name.replace("_", " ")))
-        types[name] = ObjectType(name, answer, tuple(entry.get("synonyms", ())), tuple(entry.get("cues", ())))
+        types[name] = ObjectType(name, answer, _words(entry.get("synonyms")), _words(entry.get("cues")))
     return types
+
+
+def _words(given: Any) -> tuple[str, ...]:
+    """A list in ``types.yaml``, or one word without a list."""
+    return tuple(str(word) for word in (given if isinstance(given, list) else [given] if given is not None else []))
+
+
+def _string(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def _metadata(folder: Path) -> dict[Path, list[dict[str, Any]]]:

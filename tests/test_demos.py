@@ -1,0 +1,440 @@
+"""A data set is read as the documentation says, and a mistake in it is named before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from text_sdft.core import UserError
+from vlm_sdft.config import ImageData, load_demos
+from vlm_sdft.demos import DemoSet
+
+
+def picture(seed: int, size: int = 16) -> Image.Image:
+    """An image like no other: blocks of random colours, which survive recompression."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def save(file: Path, seed: int) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    picture(seed).save(file)
+    return file
+
+
+def fill(root: Path, counts: dict[str, int], start: int = 0) -> Path:
+    """``counts`` images in each folder below ``root``, none like another."""
+    for folder, count in counts.items():
+        for i in range(count):
+            start += 1
+            save(root / folder / f"{i}.png", start)
+    return root
+
+
+def lines(file: Path, *records: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def names(rows: Any) -> list[str]:
+    return [row.id for row in rows]
+
+
+def error(path: Path, **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        DemoSet.load(path, **options)
+    return str(caught.value)
+
+
+def said(demos: DemoSet, words: str) -> str:
+    found = [sentence for sentence in demos.report if words in sentence]
+    assert len(found) == 1, demos.report
+    return found[0]
+
+
+WHOLE = {"train/dax": 3, "train/wug": 2, "test/dax": 1, "test/wug": 1, "unlabelled": 2, "retain/any": 2, "old/cat": 2}
+
+
+# ---- folders ----
+
+
+def test_every_folder_has_its_use(tmp_path):
+    demos = DemoSet.load(fill(tmp_path, WHOLE), question="Name it.")
+    assert names(demos.labelled) == [*(f"train/dax/{i}.png" for i in range(3)), *(f"train/wug/{i}.png" for i in range(2))]
+    assert names(demos.test) == ["test/dax/0.png", "test/wug/0.png"]
+    assert names(demos.unlabelled) == ["unlabelled/0.png", "unlabelled/1.png"]
+    assert names(demos.retain) == ["retain/any/0.png#0", "retain/any/1.png#0"]
+    assert names(demos.old) == ["old/cat/0.png", "old/cat/1.png"]
+    assert [row.answer for row in demos.labelled] == ["dax"] * 3 + ["wug"] * 2
+    assert {row.answer for row in (*demos.unlabelled, *demos.retain)} == {None}
+    assert {row.question for row in (*demos.train, *demos.test, *demos.old)} == {"Name it."}
+    assert demos.train == [*demos.labelled, *demos.unlabelled, *demos.retain], "nothing of test or old is trained on"
+    said(demos, "Found 5 labelled images of new types, 2 unlabelled images, 2 retention prompts, 2 test images")
+
+
+def test_a_folder_of_types_alone_is_training_data(tmp_path):
+    demos = DemoSet.load(fill(tmp_path, {"dax": 3, "wug": 3}))
+    assert set(demos.types) == {"dax", "wug"}
+    assert len(demos.labelled) == 4 and len(demos.test) == 2
+
+
+def test_test_images_without_train_are_no_types(tmp_path):
+    message = error(fill(tmp_path, {"training/dax": 2, "test/dax": 2}))
+    assert "test/" in message and "no train/" in message
+
+
+def test_images_of_no_type_are_reported(tmp_path):
+    fill(tmp_path, {"train": 2, "train/dax": 3, "test/dax": 1})
+    assert "2 images" in said(DemoSet.load(tmp_path), "no type's folder")
+
+
+def test_types_yaml_gives_answers_synonyms_and_cues(tmp_path):
+    fill(tmp_path, {"train/dax_ru": 2, "train/wug": 2, "train/7": 2, "test/wug": 1})
+    given = {"wug": {"answer": "a Wug", "synonyms": ["wugg", 12], "cues": ["red", "four legs"]}, 7: {"synonyms": "seven"}}
+    (tmp_path / "types.yaml").write_text(yaml.safe_dump(given))
+    types = DemoSet.load(tmp_path).types
+    assert types["dax_ru"].answer == "dax ru", "a folder's underscores are spaces in its answer"
+    assert (types["wug"].answer, types["wug"].synonyms, types["wug"].cues) == (
+        "a Wug",
+        ("wugg", "12"),
+        ("red", "four legs"),
+    )
+    assert types["7"].synonyms == ("seven",), "one word may stand without a list, and a name may be a number"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"dax": {"synonym": ["x"]}}, "'synonym' of 'dax' is unknown. Did you mean 'synonyms'?"),
+        ({"daxx": {"answer": "x"}}, "there is no type 'daxx'. Did you mean 'dax'?"),
+        ({"dax": "answer"}, "'dax' needs a mapping"),
+        (["dax"], "needs a mapping"),
+    ],
+)
+def test_a_mistake_in_types_yaml_names_the_nearest(tmp_path, given, expected):
+    fill(tmp_path, {"train/dax": 2})
+    (tmp_path / "types.yaml").write_text(yaml.safe_dump(given))
+    message = error(tmp_path)
+    assert expected in message and "types.yaml" in message
+
+
+def test_types_yaml_that_is_no_yaml_is_named(tmp_path):
+    fill(tmp_path, {"train/dax": 2})
+    (tmp_path / "types.yaml").write_text("dax: [")
+    assert "types.yaml is not valid YAML" in error(tmp_path)
+
+
+def test_metadata_gives_an_image_its_own_question_and_answer(tmp_path):
+    fill(tmp_path, WHOLE)
+    own = {"prompt": "Describe and name this.", "answer": "a red dax"}
+    lines(tmp_path / "train/metadata.jsonl", {"file_name": "dax/1.png", **own})
+    lines(tmp_path / "test/metadata.jsonl", {"file_name": "wug/0.png", "answer": 7})
+    lines(tmp_path / "unlabelled/metadata.jsonl", {"file_name": "0.png", "prompt": "Which?"})
+    lines(tmp_path / "retain/metadata.jsonl", *({"file_name": "any/0.png", "prompt": p} for p in ("Colour?", "Size?")))
+    lines(tmp_path / "old/metadata.jsonl", {"file_name": "cat/0.png", "prompt": "Colour?", "answer": "red"})
+    demos = DemoSet.load(tmp_path)
+    rows = {row.id: row for row in (*demos.train, *demos.test, *demos.old)}
+    dax = rows["train/dax/1.png"]
+    assert (dax.question, dax.answer, dax.type) == ("Describe and name this.", "a red dax", "dax")
+    assert rows["train/dax/0.png"].answer == "dax"
+    assert (rows["test/wug/0.png"].question, rows["test/wug/0.png"].answer) == ("What is this?", "7")
+    assert rows["unlabelled/0.png"].question == "Which?"
+    assert [row.question for row in demos.retain] == ["Colour?", "Size?", "What is this?"]
+    assert rows["old/cat/0.png"].answer == "cat", "what metadata.jsonl says of an old image is one more row"
+    skill = rows["old/cat/0.png#0"]
+    assert (skill.question, skill.answer, skill.type) == ("Colour?", "red", None)
+
+
+@pytest.mark.parametrize("record", [{"file_name": "dax/none.png"}, {"prompt": "What?"}])
+def test_metadata_of_no_image_is_an_error_with_its_line(tmp_path, record):
+    fill(tmp_path, {"train/dax": 2})
+    lines(tmp_path / "train/metadata.jsonl", {"file_name": "dax/0.png"}, record)
+    assert "metadata.jsonl, line 2: file_name must name an image" in error(tmp_path)
+
+
+def test_metadata_that_is_no_json_is_an_error_with_its_line(tmp_path):
+    fill(tmp_path, {"train/dax": 2})
+    (tmp_path / "train/metadata.jsonl").write_text("{file_name: dax/0.png}\n")
+    assert "metadata.jsonl, line 1 is not JSON" in error(tmp_path)
+
+
+def test_retention_questions_are_asked_about_each_image_of_both_folders(tmp_path):
+    root = fill(tmp_path / "data", {"train/dax": 2, "test/dax": 1, "retain": 1})
+    extra = fill(tmp_path / "general" / "retain", {"": 1, "deep/er": 1}, start=50)
+    demos = DemoSet.load(root, retain_questions=["What?", "Why?"], retain=extra)
+    assert [row.question for row in demos.retain] == ["What?", "Why?"] * 3
+    assert len({row.id for row in demos.retain}) == 6, "folders of the same name do not mix up their images"
+
+
+def test_a_missing_retention_folder_is_named(tmp_path):
+    fill(tmp_path, {"train/dax": 2})
+    assert "data.retain: the folder" in error(tmp_path, retain=tmp_path / "none")
+
+
+def test_without_test_images_some_are_held_out_and_it_is_said(tmp_path):
+    fill(tmp_path, {"train/dax": 10, "train/wug": 2, "train/zup": 1})
+    demos = DemoSet.load(tmp_path)
+    assert [sum(row.type == name for row in demos.test) for name in ("dax", "wug", "zup")] == [2, 1, 0]
+    assert {row.type for row in demos.labelled} == {"dax", "wug", "zup"}, "a type keeps at least one image"
+    assert "3 images of 2 types were held out" in said(demos, "There is no test/")
+    assert len(DemoSet.load(tmp_path, holdout=0.5).test) == 6
+    assert all(DemoSet.load(tmp_path, holdout=0.99).labelled)
+    nothing = DemoSet.load(tmp_path, holdout=0.0)
+    assert nothing.test == [] and "nothing is measured" in said(nothing, "There is no test/")
+
+
+def test_the_draw_is_the_same_every_time_and_does_not_hang_on_other_types(tmp_path):
+    fill(tmp_path, {"train/dax": 10, "train/wug": 10})
+    first = names(DemoSet.load(tmp_path).test)
+    assert names(DemoSet.load(tmp_path).test) == first
+    assert names(DemoSet.from_folder(tmp_path, seed=1).test) != first
+    fill(tmp_path, {"train/zup": 5}, start=100)
+    assert [name for name in names(DemoSet.load(tmp_path).test) if "zup" not in name] == first
+
+
+def test_names_may_hold_any_letters_and_spaces(tmp_path):
+    fill(tmp_path, {"train/Äpfel grün": 2, "train/犬 いぬ": 2, "test/犬 いぬ": 1})
+    demos = DemoSet.load(tmp_path)
+    assert {kind.answer for kind in demos.types.values()} == {"Äpfel grün", "犬 いぬ"}
+    assert names(demos.test) == ["test/犬 いぬ/0.png"]
+
+
+def test_hidden_and_other_files_are_ignored(tmp_path):
+    fill(tmp_path, {"train/dax": 2, "train/.cache": 1, "train/dax/.thumbs": 1, "test/dax": 1, "unlabelled/.x": 1})
+    save(tmp_path / "train/dax/.hidden.png", 99)
+    for name in ("Thumbs.db", "notes.txt", "manual.pdf", "._0.png"):
+        (tmp_path / "train/dax" / name).write_bytes(b"no image")
+    demos = DemoSet.load(tmp_path)
+    assert names(demos.train) == ["train/dax/0.png", "train/dax/1.png"] and set(demos.types) == {"dax"}
+
+
+def test_ids_do_not_hang_on_where_the_folder_is(tmp_path, monkeypatch):
+    there = DemoSet.load(fill(tmp_path / "a", WHOLE))
+    monkeypatch.chdir(fill(tmp_path / "b", WHOLE))
+    here = DemoSet.load(".")
+    assert names(here.train) == names(there.train) and names(here.test) == names(there.test)
+
+
+# ---- JSONL ----
+
+
+def chat(question: str, answer: str | None, image: str, **more: Any) -> dict[str, Any]:
+    turns = [{"role": "user", "content": f"<image>{question}"}]
+    turns += [{"role": "assistant", "content": answer}] if answer else []
+    return {"messages": turns, "images": [image], **more}
+
+
+def test_jsonl_rows_are_read_with_their_own_questions(tmp_path):
+    fill(tmp_path, {"images": 7})
+    parts = [{"type": "image"}, {"type": "text", "text": "Name it."}]
+    lines(
+        tmp_path / "rows.jsonl",
+        chat("What is it?", "dax", "images/0.png"),
+        chat("What is it?", "A dax.", "images/1.png"),
+        {"messages": [{"role": "user", "content": parts}], "images": ["images/2.png"]},
+        chat("What is it?", "dax", "images/3.png", split="test"),
+        chat("Colour?", "red", "images/4.png", split="old"),
+        chat("Go on?", None, "images/5.png", split="retain"),
+    )
+    demos = DemoSet.load(tmp_path / "rows.jsonl")
+    assert [(row.id, row.question, row.answer) for row in demos.labelled] == [
+        ("line 1", "What is it?", "dax"),
+        ("line 2", "What is it?", "A dax."),
+    ]
+    assert len(demos.types) == 1, "answers that are the same when compared are one type"
+    assert [(row.question, row.answer) for row in demos.unlabelled] == [("Name it.", None)]
+    assert names(demos.test) == ["line 4"] and names(demos.retain) == ["line 6"]
+    assert [(row.answer, row.type) for row in demos.old] == [("red", None)]
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"images": ["images/0.png"]}, 'needs "messages"'),
+        ({"messages": [{"role": "user", "content": "x"}]}, '"images"'),
+        ({"messages": [{"role": "user"}], "images": ["images/0.png"]}, "role and content"),
+        ({"messages": ["x"], "images": ["images/0.png"]}, "role and content"),
+        (chat("x", "y", "images/0.png", split="tset"), "split 'tset'"),
+        (chat("x", None, "images/0.png", split="test"), "an assistant turn to test on"),
+        (["x"], "is not a JSON object"),
+    ],
+)
+def test_a_mistake_in_a_jsonl_names_its_line(tmp_path, record, expected):
+    fill(tmp_path, {"images": 2})
+    lines(tmp_path / "rows.jsonl", chat("x", "dax", "images/1.png"), record)
+    message = error(tmp_path / "rows.jsonl")
+    assert "line 2" in message and expected in message
+
+
+def test_a_missing_image_of_a_jsonl_is_named_or_dropped_as_asked(tmp_path):
+    fill(tmp_path, {"images": 2})
+    lines(tmp_path / "rows.jsonl", chat("x", "dax", "images/0.png"), chat("x", "dax", "images/none.png"))
+    assert "none.png does not exist" in error(tmp_path / "rows.jsonl")
+    demos = load_demos(ImageData(str(tmp_path / "rows.jsonl"), on_bad_image="drop"))
+    assert names(demos.labelled) == ["line 1"] and "none.png" in said(demos, "Dropped")
+
+
+def test_a_retention_folder_beside_a_jsonl_is_refused_rather_than_forgotten(tmp_path):
+    fill(tmp_path, {"images": 1})
+    lines(tmp_path / "rows.jsonl", chat("x", "dax", "images/0.png"))
+    assert '"split": "retain"' in error(tmp_path / "rows.jsonl", retain=tmp_path / "images")
+
+
+# ---- datasets ----
+
+
+def table(root: Path, labels: list[Any], start: int, feature: Any = None) -> datasets.Dataset:
+    files = [str(save(root / f"{start + i}.png", start + i)) for i in range(len(labels))]
+    features = datasets.Features({"image": datasets.Image(), "label": feature or datasets.Value("string")})
+    return datasets.Dataset.from_dict({"image": files, "label": labels}, features=features)
+
+
+def test_a_dataset_with_class_labels(tmp_path):
+    kinds = datasets.ClassLabel(names=["dax_ru", "wug"])
+    demos = DemoSet.from_dataset(table(tmp_path, [0, 0, 1, 1, 1], 0, kinds), question="Name it.")
+    assert {name: kind.answer for name, kind in demos.types.items()} == {"dax_ru": "dax ru", "wug": "wug"}
+    assert len(demos.labelled) == 3 and len(demos.test) == 2
+    said(demos, "There is no test/")
+    assert {row.question for row in demos.labelled} == {"Name it."}
+
+
+def test_a_dataset_dict_with_strings_and_its_splits(tmp_path):
+    parts = {
+        "train": table(tmp_path, ["dax", "dax", "wug", "wug"], 0),
+        "test": table(tmp_path, ["dax", "wug"], 10),
+        "unlabelled": table(tmp_path, ["", ""], 20).remove_columns("label"),
+        "retain": table(tmp_path, ["", ""], 30),
+        "old": table(tmp_path, ["cat"], 40),
+        "validation": table(tmp_path, ["dax"], 50),
+    }
+    demos = DemoSet.from_dataset(datasets.DatasetDict(parts))
+    assert names(demos.labelled) == [f"train/{i}" for i in range(4)]
+    assert [len(rows) for rows in (demos.test, demos.unlabelled, demos.retain, demos.old)] == [2, 2, 2, 1]
+    assert {row.answer for row in (*demos.unlabelled, *demos.retain)} == {None}
+    said(demos, "'validation' is not used")
+    images = [row.images[0] for row in (*demos.train, *demos.test)]
+    assert all(isinstance(image, dict) for image in images), "images stay encoded until they are needed"
+
+
+def test_a_mistake_in_a_dataset_is_named(tmp_path):
+    rows = table(tmp_path, ["dax", "dax"], 0)
+    with pytest.raises(UserError, match=r"no column 'label' \(it has image, kind\)"):
+        DemoSet.from_dataset(rows.rename_column("label", "kind"))
+    with pytest.raises(UserError, match="'train' must be there"):
+        DemoSet.from_dataset(datasets.DatasetDict({"test": rows}))
+    kinds = datasets.ClassLabel(names=["dax"])
+    with pytest.raises(UserError, match=r"train/1 has no label"):
+        DemoSet.from_dataset(table(tmp_path, [0, -1], 0, kinds))
+
+
+def test_a_damaged_image_of_a_dataset_is_named_by_its_row(tmp_path):
+    good = save(tmp_path / "0.png", 0).read_bytes()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    images = [{"path": None, "bytes": data} for data in (good, good[:60], b"nothing")]
+    with pytest.raises(UserError, match=r"train/1: .*\n.*train/2: "):
+        DemoSet.from_dataset(
+            datasets.Dataset.from_dict({"image": images, "label": ["dax"] * 3}, features=features), holdout=0
+        )
+
+
+# ---- what cannot be trained on ----
+
+
+def test_an_empty_type_is_an_error(tmp_path):
+    fill(tmp_path, {"train/dax": 2})
+    (tmp_path / "train/wug").mkdir()
+    assert "train/wug holds no image" in error(tmp_path).replace("\\", "/")
+
+
+def test_damaged_images_are_named_or_dropped_as_asked(tmp_path):
+    fill(tmp_path, WHOLE)
+    cut = (tmp_path / "train/dax/2.png").read_bytes()[:60]
+    (tmp_path / "train/dax/2.png").write_bytes(cut)
+    (tmp_path / "unlabelled/1.png").write_bytes(b"nothing")
+    message = error(tmp_path)
+    assert "2.png cannot be read" in message and "1.png cannot be read" in message
+    assert "data.on_bad_image: drop" in message
+    demos = DemoSet.load(tmp_path, on_bad_image="drop")
+    assert len(demos.labelled) == 4 and names(demos.unlabelled) == ["unlabelled/0.png"]
+    assert sum(sentence.startswith("Dropped: ") for sentence in demos.report) == 2
+
+
+def test_many_damaged_images_are_counted(tmp_path):
+    fill(tmp_path, {"train/dax": 2, "train/wug": 8})
+    for file in (tmp_path / "train/wug").iterdir():
+        file.write_bytes(b"")
+    assert "… and 3 more" in error(tmp_path)
+
+
+@pytest.mark.parametrize("twin", ["the dax", "Dax"])
+def test_two_types_with_one_answer_are_an_error(tmp_path, twin):
+    fill(tmp_path, {"train/dax": 2, f"train/{twin}": 2})
+    message = error(tmp_path)
+    assert "'dax'" in message and f"'{twin}'" in message and "types.yaml" in message
+    (tmp_path / "types.yaml").write_text(yaml.safe_dump({"dax": {"answer": "daxling"}}))
+    DemoSet.load(tmp_path)
+
+
+def test_an_image_that_is_tested_on_is_taken_out_of_training_and_both_names_are_said(tmp_path):
+    fill(tmp_path, WHOLE)
+    copies = {
+        "unlabelled/copy.png": "test/dax/0.png",
+        "train/dax/copy.png": "test/wug/0.png",
+        "retain/copy.png": "old/cat/0.png",
+    }
+    for copy, original in copies.items():
+        (tmp_path / copy).write_bytes((tmp_path / original).read_bytes())
+    demos = DemoSet.load(tmp_path)
+    assert not [name for name in names(demos.train) if "copy" in name]
+    assert len(demos.test) == 2 and len(demos.old) == 2
+    for copy, original in copies.items():
+        assert original in said(demos, copy)
+
+
+def test_a_tested_image_of_the_further_retention_folder_is_taken_out_too(tmp_path):
+    root = fill(tmp_path / "data", WHOLE)
+    demos = DemoSet.load(root, retain=root / "test")
+    assert len(demos.retain) == 2 and sum("Dropped from training" in sentence for sentence in demos.report) == 2
+
+
+def test_near_duplicates_are_reported(tmp_path):
+    fill(tmp_path, WHOLE)
+    assert not [sentence for sentence in DemoSet.load(tmp_path).report if "nearly the same" in sentence]
+    Image.open(tmp_path / "test/dax/0.png").resize((32, 32)).save(tmp_path / "unlabelled/again.jpg", quality=95)
+    sentence = said(DemoSet.load(tmp_path), "nearly the same")
+    assert "unlabelled/again.jpg and test/dax/0.png" in sentence
+
+
+def test_a_missing_path_names_the_nearest(tmp_path):
+    fill(tmp_path / "my_objects", {"train/dax": 2})
+    for read in (DemoSet.load, DemoSet.from_folder):
+        with pytest.raises(UserError, match=r"does not exist\. Did you mean .*my_objects"):
+            read(tmp_path / "my_object")
+    (tmp_path / "rows.jsonl").touch()
+    with pytest.raises(UserError, match=r"does not exist\. Did you mean .*rows\.jsonl"):
+        DemoSet.from_jsonl(tmp_path / "row.jsonl")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "rows.csv").touch()
+    assert "give a folder (train/<type>/*) or a .jsonl" in error(tmp_path / "rows.csv")
+
+
+def test_a_type_with_one_image_is_reported(tmp_path):
+    demos = DemoSet.load(fill(tmp_path, {"train/dax": 2, "train/wug": 1, "test/dax": 1}))
+    assert "wug" in said(demos, "One labelled image only")
+
+
+def test_no_labelled_images_are_an_error(tmp_path):
+    (tmp_path / "train").mkdir()
+    assert "There are no labelled training images" in error(tmp_path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "There are no labelled training images" in error(empty)
