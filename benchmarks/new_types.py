@@ -88,7 +88,7 @@ def run(split: str, seed: int, method: str, rate: float, args: argparse.Namespac
     kind, unlabelled, retention = METHODS.get(method, ("none", True, False))
     adapter = ImageAdapter(demos, n_types=5, shots=2)
     rows = demos.labelled + (demos.unlabelled if unlabelled else []) + (demos.retain if retention else [])
-    settings = {**vlm(), "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_completion_length": 8}
+    settings = {**vlm(), "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_completion_length": 16}
     config = SDFTConfig(
         "runs/benchmark", **{**settings, "learning_rate": rate, "max_steps": args.steps, "seed": seed},
         save_strategy="no", use_cpu=True, disable_tqdm=True, logging_steps=1000,

@@ -67,7 +67,8 @@ def test_with_nothing_to_show_the_query_is_the_prompt(template):
 @pytest.mark.parametrize("template", ["turns", *TEMPLATES])
 def test_the_arguments_stay_unchanged(template):
     query, shown = copy.deepcopy(QUERY), copy.deepcopy(SHOWN)
-    render(query, shown, "Context.", template)[0]["role"] = "changed"
+    given = (query, [], "Context.") if template == "context" else (query, shown, None)
+    render(*given, template)[0]["role"] = "changed"
     assert query[1:] == QUERY[1:] and shown == SHOWN
 
 
@@ -120,3 +121,12 @@ def test_bad_templates_are_refused_with_a_remedy(template, message):
     with pytest.raises(UserError, match="Template") as raised:
         check_template(template)
     assert message in str(raised.value)
+
+
+def test_nothing_is_dropped_silently():
+    query = [{"role": "user", "content": "Who?"}]
+    shown = [Demonstration([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])]
+    with pytest.raises(UserError, match="no privileged context"):
+        render(query, shown, "It is Bob.", "paper")
+    with pytest.raises(UserError, match="no demonstrations"):
+        render(query, shown, "It is Bob.", "context")

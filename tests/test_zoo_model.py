@@ -201,21 +201,25 @@ def test_it_learns(processor: Any) -> None:
 
 
 def test_skill_naming_from_demonstrations(model: Any, processor: Any) -> None:
-    assert in_context(model, processor, 60).share >= 0.85
+    assert in_context(model, processor, 100).share >= 0.95
 
 
 def test_skill_uneven_demonstrations(model: Any, processor: Any) -> None:
-    assert in_context(model, processor, 30, one_fewer=True, seed=2).share >= 0.8
+    assert in_context(model, processor, 30, one_fewer=True, seed=2).share >= 0.9
 
 
 def test_skill_describing_and_naming_from_demonstrations(model: Any, processor: Any) -> None:
-    assert in_context(model, processor, 24, describe=True).share >= 0.7
+    assert in_context(model, processor, 24, describe=True).share >= 0.9
 
 
 def test_skill_base_names(model: Any, processor: Any) -> None:
     assert base_naming(model, processor, 1).share >= 0.95
-    assert base_naming(model, processor, 1, describe=True).share >= 0.9
+    assert base_naming(model, processor, 1, describe=True).share >= 0.95
+
+
+def test_new_types_are_unknown(model: Any, processor: Any) -> None:
+    assert in_context(model, processor, 40, shots=0).right == 0
 
 
 def test_skill_describing(model: Any, processor: Any) -> None:
-    assert describing(model, processor, 1).share >= 0.85
+    assert describing(model, processor, 1).share >= 0.9

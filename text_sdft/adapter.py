@@ -171,6 +171,10 @@ class TextAdapter:
                     **self._chat_options,
                 )["input_ids"][0]  # fmt: skip
             else:
+                if not all(isinstance(message["content"], str) for message in conversation):
+                    raise UserError(
+                        "A tokenizer without a chat template takes texts only: give message contents as strings."
+                    )
                 text = "\n\n".join(message["content"] for message in conversation) + "\n\n"
                 ids = tokenizer(text, return_tensors="pt")["input_ids"][0]
             rows.append(RowInputs({"input_ids": ids}))

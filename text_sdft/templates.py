@@ -71,6 +71,9 @@ def render(
 
     Returns:
         New messages; the arguments are not changed. With nothing to show, the query itself.
+
+    Raises:
+        UserError: the template has no place for something that is given: nothing is dropped silently.
     """
     if not demonstrations and not privileged_context:
         return list(query)
@@ -83,6 +86,8 @@ def render(
         elif privileged_context:
             turns = [*privileged_context, *turns]
         return [*system, *turns, *history, last]
+    template = TEMPLATES.get(template, template)
+    _check_shown(template, demonstrations, privileged_context)
     fillings = {
         "question": _parts(last["content"]),
         "demonstrations": _joined([_question_and_answer(d) for d in demonstrations]),
@@ -90,11 +95,18 @@ def render(
         "privileged_context": _context_parts(privileged_context),
     }
     parts: list[Part] = []
-    for literal, name, _, _ in string.Formatter().parse(TEMPLATES.get(template, template)):
+    for literal, name, _, _ in string.Formatter().parse(template):
         parts.append(_text(literal))
         if name is not None:
             parts.extend(fillings[name])
     return [*system, *history, _message(last, parts)]
+
+
+def _check_shown(template: str, demonstrations: Sequence[Demonstration], privileged_context: Any) -> None:
+    if demonstrations and "{demonstrations}" not in template and "{answers}" not in template:
+        raise UserError(f"Template {template!r} shows no demonstrations, but there are some: add {{demonstrations}}.")
+    if privileged_context and "{privileged_context}" not in template:
+        raise UserError(f"Template {template!r} shows no privileged context, but there is one: add {{privileged_context}}.")
 
 
 def _text(text: str) -> Part:

@@ -162,7 +162,8 @@ def _experiment(command: str, argv: list[str]) -> Experiment:
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
     set_seed(values.train.seed)
-    adapter, splits = adapter_type.from_config(values.data, values.demonstrations)
+    with values.train.main_process_first(desc="reading the data"):  # builtin data is drawn once
+        adapter, splits = adapter_type.from_config(values.data, values.demonstrations)
     return Experiment(
         model=values.model,
         adapter=adapter,

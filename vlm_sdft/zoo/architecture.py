@@ -30,7 +30,7 @@ def vision_settings() -> dict[str, Any]:
     }
 
 
-def text_settings(vocab_size: int, pad_token_id: int) -> dict[str, Any]:
+def text_settings(vocab_size: int, pad_token_id: int, eos_token_id: int) -> dict[str, Any]:
     """Arguments of `Qwen3VLTextConfig`."""
     return {
         "vocab_size": vocab_size,
@@ -48,6 +48,7 @@ def text_settings(vocab_size: int, pad_token_id: int) -> dict[str, Any]:
             "mrope_interleaved": True,
         },
         "pad_token_id": pad_token_id,
+        "eos_token_id": eos_token_id,
     }
 
 
@@ -55,13 +56,13 @@ def model_config(special_ids: dict[str, int], vocab_size: int) -> Qwen3VLConfig:
     """Configuration of the whole model.
 
     Args:
-        special_ids: ids of "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>" and
-            "<|endoftext|>" (padding).
+        special_ids: ids of "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>",
+            "<|endoftext|>" (padding) and "<|im_end|>" (end of a turn).
         vocab_size: number of tokens.
     """
     return Qwen3VLConfig(
         vision_config=vision_settings(),
-        text_config=text_settings(vocab_size, special_ids["<|endoftext|>"]),
+        text_config=text_settings(vocab_size, special_ids["<|endoftext|>"], special_ids["<|im_end|>"]),
         image_token_id=special_ids["<|image_pad|>"],
         video_token_id=special_ids["<|video_pad|>"],
         vision_start_token_id=special_ids["<|vision_start|>"],

@@ -1,0 +1,80 @@
+"""What README.md and docs/ tell a user to type works, with the builtin model in place of a hub model."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vlm_sdft.cli import main
+from vlm_sdft.zoo import resolve_data
+
+ROOT = Path(__file__).parent.parent
+HUB = "Qwen/Qwen3-VL-8B-Instruct"
+BUILTIN = "builtin:tiny-qwen3-vl"
+
+
+@pytest.fixture
+def user(tmp_path, monkeypatch):
+    """A folder of images, as a user has it, in an empty working folder."""
+    data = resolve_data(
+        "builtin:novel-objects", tmp_path / "made", n_types=2, n_unlabelled=2, n_test=2, n_retain=1, n_old=1
+    )
+    data.rename(tmp_path / "my_objects")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def commands(file: str) -> list[str]:
+    """Lines of a file that call `vlm-sdft`, in blocks or between backticks, other than mere mentions of a command."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    found = re.findall(r"^    (vlm-sdft .*)$", text, re.M) + re.findall(
+        r"`(vlm-sdft (?:train|preview|init|eval) -[^`]+)`", text
+    )
+    return [line for line in found if "quickstart" not in line and "--help" not in line]
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/your-own-images.md"])
+def test_commands_run(user, capsys, file):
+    lines = commands(file)
+    assert len(lines) >= 3
+    for line in lines:
+        command, _, target = line.replace(HUB, BUILTIN).partition(" > ")
+        args = shlex.split(command)[1:]
+        if args[0] == "train":
+            args += ["--train.max_steps", "2", "--train.disable_tqdm", "true", "--train.output_dir", f"runs/{len(line)}"]
+        assert main(args) == 0, line
+        printed = capsys.readouterr().out
+        if target:
+            (user / target).write_text(printed)
+
+
+def test_the_python_example_of_the_readme_runs(user):
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    assert block is not None and HUB in block[1]
+    names: dict = {}
+    exec(block[1].replace(HUB, BUILTIN).replace("**vlm()", "**vlm(), use_cpu=True, disable_tqdm=True"), names)
+    trainer = names["trainer"]
+    assert trainer.state.global_step == trainer.state.max_steps > 0
+    assert trainer.evaluate()["eval_accuracy"] >= 0.0
+
+
+def test_every_config_is_read(user, capsys):
+    """With the builtin model in place of its own, and this user's folder."""
+    for file in sorted((ROOT / "configs").glob("*.yaml")):
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        settings["model"] = BUILTIN
+        settings["data"] = {"path": "my_objects"}
+        settings["train"] |= {"bf16": False, "output_dir": f"runs/{file.stem}"}
+        Path("config.yaml").write_text(yaml.safe_dump(settings))
+        assert main(["preview", "config.yaml"]) == 0, file
+        assert "tokens)" in capsys.readouterr().out
+
+
+def test_links_lead_somewhere():
+    for file in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", file.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (file.parent / target).exists(), f"{file.name}: {target}"
