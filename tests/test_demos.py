@@ -443,3 +443,33 @@ def test_no_labelled_images_are_an_error(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "There are no labelled training images" in error(empty)
+
+
+def test_linked_folders_are_read_and_each_once(tmp_path):
+    root = fill(tmp_path / "set", {"train/dax": 2, "test/dax": 1})
+    elsewhere = fill(tmp_path / "elsewhere", {"more": 3}, start=50)
+    (root / "unlabelled").mkdir()
+    (root / "unlabelled" / "linked").symlink_to(elsewhere / "more", target_is_directory=True)
+    (elsewhere / "more" / "loop").symlink_to(elsewhere, target_is_directory=True)
+    assert len(DemoSet.from_folder(root).unlabelled) == 3
+
+
+def test_files_without_an_images_ending_are_reported(tmp_path):
+    root = fill(tmp_path / "set", {"train/dax": 2, "test/dax": 1})
+    (root / "train" / "dax" / "notes").write_bytes(b"x")
+    assert "such as notes" in said(DemoSet.from_folder(root), "no ending of an image")
+
+
+def test_jsonl_with_any_unicode_and_its_mistakes(tmp_path):
+    save(tmp_path / "a.png", 1)
+    good = {
+        "messages": [{"role": "user", "content": "What\u2028is this?"}, {"role": "assistant", "content": "dax"}],
+        "images": ["a.png"],
+    }
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(good, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert DemoSet.from_jsonl(file).labelled[0].question == "What\u2028is this?"
+    lines(file, {**good, "messages": [{"role": "user", "content": None}]})
+    assert "line 1: each message needs" in error(file)
+    file.write_bytes(b'{"messages": "\xff"}')
+    assert "not UTF-8" in error(file)

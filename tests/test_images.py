@@ -7,6 +7,7 @@ import struct
 import time
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -87,3 +88,15 @@ def test_perceptual_hash_survives_resizing():
     gradient = Image.linear_gradient("L").convert("RGB")
     assert perceptual_hash(gradient) - perceptual_hash(gradient.resize((100, 100))) <= 2
     assert perceptual_hash(gradient) - perceptual_hash(gradient.rotate(90)) > 10
+
+
+def test_sixteen_bit_grey_is_scaled_and_what_cannot_be_is_refused():
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    grey = np.asarray(load_image(encoded(Image.fromarray(ramp))))[..., 0]
+    assert np.abs(grey.astype(int) - np.arange(256).reshape(16, 16)).max() <= 1
+    with pytest.raises(UserError, match="floating-point"):
+        load_image(Image.new("F", (2, 2)))
+    with pytest.raises(UserError, match="beyond 16 bits"):
+        load_image(Image.new("I", (2, 2), 70_000))
+    with pytest.raises(UserError, match="cell is empty"):
+        load_image({"path": None, "bytes": None})

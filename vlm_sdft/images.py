@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import imagehash
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from text_sdft.core import UserError
@@ -53,7 +54,7 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
                 raise UserError(
                     f"{name} has {width} × {height} pixels; at most {max_pixels:,} are read. Resize it, or leave it out."
                 )
-            image = ImageOps.exif_transpose(image)
+            image = _eight_bit(ImageOps.exif_transpose(image), name)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 white = Image.new("RGBA", image.size, "white")
                 return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
@@ -81,6 +82,18 @@ def perceptual_hash(source: ImageSource) -> imagehash.ImageHash:
     return imagehash.dhash(load_image(source))
 
 
+def _eight_bit(image: Image.Image, name: str) -> Image.Image:
+    """16-bit grey values scaled to 8 bits, which Pillow's own conversion would clip to white."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise UserError(f"{name} has grey values beyond 16 bits. Save it as an ordinary 8-bit image, or leave it out.")
+        return Image.fromarray((values // 257 if values.max() > 255 else values).astype(np.uint8))
+    if image.mode == "F":
+        raise UserError(f"{name} has floating-point grey values. Save it as an ordinary 8-bit image, or leave it out.")
+    return image
+
+
 def _open(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
@@ -91,8 +104,10 @@ def _encoded(source: ImageSource) -> bytes:
     if isinstance(source, bytes):
         return source
     if isinstance(source, Mapping):
-        data = source.get("bytes")
-        return data if data is not None else Path(source["path"]).read_bytes()
+        data, path = source.get("bytes"), source.get("path")
+        if data is None and path is None:
+            raise UserError("An image cell is empty (no bytes, no path): fill it, or leave its row out.")
+        return data if data is not None else Path(str(path)).read_bytes()
     if isinstance(source, str | PathLike):
         return Path(source).read_bytes()
     raise UserError(f"A {type(source).__name__} is not an image: give a path, bytes or a PIL image.")

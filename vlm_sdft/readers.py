@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,6 +76,12 @@ def read_folder(
         own = [entry["prompt"] for entry in metadata.get("retain", {}).get(file, []) if "prompt" in entry]
         for i, asked in enumerate(own or retain_questions or [question]):
             rows.append(ImageRow(f"{key}#{i}", (file,), asked, None, None, "retain"))
+    for folder in folders.values():
+        others = [f for f in _files(folder) if f.suffix.lower() not in SUFFIXES and f.name not in (METADATA, "types.yaml")]
+        if others:
+            report.append(
+                f"Not used: {len(others)} files of {folder} have no ending of an image, such as {others[0].name}."
+            )
     return rows, types, [*_counts(rows), *report]
 
 
@@ -124,8 +131,8 @@ def read_jsonl(path: Path) -> Read:
         messages, images = record.get("messages"), record.get("images", [])
         if not isinstance(messages, list) or not messages or not isinstance(images, list) or not images:
             raise UserError(f'{where}: needs "messages" (user, then assistant) and "images" (paths).')
-        if not all(isinstance(message, dict) and {"role", "content"} <= set(message) for message in messages):
-            raise UserError(f"{where}: each message needs role and content.")
+        if not all(isinstance(m, dict) and "role" in m and isinstance(m.get("content"), str | list) for m in messages):
+            raise UserError(f"{where}: each message needs role and content (text, or a list of parts).")
         split = record.get("split", "train")
         if split not in get_args(Split):
             raise UserError(f"{where}: split '{split}': use one of {', '.join(get_args(Split))}.")
@@ -219,7 +226,11 @@ def _metadata(folder: Path) -> dict[Path, list[dict[str, Any]]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+    for number, line in enumerate(text.split("\n"), start=1):  # JSON strings may hold other line separators
         if line.strip():
             try:
                 record = json.loads(line)
@@ -238,10 +249,20 @@ def _subfolders(folder: Path | None) -> list[Path]:
 
 def _images(folder: Path | None) -> list[Path]:
     """Image files below a folder, hidden ones left out, in a stable order."""
-    if folder is None:
-        return []
-    files = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    return sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    return [file for file in _files(folder) if file.suffix.lower() in SUFFIXES]
+
+
+def _files(folder: Path | None) -> list[Path]:
+    """All files below a folder but hidden ones, in a stable order; linked folders are followed, each once."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for here, subfolders, names in os.walk(folder, followlinks=True) if folder is not None else ():
+        real = os.path.realpath(here)
+        subfolders[:] = [] if real in seen else sorted(name for name in subfolders if not name.startswith("."))
+        if real not in seen:
+            found += [Path(here, name) for name in names if not name.startswith(".")]
+        seen.add(real)
+    return sorted(found)
 
 
 def _counts(rows: Sequence[ImageRow]) -> list[str]:
