@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.tiny_text import save_tiny_text_model
 from vlm_sdft.cli import main
 from vlm_sdft.zoo import resolve_data
 
@@ -62,12 +63,54 @@ def test_the_python_example_of_the_readme_runs(user):
     assert trainer.evaluate()["eval_accuracy"] >= 0.0
 
 
-def test_every_config_is_read(user, capsys):
-    """With the builtin model in place of its own, and this user's folder."""
+@pytest.fixture
+def text_user(user):
+    """A tiny text model, and the rows of docs/your-own-text.md as a file."""
+    text = (ROOT / "docs" / "your-own-text.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^    (\{.*\})$", text, re.M)
+    assert len(rows) == 3
+    (user / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    return save_tiny_text_model(user / "tiny")
+
+
+def test_text_commands_run(text_user, capsys):
+    lines = re.findall(r"^    (vlm-sdft .*)$", (ROOT / "docs" / "your-own-text.md").read_text(encoding="utf-8"), re.M)
+    assert len(lines) == 2
+    for line in lines:
+        args = shlex.split(line.replace("configs/", f"{ROOT}/configs/"))[1:]
+        args += [
+            "--model",
+            text_user,
+            "--train.bf16",
+            "false",
+            "--train.max_steps",
+            "1",
+            "--train.max_prompt_length",
+            "400",
+        ]
+        args += ["--train.max_completion_length", "8", "--train.disable_tqdm", "true"]
+        assert main(args) == 0, line
+    assert "The storm made landfall" in capsys.readouterr().out
+
+
+def test_the_python_example_for_text_runs(text_user):
+    block = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "your-own-text.md").read_text(encoding="utf-8"), re.S)
+    assert block is not None
+    code = block[1].replace("Qwen/Qwen2.5-7B-Instruct", text_user)
+    names: dict = {}
+    exec(code.replace("**lora()", "**lora(), use_cpu=True, disable_tqdm=True, max_steps=1, max_completion_length=8"), names)
+    assert names["trainer"].state.global_step == 1
+
+
+def test_every_config_is_read(text_user, capsys):
+    """With a small model in place of its own, and this user's data."""
     for file in sorted((ROOT / "configs").glob("*.yaml")):
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-        settings["model"] = BUILTIN
-        settings["data"] = {"path": "my_objects"}
+        is_text = settings["adapter"] == "text"
+        settings["model"] = text_user if is_text else BUILTIN
+        settings["data"] = {"path": "rows.jsonl" if is_text else "my_objects"}
+        if is_text:
+            settings["train"] |= {"max_prompt_length": 400, "max_completion_length": 8}
         settings["train"] |= {"bf16": False, "output_dir": f"runs/{file.stem}"}
         Path("config.yaml").write_text(yaml.safe_dump(settings))
         assert main(["preview", "config.yaml"]) == 0, file

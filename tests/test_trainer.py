@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import resource
 
 import pytest
 import torch
@@ -228,24 +229,21 @@ def test_resuming_with_another_teacher_is_refused(tmp_path):
         make(tmp_path, teacher_model_kind="ema", max_steps=3).train(resume_from_checkpoint=True)
 
 
-def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path, monkeypatch):
-    import text_sdft.core.trainer as module
+class FullDisk(TrainerCallback):
+    """From the given step on the system refuses to write files beyond 50 kB: no room for this checkpoint."""
 
-    trainer = make(tmp_path, max_steps=4, save_strategy="steps", save_steps=1)
-    real, calls = module.save_file, []
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
 
-    def full(tensors, path):
-        calls.append(path)
-        if len(calls) == 3:
-            path.write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        real(tensors, path)
 
-    monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(UserError, match=r"No space left.*--resume"):
-        trainer.train()
+def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path):
+    try:
+        with pytest.raises(UserError, match=r"checkpoint-3 could not be written .*--resume"):
+            make(tmp_path, max_steps=4, save_strategy="steps", save_steps=1, callbacks=[FullDisk()]).train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
-    monkeypatch.setattr(module, "save_file", real)
     resumed = make(tmp_path, max_steps=4)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 4
