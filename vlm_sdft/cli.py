@@ -131,6 +131,7 @@ def _init(argv: list[str]) -> None:
 
 def _experiment(command: str, argv: list[str]) -> Experiment:
     """The experiment that a config file and options describe. Raises `UserError` naming the key at fault."""
+    import torch
     from jsonargparse import ArgumentError
     from transformers import set_seed
 
@@ -162,6 +163,8 @@ def _experiment(command: str, argv: list[str]) -> Experiment:
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
     set_seed(values.train.seed)
+    if values.model.startswith("builtin:") and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # so small a model that several threads only wait for each other
     with values.train.main_process_first(desc="reading the data"):  # builtin data is drawn once
         adapter, splits = adapter_type.from_config(values.data, values.demonstrations)
     return Experiment(
