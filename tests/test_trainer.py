@@ -49,7 +49,7 @@ def test_the_step_equals_a_plain_one_written_from_the_paper(tmp_path):
     total = torch.zeros(())
     queries = [(example, draw_seed(42, 0, example.id, 0), teacher, 1.0) for example in trainer.queries]
     retained = trainer._draw_retained(trainer.queries)
-    queries += [(e, draw_seed(42, 0, "retain", i, e.id), start, 0.5) for i, e in enumerate(retained)]
+    queries += [(example, seed, start, 0.5) for example, seed in retained]
     assert len(retained) == 6
     for example, seed, its_teacher, weight in queries:
         prompt = adapter.encode([adapter.student_messages(example)])
@@ -75,7 +75,11 @@ def test_the_step_equals_a_plain_one_written_from_the_paper(tmp_path):
 
 def test_eight_rows_equal_four_times_two_and_any_order(tmp_path):
     trainer = make(tmp_path, toy_rows(8, retained=4))
+    with torch.no_grad():  # a student that has moved: retention prompts count
+        for p in trainer.model.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     whole, gradients = loss_and_gradients(trainer, trainer.queries)
+    assert sum(s["loss"] for s in trainer._samples if s["retain"]) > 0.01
     parts = [trainer.queries[i : i + 2] for i in range(0, 8, 2)]
     for split in (parts, parts[::-1], [trainer.queries[::-1]]):
         results = [loss_and_gradients(trainer, part, total=8) for part in split]
@@ -312,3 +316,12 @@ def test_the_model_in_memory_is_the_teacher_not_the_one_on_disk(tmp_path):
         assert all(torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
     assert not all(torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
     assert trainer.model.config.vocab_size == VOCABULARY
+
+
+def test_the_best_checkpoint_by_accuracy_comes_back(tmp_path):
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    trainer = make(tmp_path, eval_dataset=toy_rows(6, seed=1), load_best_model_at_end=True, **settings)
+    trainer.train()
+    accuracies = [log["eval_accuracy"] for log in trainer.state.log_history if "eval_accuracy" in log]
+    assert len(accuracies) == 3 and trainer.state.best_metric == max(accuracies)
+    assert trainer.evaluate()["eval_accuracy"] == max(accuracies)

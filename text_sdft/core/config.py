@@ -101,6 +101,8 @@ class SDFTConfig(TrainingArguments):
     trust_remote_code: bool = field(default=False, metadata={"help": "Run Python code that comes with a hub model."})
 
     def __post_init__(self) -> None:
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "accuracy"  # what `SDFTTrainer.evaluate` reports; there is no eval_loss
         super().__post_init__()
         checks = [
             (0 <= self.distillation_alpha <= 1, f"distillation_alpha {self.distillation_alpha}: use 0 (forward KL) … 1"),

@@ -44,7 +44,7 @@ def head_of(module: Model, temperature: float) -> Head:
         UserError: the output layer is not a plain linear layer (LoRA or a quantised layer on it).
     """
     layer = module.get_output_embeddings()
-    if not isinstance(layer, nn.Linear) or type(layer).__module__.startswith("peft."):
+    if type(layer) is not nn.Linear:  # quantised and LoRA layers derive from it
         raise UserError(
             f"The output layer is a {type(layer).__name__}; the divergence needs a plain linear one. Leave the output "
             "layer (lm_head) out of LoRA's target_modules and modules_to_save, and do not quantise it."

@@ -115,10 +115,15 @@ class SDFTTrainer(Trainer):
             callbacks=[*(callbacks or []), MetricsWriter()],
             optimizers=optimizers,
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UserError(
+                "FSDP and DeepSpeed replace the tensors that the teacher's copies stand for: not supported yet. Start "
+                "the same command with plain `accelerate launch` (data parallel), and LoRA if memory is short."
+            )
         # After the Trainer has moved the model: a teacher's copies lie beside the tensors they stand for.
         self.teacher = make_teacher(args.teacher_model_kind, module, args.teacher_update_rate, args.teacher_sync_steps)
-        same = isinstance(self.teacher, FrozenTeacher) and args.teacher_model_kind == "base"
-        self.start_teacher = self.teacher if same or not self.retained else FrozenTeacher(module)
+        same = args.teacher_model_kind == "base" or not self.retained
+        self.start_teacher = self.teacher if same else FrozenTeacher(module)
         self.add_callback(TeacherUpdate(self.teacher))
         self._prompts_checked = False
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # metric -> [sum, count] since the last log
@@ -149,9 +154,8 @@ class SDFTTrainer(Trainer):
         args, module, step = self.args, self.module, self.state.global_step
         queries = [(example, g) for example in inputs["examples"] for g in range(args.num_generations)]
         retained = self._draw_retained(inputs["examples"])
-        examples = [example for example, _ in queries] + retained
-        seeds = [draw_seed(args.seed, step, example.id, g) for example, g in queries]
-        seeds += [draw_seed(args.seed, step, "retain", i, example.id) for i, example in enumerate(retained)]
+        examples = [example for example, _ in queries] + [example for example, _ in retained]
+        seeds = [draw_seed(args.seed, step, example.id, g) for example, g in queries] + [seed for _, seed in retained]
 
         # 1. The student answers: y ~ π_θ(· | x).
         student_inputs = encode_student(self.adapter, examples, self.prompt_limit)
@@ -204,13 +208,17 @@ class SDFTTrainer(Trainer):
         # Data parallelism averages gradients over processes; the total already counts all of them.
         return loss * self.accelerator.num_processes / total
 
-    def _draw_retained(self, queries: list[Example]) -> list[Example]:
-        """At most one retention prompt a query, keyed by the query, so that no split of the batch changes the draw."""
+    def _draw_retained(self, queries: list[Example]) -> list[tuple[Example, int]]:
+        """At most one retention prompt a query, and the seed of its completion.
+
+        Both are keyed by the query, so that no split of the batch changes them.
+        """
         drawn = []
         for query in queries if self.retained else []:
-            rng = random.Random(draw_seed(self.args.seed, self.state.global_step, "which", query.id))
+            seed = draw_seed(self.args.seed, self.state.global_step, "retain", query.id)
+            rng = random.Random(seed)
             if rng.random() < self.args.retain_ratio:
-                drawn.append(rng.choice(self.retained))
+                drawn.append((rng.choice(self.retained), seed))
         return drawn
 
     def _retain_weight(self) -> float:
