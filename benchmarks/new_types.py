@@ -32,11 +32,10 @@ from text_sdft.core.scoring import completion_hidden_states, head_of
 from text_sdft.core.views import encode_student, encode_teacher
 from text_sdft.experiments.scores import evaluate
 from vlm_sdft import DemoSet, ImageAdapter, vlm
-from vlm_sdft.selection import nearest_type
 from vlm_sdft.zoo import resolve_data
 
 MODEL = "builtin:tiny-qwen3-vl"
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 #: method -> (kind, unlabelled images, retention prompts)
 METHODS = {
     "SFT": ("sft", False, False),
@@ -106,12 +105,8 @@ def run(split: str, seed: int, method: str, rate: float, args: argparse.Namespac
     scores, _ = evaluate(trainer, sets, teacher=True, batch_size=32, phase="eval")
     result = {name: score["accuracy"] for name, score in scores.items()}
     if kind == "none":
-        embedded_RD = adapter.embed([row.images[0] for row in demos.labelled])
-        queries_RD = adapter.embed([row.images[0] for row in demos.test])
-        hits = [
-            nearest_type(demos.labelled, embedded_RD, q) == row.type for q, row in zip(queries_RD, demos.test, strict=True)
-        ]
-        result["1-NN"] = sum(hits) / len(hits)
+        nearest = adapter.rivals(sets["new"])["1-nearest-neighbour"]
+        result["1-NN"] = sum(given == e.reference for given, e in zip(nearest, sets["new"], strict=True)) / len(nearest)
     return result
 
 

@@ -105,7 +105,7 @@ def test_commands_with_one_argument_show_their_usage(command, capsys):
 
 
 def test_an_unknown_command_names_the_known_ones(capsys):
-    assert "Commands: init, preview, train, eval" in fails(capsys, "trian")
+    assert "Commands: init, probe, preview, train, eval" in fails(capsys, "trian")
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from text_sdft.core.rollout import draw_seed
 from text_sdft.templates import check_template, render
 from vlm_sdft.answers import is_right
 from vlm_sdft.config import ImageData, ImageDemonstrations, load_demos, vlm
+from vlm_sdft.controls import CONTROLS, MISSING, spoiled
 from vlm_sdft.demos import DemoSet, ImageRow, Split
 from vlm_sdft.embedding import ImageEmbedder
 from vlm_sdft.encoding import check_by_forward, encode_row
@@ -78,6 +79,8 @@ class ImageAdapter:
         self._embedder: ImageEmbedder | None = None
 
     train_defaults: ClassVar[dict[str, Any]] = vlm()
+    #: See `vlm_sdft.controls`.
+    controls: ClassVar[tuple[str, ...]] = CONTROLS
 
     @classmethod
     def from_config(cls, data: ImageData, demonstrations: ImageDemonstrations) -> tuple[ImageAdapter, Splits]:
@@ -169,7 +172,10 @@ class ImageAdapter:
         """What the teacher is shown before the query: none with ``context="student"``, or for a retention row."""
         if self._context == "student":
             return []
-        return self._demonstrations(example, context.seed, context.max_demonstrations)
+        if context.control == MISSING:
+            return self._demonstrations(example, context.seed, context.max_demonstrations, without=self._type_of(example))
+        shown = self._demonstrations(example, context.seed, context.max_demonstrations)
+        return spoiled(shown, context.control, context.seed)
 
     def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
         """The query after its demonstrations."""
@@ -207,6 +213,13 @@ class ImageAdapter:
             family = self._bound()
             self._embedder = ImageEmbedder(self._embedder_name, self._model, self.processing_class, family)
         return self._embedder(sources)
+
+    def rivals(self, examples: Sequence[Example]) -> dict[str, list[str]]:
+        """Answers of cheap rivals that see the same labelled images: the nearest one's answer, by this embedder."""
+        labelled, rows = self.demos.labelled, [example.meta["row"] for example in examples]
+        labelled_RD, queries_RD = self._embed_rows(labelled), self._embed_rows(rows)
+        nearest = (queries_RD @ labelled_RD.T).argmax(-1).tolist()
+        return {"1-nearest-neighbour": [str(labelled[i].answer) for i in nearest]}
 
     def _bound(self) -> Family:
         if self._family is None:
@@ -249,7 +262,9 @@ class ImageAdapter:
             return row.type
         return next((name for name, kind in self.demos.types.items() if kind.answer == example.reference), None)
 
-    def _demonstrations(self, example: Example, seed: int, limit: int | None) -> list[Demonstration]:
+    def _demonstrations(
+        self, example: Example, seed: int, limit: int | None, without: str | None = None
+    ) -> list[Demonstration]:
         """What stands before a query: fixed demonstrations first, else chosen ones; nothing for a retention row."""
         if example.retain:
             return []
@@ -266,7 +281,7 @@ class ImageAdapter:
             if self._selector.embeddings_RD is None:
                 self._selector.embeddings_RD = self._embed_rows(self._selector.rows)
             query_D = self._embed_rows([row])[0]
-        chosen = self._selector.select(query, query_D, seed, max_demonstrations=limit, include_type=own_type)
+        chosen = self._selector.select(query, query_D, seed, limit, include_type=own_type, exclude_type=without)
         return [_demonstration(shown) for shown in chosen]
 
     def _embed_rows(self, rows: Sequence[ImageRow]) -> Tensor:

@@ -1,4 +1,5 @@
-"""The command `vlm-sdft`: parses, wires, prints. Exit codes: 0 good, 2 the user's mistake (one message), 1 ours.
+"""The command `vlm-sdft`: parses, wires, prints. Exit codes: 0 good, 2 the user's mistake (one message), 1 ours;
+`probe` exits 3 where its verdict is not to train.
 
 Heavy imports wait until a command runs, so that ``vlm-sdft --help`` answers at once.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ Teach a vision-language (or text) model from demonstrations, without forgetting:
 
 commands:
   init      write a commented config for a folder of images and a model
+  probe     find out beforehand whether the model can teach itself from these demonstrations
   preview   show the prompts, token counts and memory of a run, without training
   train     measure, train, measure again; everything lands in the run's folder
   eval      measure a finished run's model again
@@ -30,6 +32,7 @@ commands:
 examples:
   vlm-sdft train configs/quickstart.yaml
   vlm-sdft train configs/quickstart.yaml --train.learning_rate 1e-3 --train.output_dir runs/faster
+  vlm-sdft probe configs/quickstart.yaml
   vlm-sdft init my_objects --model Qwen/Qwen3-VL-8B-Instruct > my_objects.yaml
   vlm-sdft train --model Qwen/Qwen3-VL-8B-Instruct --data my_objects --train.output_dir runs/my_objects
   vlm-sdft train my_objects.yaml --resume
@@ -42,7 +45,13 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
-    commands = {"init": _init, "preview": _preview, "train": _train, "eval": _eval}
+    commands: dict[str, Callable[[list[str]], int | None]] = {
+        "init": _init,
+        "probe": _probe,
+        "preview": _preview,
+        "train": _train,
+        "eval": _eval,
+    }
     if not args or args[0] in ("-h", "--help"):
         print(HELP)
         return 0
@@ -53,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     _quiet_libraries()
     try:
-        commands[args[0]](args[1:])
+        return commands[args[0]](args[1:]) or 0
     except SystemExit as done:  # --help and --print_config of the parser
         return int(done.code or 0)
     except UserError as error:
@@ -62,7 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vlm-sdft: stopped.", file=sys.stderr)
         return 2
-    return 0
 
 
 # ---- commands ----
@@ -87,6 +95,22 @@ def _preview(argv: list[str]) -> None:
     experiment = _experiment("preview", argv)
     _print_report(experiment)
     print_preview(preview(experiment))
+
+
+def _probe(argv: list[str]) -> int:
+    import json
+
+    from text_sdft.experiments.probe import probe
+    from vlm_sdft.tables import print_probe
+
+    experiment = _experiment("probe", argv)
+    _print_report(experiment)
+    numbers = probe(experiment)
+    file = Path(str(experiment.args.output_dir)) / "probe.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    print_probe(numbers, file)
+    return 0 if numbers["verdict"]["train"] else 3
 
 
 def _eval(argv: list[str]) -> None:

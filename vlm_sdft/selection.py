@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from text_sdft.core import UserError
@@ -59,6 +58,7 @@ class DemonstrationSelector:
         seed: int,
         max_demonstrations: int | None = None,
         include_type: str | None = None,
+        exclude_type: str | None = None,
     ) -> list[ImageRow]:
         """Demonstrations in the order in which they stand; the order is drawn by the seed (models favour positions).
 
@@ -68,9 +68,11 @@ class DemonstrationSelector:
             seed: the same seed gives the same list.
             max_demonstrations: keep at most so many, the best of each type first, ``include_type`` before the others.
             include_type: the query's own type where it is known (labelled training queries): shown among the others.
+            exclude_type: a type that is not shown (a control: the query's own).
         """
         rng = random.Random(seed)
         candidates = self._ranked(query, query_D, rng)
+        candidates.pop(str(exclude_type), None)
         types = list(candidates)[: self.n_types]
         if include_type in candidates:
             others = [name for name in types if name != include_type]
@@ -102,8 +104,3 @@ class DemonstrationSelector:
             rng.shuffle(names)
             return {name: ranked[name] for name in names}
         return ranked
-
-
-def nearest_type(rows: Sequence[ImageRow], embeddings_RD: Tensor, query_D: Tensor) -> str:
-    """The type of the most similar labelled image (1-nearest-neighbour): the cheap rival of any teacher."""
-    return str(rows[int(torch.argmax(embeddings_RD @ query_D))].type)

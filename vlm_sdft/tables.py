@@ -26,6 +26,27 @@ def print_results(results: dict[str, Any], folder: Path, columns: tuple[str, str
     console.print(f"Everything is in {folder}/ (the model in {folder / 'model'}/).", highlight=False, soft_wrap=True)
 
 
+def print_probe(numbers: dict[str, Any], file: Path) -> None:
+    """Accuracies of student, teacher, controls and rivals, what a query costs, and the verdict."""
+    table = Table(title="Before training: accuracy (95 % interval)", title_justify="left")
+    for heading in ("", "accuracy", "n"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, accuracy in numbers["accuracy"].items():
+        table.add_row(name if name in ("student", "teacher") else f"  {name}", _cell(accuracy), str(accuracy["n"]))
+    console, gap, tokens = Console(), numbers["gap"], numbers["tokens"]
+    console.print(table)
+    lines = [
+        f"Teacher minus student: {100 * gap['mean']:+.1f} points ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f}).",
+        f"Token divergence on the student's own answers: {numbers['divergence']:.3f} nats.",
+        f"Tokens a query: student {tokens['student']:.0f}, teacher {tokens['teacher']:.0f}.",
+        numbers["verdict"]["reason"],
+        *numbers["verdict"]["notes"],
+        f"The numbers are in {file}.",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
 def print_preview(preview: dict[str, Any]) -> None:
     """Rendered prompts, token counts and memory."""
     console = Console()

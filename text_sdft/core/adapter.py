@@ -27,6 +27,10 @@ class ModalityAdapter(Protocol):
 
     Attributes:
         processing_class: tokenizer or processor; set by `bind`, saved beside the model.
+
+    An adapter may also offer, and experiments then use: ``controls``, names of ways to spoil demonstrations that
+    ``TeacherContext.control`` asks for; ``rivals(examples) -> {name: answers}``, cheap methods on the same demonstrations;
+    ``example_images(example)``, what to look at in a preview.
     """
 
     processing_class: Any

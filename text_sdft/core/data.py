@@ -59,10 +59,13 @@ class TeacherContext:
     Attributes:
         seed: seeds the draw and the order of demonstrations; the same seed gives the same context.
         max_demonstrations: keep at most this many (set when a prompt would be too long); None keeps all.
+        control: spoil the demonstrations in a way that the adapter offers (``adapter.controls``), to find out what the
+            teacher's accuracy rests on; None leaves them right.
     """
 
     seed: int = 0
     max_demonstrations: int | None = None
+    control: str | None = None
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,11 @@ class Accuracy:
         return cls(mean, n, max(0.0, mean - half), min(1.0, mean + half))
 
 
+def contexts_for(trainer: SDFTTrainer, examples: Sequence[Example], control: str | None = None) -> list[TeacherContext]:
+    """The teacher's contexts for measuring: drawn by the run's seed and the example, the same at each measurement."""
+    return [TeacherContext(draw_seed(trainer.args.seed, "eval", e.id), control=control) for e in examples]
+
+
 def evaluate(
     trainer: SDFTTrainer, sets: dict[str, list[Example]], teacher: bool, batch_size: int, phase: str
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
@@ -85,7 +90,7 @@ def _answers(
 ) -> Iterator[tuple[Example, str, float]]:
     batches = [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
     for batch in track(batches, label, transient=True, disable=not trainer.is_world_process_zero()):
-        contexts = [TeacherContext(draw_seed(trainer.args.seed, "eval", e.id)) for e in batch] if in_context else None
+        contexts = contexts_for(trainer, batch) if in_context else None
         texts = answer(trainer.module, trainer.adapter, trainer.sampler, batch, trainer.prompt_limit, contexts)
         for example, text in zip(batch, texts, strict=True):
             score = trainer.adapter.score(example, text)
