@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import SuppressTokensLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
@@ -148,10 +149,16 @@ def _eos_ids(model: Model) -> set[int]:
 
 @contextmanager
 def _generation_config(model: Model, config: GenerationConfig) -> Iterator[None]:
-    """Only the given settings: a hub model's own (repetition penalty, top_k, …) would make sampling off-policy."""
-    before = model.generation_config
-    model.generation_config = config
+    """Only the given settings: a hub model's own (repetition penalty, top_k, …) would make sampling off-policy.
+
+    peft generates with the model inside, and copies the outer settings onto it only for some task types.
+    """
+    owners: list[Any] = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
+    before = [owner.generation_config for owner in owners]
+    for owner in owners:
+        owner.generation_config = config
     try:
         yield
     finally:
-        model.generation_config = before
+        for owner, own in zip(owners, before, strict=True):
+            owner.generation_config = own
