@@ -12,6 +12,7 @@ from tests.toy import toy_args
 from text_sdft import SDFTTrainer, TeacherContext, TextAdapter, UserError
 from text_sdft.adapter import TextData, TextDemonstrations
 from text_sdft.core import ConfigurableAdapter, adapter_class
+from text_sdft.core.rollout import eos_ids
 
 SHOWN = [{"prompt": f"{i} + 1?", "answer": f"answer {i}"} for i in range(3)]
 ROW = {"prompt": "What is 2 + 2?", "demonstrations": SHOWN, "reference": "Four  words"}
@@ -169,3 +170,15 @@ def test_it_trains(tmp_path):
     trainer = SDFTTrainer(model, toy_args(tmp_path), adapter=TextAdapter(), train_dataset=rows, processing_class=tokenizer)
     assert trainer.train().training_loss > 0
     assert not torch.equal(before, trainer.model.model.embed_tokens.weight)
+
+
+def test_completions_end_alike_before_training_and_after_it(tmp_path):
+    """The Trainer adds the tokenizer's end token to the model's when it starts to train: too late for what is measured."""
+    model, tokenizer = tiny_text_model()
+    model.config.eos_token_id = model.generation_config.eos_token_id = 5
+    rows = [{"prompt": "hi", "privileged_context": "say ho"}]
+    trainer = SDFTTrainer(model, toy_args(tmp_path), adapter=TextAdapter(), train_dataset=rows, processing_class=tokenizer)
+    before = eos_ids(model)
+    assert before == {5, tokenizer.eos_token_id}
+    trainer.train()
+    assert eos_ids(model) == before

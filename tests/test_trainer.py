@@ -298,6 +298,15 @@ def test_no_queries_is_an_error(tmp_path):
         make(tmp_path, toy_rows(0, retained=3)).train()
 
 
+def test_a_model_that_cannot_end_is_refused_where_cut_completions_do_not_count(tmp_path):
+    """Without an end token every completion is cut: nothing would be left to learn from, and the loss would read 0."""
+    model = toy_model()
+    model.config.eos_token_id = model.generation_config.eos_token_id = None
+    with pytest.raises(UserError, match=r"no end token.*mask_truncated_completions"):
+        make(tmp_path, model=model, max_completion_length=20).train()
+    make(tmp_path, model=model, max_completion_length=20, mask_truncated_completions=False).train()
+
+
 def test_lora_on_the_output_layer_is_refused(tmp_path):
     with pytest.raises(UserError, match="lm_head"):
         make(tmp_path, model=toy_model(tied=False), peft_config=LoraConfig(target_modules=["lm_head", "q_proj"]))

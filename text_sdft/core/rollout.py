@@ -75,7 +75,7 @@ class TransformersSampler:
                 processors.append(TopPLogitsWarper(self.top_p))
         uniform_BT = None if seeds is None else _uniform(seeds, self.max_completion_length)
         processors.append(choice := _Choice(uniform_BT, start))
-        eos = _eos_ids(model)
+        eos = eos_ids(model)
         config = GenerationConfig(
             max_new_tokens=self.max_completion_length,
             do_sample=False,  # `_Choice` has drawn the token before the argmax sees the scores
@@ -141,7 +141,8 @@ def _uniform(seeds: Sequence[int], tokens: int) -> Tensor:
     return torch.stack(rows)
 
 
-def _eos_ids(model: Model) -> set[int]:
+def eos_ids(model: Model) -> set[int]:
+    """The tokens that end a completion; none where the model names none."""
     eos = model.generation_config.eos_token_id if model.generation_config is not None else None
     eos = model.config.get_text_config().eos_token_id if eos is None else eos
     return set() if eos is None else set(eos) if isinstance(eos, list) else {eos}

@@ -23,8 +23,8 @@ from peft import PeftConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, align_special_tokens
 from transformers.utils import logging
 
 from text_sdft.core.adapter import ModalityAdapter
@@ -35,7 +35,7 @@ from text_sdft.core.divergence import DivergenceSettings, divergence
 from text_sdft.core.evaluation import answer
 from text_sdft.core.inputs import ModelInputs
 from text_sdft.core.modeling import load_model, prepare_model, prompt_limit, training_summary
-from text_sdft.core.rollout import Rollout, Sampler, TransformersSampler, draw_seed, evaluating
+from text_sdft.core.rollout import Rollout, Sampler, TransformersSampler, draw_seed, eos_ids, evaluating
 from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_of
 from text_sdft.core.teacher import FrozenTeacher, LiveTeacher, make_teacher
 from text_sdft.core.views import encode_student, encode_teacher
@@ -125,6 +125,9 @@ class SDFTTrainer(Trainer):
         same = args.teacher_model_kind == "base" or not self.retained
         self.start_teacher = self.teacher if same else FrozenTeacher(module)
         self.add_callback(TeacherUpdate(self.teacher))
+        if isinstance(self.processing_class, PreTrainedTokenizerBase | ProcessorMixin):
+            # `Trainer.train` does this too; but what is measured before it must end at the same tokens.
+            align_special_tokens(module, self.processing_class)
         self._prompts_checked = False
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # metric -> [sum, count] since the last log
         self._samples: list[dict[str, Any]] = []
@@ -242,6 +245,11 @@ class SDFTTrainer(Trainer):
             return
         if not self.queries:
             raise UserError("There are no training queries (retention prompts alone teach nothing).")
+        if self.args.masks_truncated and isinstance(self.sampler, TransformersSampler) and not eos_ids(self.module):
+            raise UserError(
+                "The model names no end token, so every completion is cut by the length limit, and cut ones are left out: "
+                "nothing would be learnt. Set generation_config.eos_token_id, or mask_truncated_completions to false."
+            )
         dropped = 0
         for example in self.queries:
             encode_student(self.adapter, [example], self.prompt_limit)
