@@ -307,6 +307,15 @@ def test_a_model_that_cannot_end_is_refused_where_cut_completions_do_not_count(t
     make(tmp_path, model=model, max_completion_length=20, mask_truncated_completions=False).train()
 
 
+def test_evaluate_and_predict_take_rows_too(tmp_path):
+    trainer = make(tmp_path)
+    rows = toy_rows(5, seed=1)
+    expected = trainer.evaluate(trainer.adapter.examples(rows))["eval_accuracy"]
+    assert trainer.evaluate(rows)["eval_accuracy"] == expected
+    assert trainer.evaluate({"new": rows})["eval_new_accuracy"] == expected
+    assert trainer.predict(rows).metrics["test_accuracy"] == expected
+
+
 def test_lora_on_the_output_layer_is_refused(tmp_path):
     with pytest.raises(UserError, match="lm_head"):
         make(tmp_path, model=toy_model(tied=False), peft_config=LoraConfig(target_modules=["lm_head", "q_proj"]))

@@ -268,6 +268,16 @@ class SDFTTrainer(Trainer):
         count = sum(len(batch["examples"]) for batch in batch_samples) * self.args.num_generations
         return self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As in `transformers.Trainer`; rows become examples."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = _as_examples(self.adapter, eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """As in `transformers.Trainer`; rows become examples."""
+        return super().get_test_dataloader(_as_examples(self.adapter, test_dataset))  # type: ignore[arg-type]
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not estimated: the Trainer's rule needs the tokens of one forward pass, and a step here has several."""
         return 0
@@ -396,6 +406,11 @@ def _scored_tokens(rollout: Rollout, skip: int, mask_truncated: bool) -> list[Te
         (torch.arange(len(ids)) >= skip) & (finished or not mask_truncated)
         for ids, finished in zip(rollout.ids, rollout.finished, strict=True)
     ]
+
+
+def _as_examples(adapter: ModalityAdapter, rows: Iterable[Any]) -> list[Example]:
+    rows = list(rows)
+    return rows if all(isinstance(row, Example) for row in rows) else adapter.examples(rows)
 
 
 def _eval_examples(adapter: ModalityAdapter, rows: Iterable[Any] | dict[str, Iterable[Any]] | None) -> Any:
