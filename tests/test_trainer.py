@@ -307,6 +307,14 @@ def test_a_model_that_cannot_end_is_refused_where_cut_completions_do_not_count(t
     make(tmp_path, model=model, max_completion_length=20, mask_truncated_completions=False).train()
 
 
+def test_several_gpus_of_one_process_are_not_used(tmp_path):
+    """`nn.DataParallel`, which transformers takes by itself, would cut packed images at any patch."""
+    args = toy_args(tmp_path)
+    args._n_gpu = 2
+    trainer = SDFTTrainer(toy_model(), args, adapter=ToyAdapter(), train_dataset=toy_rows())
+    assert trainer.args.n_gpu == 1 and trainer.args.train_batch_size == 4
+
+
 def test_evaluate_and_predict_take_rows_too(tmp_path):
     trainer = make(tmp_path)
     rows = toy_rows(5, seed=1)

@@ -92,6 +92,10 @@ class SDFTTrainer(Trainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         args = args if args is not None else SDFTConfig()
+        if args.n_gpu > 1:
+            # `nn.DataParallel` would split a batch's packed images anywhere; one process a GPU splits it by rows.
+            logger.warning(f"Using one of {args.n_gpu} GPUs: start the same command with `accelerate launch` for all.")
+            args._n_gpu = 1
         module: Model = load_model(model, adapter, args, peft_config) if isinstance(model, str) else model
         adapter.bind(module, processing_class)
         module = prepare_model(module, adapter, peft_config)
