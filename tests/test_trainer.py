@@ -8,7 +8,7 @@ import resource
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import TrainerCallback
 
 from tests.toy import VOCABULARY, ToyAdapter, toy_args, toy_model, toy_rows
@@ -305,6 +305,14 @@ def test_a_model_that_cannot_end_is_refused_where_cut_completions_do_not_count(t
     with pytest.raises(UserError, match=r"no end token.*mask_truncated_completions"):
         make(tmp_path, model=model, max_completion_length=20).train()
     make(tmp_path, model=model, max_completion_length=20, mask_truncated_completions=False).train()
+
+
+def test_virtual_tokens_are_refused(tmp_path):
+    """peft puts them before the padding, so that a row's result would hang on its batch."""
+    config = PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    for given in ({"peft_config": config}, {"model": get_peft_model(toy_model(), config)}):
+        with pytest.raises(UserError, match=r"PROMPT_TUNING.*LoRA"):
+            make(tmp_path, **given)
 
 
 def test_several_gpus_of_one_process_are_not_used(tmp_path):
