@@ -315,6 +315,12 @@ def test_virtual_tokens_are_refused(tmp_path):
             make(tmp_path, **given)
 
 
+def test_evaluation_in_another_precision_is_refused(tmp_path):
+    """transformers would then leave the model where it is, and the teacher's copies with it."""
+    with pytest.raises(ValueError, match="bf16_full_eval"):
+        toy_args(tmp_path, bf16_full_eval=True)
+
+
 def test_several_gpus_of_one_process_are_not_used(tmp_path):
     """`nn.DataParallel`, which transformers takes by itself, would cut packed images at any patch."""
     args = toy_args(tmp_path)
