@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from tests.toy import EOS, ToyAdapter, toy_model
 from text_sdft.core import ModelInputs, RowInputs, TransformersSampler
@@ -105,3 +106,16 @@ def test_placeholders_of_media_are_never_sampled():
     for seeds in (list(range(200)), None):
         ids = TransformersSampler(1).sample(model, prompts, seeds).ids
         assert not {int(i) for i in ids} & set(likely)
+
+
+@pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
+def test_a_peft_model_samples_with_our_settings_and_keeps_its_own(task_type):
+    """peft hands generation to the model inside: both must have our settings during it, and neither after it."""
+    model = toy_model()
+    expected = TransformersSampler(5).sample(model, inputs(*ROWS), [1, 2, 3, 4])
+    own = model.generation_config
+    own.repetition_penalty = 1.7
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type=task_type))
+    sampled = TransformersSampler(5).sample(wrapped, inputs(*ROWS), [1, 2, 3, 4])
+    assert all(torch.equal(a, b) for a, b in zip(expected.ids, sampled.ids, strict=True))
+    assert model.generation_config is own and wrapped.generation_config is own

@@ -12,6 +12,7 @@ from tests.toy import toy_args
 from text_sdft import SDFTTrainer, TeacherContext, TextAdapter, UserError
 from text_sdft.adapter import TextData, TextDemonstrations
 from text_sdft.core import ConfigurableAdapter, adapter_class
+from text_sdft.core.rollout import eos_ids
 
 SHOWN = [{"prompt": f"{i} + 1?", "answer": f"answer {i}"} for i in range(3)]
 ROW = {"prompt": "What is 2 + 2?", "demonstrations": SHOWN, "reference": "Four  words"}
@@ -169,3 +170,47 @@ def test_it_trains(tmp_path):
     trainer = SDFTTrainer(model, toy_args(tmp_path), adapter=TextAdapter(), train_dataset=rows, processing_class=tokenizer)
     assert trainer.train().training_loss > 0
     assert not torch.equal(before, trainer.model.model.embed_tokens.weight)
+
+
+def test_completions_end_alike_before_training_and_after_it(tmp_path):
+    """The Trainer adds the tokenizer's end token to the model's when it starts to train: too late for what is measured."""
+    model, tokenizer = tiny_text_model()
+    model.config.eos_token_id = model.generation_config.eos_token_id = 5
+    rows = [{"prompt": "hi", "privileged_context": "say ho"}]
+    trainer = SDFTTrainer(model, toy_args(tmp_path), adapter=TextAdapter(), train_dataset=rows, processing_class=tokenizer)
+    before = eos_ids(model)
+    assert before == {5, tokenizer.eos_token_id}
+    trainer.train()
+    assert eos_ids(model) == before
+
+
+def save_with_own_code(folder):
+    """A model whose configuration, architecture and tokenizer come as Python files beside it."""
+    save_tiny_text_model(folder)
+    code = "from transformers import LlamaConfig, LlamaForCausalLM\n\n"
+    code += "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n\n"
+    code += "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    (folder / "modeling_own.py").write_text(code)
+    code = "from transformers import PreTrainedTokenizerFast\n\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    (folder / "tokenization_own.py").write_text(code)
+    own = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    for name, changes in (
+        ("config.json", {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": own}),
+        (
+            "tokenizer_config.json",
+            {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "tokenization_own.OwnTokenizer"]}},
+        ),
+    ):
+        file = folder / name
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_trust_in_a_models_own_code_reaches_its_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "own"
+    save_with_own_code(folder)
+    rows = [{"prompt": "hi", "privileged_context": "say ho"}]
+    args = toy_args(tmp_path / "run", trust_remote_code=True, max_steps=1)
+    trainer = SDFTTrainer(str(folder), args, adapter=TextAdapter(), train_dataset=rows)
+    assert type(trainer.model).__name__ == "OwnForCausalLM"
+    assert type(trainer.processing_class).__name__ == "OwnTokenizer"

@@ -8,7 +8,7 @@ import resource
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import TrainerCallback
 
 from tests.toy import VOCABULARY, ToyAdapter, toy_args, toy_model, toy_rows
@@ -296,6 +296,46 @@ def test_demonstrations_that_do_not_fit_are_left_out_whole(tmp_path):
 def test_no_queries_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no training queries"):
         make(tmp_path, toy_rows(0, retained=3)).train()
+
+
+def test_a_model_that_cannot_end_is_refused_where_cut_completions_do_not_count(tmp_path):
+    """Without an end token every completion is cut: nothing would be left to learn from, and the loss would read 0."""
+    model = toy_model()
+    model.config.eos_token_id = model.generation_config.eos_token_id = None
+    with pytest.raises(UserError, match=r"no end token.*mask_truncated_completions"):
+        make(tmp_path, model=model, max_completion_length=20).train()
+    make(tmp_path, model=model, max_completion_length=20, mask_truncated_completions=False).train()
+
+
+def test_virtual_tokens_are_refused(tmp_path):
+    """peft puts them before the padding, so that a row's result would hang on its batch."""
+    config = PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    for given in ({"peft_config": config}, {"model": get_peft_model(toy_model(), config)}):
+        with pytest.raises(UserError, match=r"PROMPT_TUNING.*LoRA"):
+            make(tmp_path, **given)
+
+
+def test_evaluation_in_another_precision_is_refused(tmp_path):
+    """transformers would then leave the model where it is, and the teacher's copies with it."""
+    with pytest.raises(ValueError, match="bf16_full_eval"):
+        toy_args(tmp_path, bf16_full_eval=True)
+
+
+def test_several_gpus_of_one_process_are_not_used(tmp_path):
+    """`nn.DataParallel`, which transformers takes by itself, would cut packed images at any patch."""
+    args = toy_args(tmp_path)
+    args._n_gpu = 2
+    trainer = SDFTTrainer(toy_model(), args, adapter=ToyAdapter(), train_dataset=toy_rows())
+    assert trainer.args.n_gpu == 1 and trainer.args.train_batch_size == 4
+
+
+def test_evaluate_and_predict_take_rows_too(tmp_path):
+    trainer = make(tmp_path)
+    rows = toy_rows(5, seed=1)
+    expected = trainer.evaluate(trainer.adapter.examples(rows))["eval_accuracy"]
+    assert trainer.evaluate(rows)["eval_accuracy"] == expected
+    assert trainer.evaluate({"new": rows})["eval_new_accuracy"] == expected
+    assert trainer.predict(rows).metrics["test_accuracy"] == expected
 
 
 def test_lora_on_the_output_layer_is_refused(tmp_path):

@@ -81,6 +81,7 @@ class TextAdapter:
             check_template(teacher_prompt_template)
         self.processing_class: Any = None
         self._template, self._system_prompt, self._scorer = teacher_prompt_template, system_prompt, scorer
+        self._trust: dict[str, Any] = {}  # the model's own code was trusted: so is its tokenizer's
         self._chat_options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
 
     @classmethod
@@ -105,6 +106,7 @@ class TextAdapter:
 
     def load_model(self, name: str, **kwargs: Any) -> PreTrainedModel:
         """The causal language model of that name or folder. Raises `UserError`."""
+        self._trust = {key: value for key, value in kwargs.items() if key == "trust_remote_code"}
         try:
             return AutoModelForCausalLM.from_pretrained(name, **kwargs)
         except (OSError, ValueError) as error:
@@ -122,7 +124,7 @@ class TextAdapter:
         if processing_class is None:
             name = model.config.name_or_path
             try:
-                processing_class = AutoTokenizer.from_pretrained(name)
+                processing_class = AutoTokenizer.from_pretrained(name, **self._trust)
             except (OSError, ValueError) as error:
                 raise UserError(f"No tokenizer could be loaded from '{name}': {error} Pass processing_class.") from error
         self.processing_class = processing_class

@@ -71,6 +71,7 @@ class ImageAdapter:
         self.demos = demos
         self.processing_class: Any = None
         self._train_vision = train_vision
+        self._trust: dict[str, Any] = {}  # the model's own code was trusted: so is its processor's
         self._selector = DemonstrationSelector(demos.labelled, None, selection=selection, n_types=n_types, shots=shots)
         self._context, self._template, self._system_prompt = context, template, system_prompt
         self._embedder_name, self._max_pixels = embedder, max_pixels
@@ -106,6 +107,7 @@ class ImageAdapter:
         Raises:
             UserError: there is no such model, or it takes no images.
         """
+        self._trust = {key: value for key, value in kwargs.items() if key == "trust_remote_code"}
         try:
             return AutoModelForImageTextToText.from_pretrained(resolve_model(name), **kwargs)
         except (OSError, ValueError) as error:
@@ -128,7 +130,7 @@ class ImageAdapter:
         base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
         if processing_class is None:
             try:
-                processing_class = AutoProcessor.from_pretrained(base.name_or_path)
+                processing_class = AutoProcessor.from_pretrained(base.name_or_path, **self._trust)
             except Exception as error:
                 raise UserError(
                     f"No processor could be loaded from '{base.name_or_path}': {error} Save the model's processor beside "

@@ -126,6 +126,10 @@ class SDFTConfig(TrainingArguments):
                 f"num_loss_tokens_to_skip {self.num_loss_tokens_to_skip} leaves nothing of max_completion_length "
                 f"{self.max_completion_length}",
             ),
+            (
+                not (self.bf16_full_eval or self.fp16_full_eval),
+                "bf16_full_eval and fp16_full_eval must stay off: answers come from the model as it is trained",
+            ),
             (not self.remove_unused_columns, "remove_unused_columns must stay off: the adapter reads the rows"),
         ]
         for good, complaint in checks:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -37,7 +37,7 @@ def prepare_model(model: Model, adapter: ModalityAdapter, peft_config: PeftConfi
     """Freeze the adapter's ``frozen_modules`` and put LoRA on the rest, if wanted.
 
     Raises:
-        UserError: a frozen module does not exist, or nothing is left to train.
+        UserError: a frozen module does not exist, nothing is left to train, or the kind of adapter cannot work.
     """
     frozen = adapter.frozen_modules(model)
     if peft_config is not None:
@@ -47,6 +47,13 @@ def prepare_model(model: Model, adapter: ModalityAdapter, peft_config: PeftConfi
             pattern = "|".join(re.escape(name) for name in frozen)
             peft_config = replace(peft_config, exclude_modules=rf"(.*\.)?({pattern})(\..*)?")  # type: ignore[call-arg]
         model = get_peft_model(model, peft_config)
+    if isinstance(model, PeftModel):
+        config = model.active_peft_config
+        if config.is_prompt_learning and config.peft_type != PeftType.PREFIX_TUNING:
+            raise UserError(
+                f"{config.peft_type.value} puts its virtual tokens before a batch's padding, so that a row's result hangs "
+                "on the rows beside it: use LoRA."
+            )
     for name, parameter in model.named_parameters():
         if any(f".{part}." in f".{name}." for part in frozen):
             parameter.requires_grad_(False)

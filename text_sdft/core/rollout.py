@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import SuppressTokensLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
@@ -74,7 +75,7 @@ class TransformersSampler:
                 processors.append(TopPLogitsWarper(self.top_p))
         uniform_BT = None if seeds is None else _uniform(seeds, self.max_completion_length)
         processors.append(choice := _Choice(uniform_BT, start))
-        eos = _eos_ids(model)
+        eos = eos_ids(model)
         config = GenerationConfig(
             max_new_tokens=self.max_completion_length,
             do_sample=False,  # `_Choice` has drawn the token before the argmax sees the scores
@@ -140,7 +141,8 @@ def _uniform(seeds: Sequence[int], tokens: int) -> Tensor:
     return torch.stack(rows)
 
 
-def _eos_ids(model: Model) -> set[int]:
+def eos_ids(model: Model) -> set[int]:
+    """The tokens that end a completion; none where the model names none."""
     eos = model.generation_config.eos_token_id if model.generation_config is not None else None
     eos = model.config.get_text_config().eos_token_id if eos is None else eos
     return set() if eos is None else set(eos) if isinstance(eos, list) else {eos}
@@ -148,10 +150,16 @@ def _eos_ids(model: Model) -> set[int]:
 
 @contextmanager
 def _generation_config(model: Model, config: GenerationConfig) -> Iterator[None]:
-    """Only the given settings: a hub model's own (repetition penalty, top_k, …) would make sampling off-policy."""
-    before = model.generation_config
-    model.generation_config = config
+    """Only the given settings: a hub model's own (repetition penalty, top_k, …) would make sampling off-policy.
+
+    peft generates with the model inside, and copies the outer settings onto it only for some task types.
+    """
+    owners: list[Any] = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
+    before = [owner.generation_config for owner in owners]
+    for owner in owners:
+        owner.generation_config = config
     try:
         yield
     finally:
-        model.generation_config = before
+        for owner, own in zip(owners, before, strict=True):
+            owner.generation_config = own

@@ -23,8 +23,8 @@ from peft import PeftConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, align_special_tokens
 from transformers.utils import logging
 
 from text_sdft.core.adapter import ModalityAdapter
@@ -35,7 +35,7 @@ from text_sdft.core.divergence import DivergenceSettings, divergence
 from text_sdft.core.evaluation import answer
 from text_sdft.core.inputs import ModelInputs
 from text_sdft.core.modeling import load_model, prepare_model, prompt_limit, training_summary
-from text_sdft.core.rollout import Rollout, Sampler, TransformersSampler, draw_seed, evaluating
+from text_sdft.core.rollout import Rollout, Sampler, TransformersSampler, draw_seed, eos_ids, evaluating
 from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_of
 from text_sdft.core.teacher import FrozenTeacher, LiveTeacher, make_teacher
 from text_sdft.core.views import encode_student, encode_teacher
@@ -92,6 +92,10 @@ class SDFTTrainer(Trainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         args = args if args is not None else SDFTConfig()
+        if args.n_gpu > 1:
+            # `nn.DataParallel` would split a batch's packed images anywhere; one process a GPU splits it by rows.
+            logger.warning(f"Using one of {args.n_gpu} GPUs: start the same command with `accelerate launch` for all.")
+            args._n_gpu = 1
         module: Model = load_model(model, adapter, args, peft_config) if isinstance(model, str) else model
         adapter.bind(module, processing_class)
         module = prepare_model(module, adapter, peft_config)
@@ -125,6 +129,9 @@ class SDFTTrainer(Trainer):
         same = args.teacher_model_kind == "base" or not self.retained
         self.start_teacher = self.teacher if same else FrozenTeacher(module)
         self.add_callback(TeacherUpdate(self.teacher))
+        if isinstance(self.processing_class, PreTrainedTokenizerBase | ProcessorMixin):
+            # `Trainer.train` does this too; but what is measured before it must end at the same tokens.
+            align_special_tokens(module, self.processing_class)
         self._prompts_checked = False
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # metric -> [sum, count] since the last log
         self._samples: list[dict[str, Any]] = []
@@ -242,6 +249,11 @@ class SDFTTrainer(Trainer):
             return
         if not self.queries:
             raise UserError("There are no training queries (retention prompts alone teach nothing).")
+        if self.args.masks_truncated and isinstance(self.sampler, TransformersSampler) and not eos_ids(self.module):
+            raise UserError(
+                "The model names no end token, so every completion is cut by the length limit, and cut ones are left out: "
+                "nothing would be learnt. Set generation_config.eos_token_id, or mask_truncated_completions to false."
+            )
         dropped = 0
         for example in self.queries:
             encode_student(self.adapter, [example], self.prompt_limit)
@@ -259,6 +271,16 @@ class SDFTTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         count = sum(len(batch["examples"]) for batch in batch_samples) * self.args.num_generations
         return self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As in `transformers.Trainer`; rows become examples."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = _as_examples(self.adapter, eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """As in `transformers.Trainer`; rows become examples."""
+        return super().get_test_dataloader(_as_examples(self.adapter, test_dataset))  # type: ignore[arg-type]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not estimated: the Trainer's rule needs the tokens of one forward pass, and a step here has several."""
@@ -388,6 +410,11 @@ def _scored_tokens(rollout: Rollout, skip: int, mask_truncated: bool) -> list[Te
         (torch.arange(len(ids)) >= skip) & (finished or not mask_truncated)
         for ids, finished in zip(rollout.ids, rollout.finished, strict=True)
     ]
+
+
+def _as_examples(adapter: ModalityAdapter, rows: Iterable[Any]) -> list[Example]:
+    rows = list(rows)
+    return rows if all(isinstance(row, Example) for row in rows) else adapter.examples(rows)
 
 
 def _eval_examples(adapter: ModalityAdapter, rows: Iterable[Any] | dict[str, Iterable[Any]] | None) -> Any:
