@@ -419,5 +419,5 @@ def _as_examples(adapter: ModalityAdapter, rows: Iterable[Any]) -> list[Example]
 
 def _eval_examples(adapter: ModalityAdapter, rows: Iterable[Any] | dict[str, Iterable[Any]] | None) -> Any:
     if isinstance(rows, dict):
-        return {name: adapter.examples(part) for name, part in rows.items()}
-    return None if rows is None else adapter.examples(rows)
+        return {name: _as_examples(adapter, part) for name, part in rows.items()}
+    return None if rows is None else _as_examples(adapter, rows)

@@ -34,8 +34,7 @@ def model_card(experiment: Experiment, results: dict[str, Any]) -> str:
             "",
             f"# {experiment.model}, taught with self-distillation",
             "",
-            f"Trained with vlm-sdft on `{settings['data']['path']}`. "
-            + results["trained"],
+            f"Trained with vlm-sdft on `{settings['data']['path']}`. " + results["trained"],
             "",
             "**Method.** Self-Distillation Fine-Tuning (SDFT, [arXiv 2601.19897](https://arxiv.org/abs/2601.19897)): the "
             "model answers each query, the same model with expert demonstrations in its context scores the same tokens, "
