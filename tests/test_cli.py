@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from tests.families import family_folder
 from tests.test_demos import WHOLE, fill, save
 from tests.tiny_text import save_tiny_text_model
 from vlm_sdft.cli import main
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -303,3 +306,15 @@ def test_preview_without_queries_says_so(tmp_path, capsys):
     argv = ["--model", save_tiny_text_model(tmp_path / "llama"), "--adapter", "text", "--data", str(rows)]
     message = fails(capsys, "preview", *argv, "--train.output_dir", str(tmp_path / "run"), *options(FAST))
     assert "no training queries" in message
+
+
+def test_an_adapter_whose_section_has_no_fields(tmp_path, monkeypatch, capsys):
+    """As the glossary of examples/csv_adapter has: its config.yaml is written and read like any other."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "csv_adapter"))
+    module = importlib.import_module("glossary_adapter")
+    monkeypatch.setattr("text_sdft.core.adapter_class", lambda name: module.GlossaryAdapter)
+    monkeypatch.chdir(tmp_path)
+    model = save_tiny_text_model(tmp_path / "tiny")
+    args = ["--adapter", "glossary", "--model", model, "--data", str(ROOT / "examples" / "csv_adapter" / "glossary.csv")]
+    assert main(["preview", *args, "--train.max_completion_length", "8"]) == 0
+    assert "student" in capsys.readouterr().out

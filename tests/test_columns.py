@@ -127,3 +127,36 @@ def test_a_damaged_file_is_named(tmp_path):
 def test_what_is_no_file_and_no_data_set(tmp_path):
     with pytest.raises(UserError, match="neither a file"):
         load_rows(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"retain": "maybe"},
+        {"privileged_context": 3},
+        {"privileged_context": ["a"]},
+        {"demonstrations": 3},
+        {"demonstrations": [[1, 2]]},
+        {"demonstrations": [{"prompt": 1, "answer": "b"}]},
+        {"demonstrations": [[{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]]},
+        {"golden_response": 3},
+        {"golden_response": [3]},
+        {"prompt": [{"role": "user", "content": None}]},
+    ],
+)
+def test_a_column_of_another_form_is_named_with_its_row(wrong):
+    with pytest.raises(UserError, match="Row 4"):
+        to_example({"prompt": "a", **wrong}, 4)
+
+
+def test_words_for_retain():
+    flags = ["true", "False", "", None, True, False, 1]
+    assert [to_example({"prompt": "a", "retain": f}, 0).retain for f in flags] == [
+        True,
+        False,
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]

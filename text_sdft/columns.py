@@ -76,17 +76,22 @@ def to_example(row: Any, number: int, system_prompt: str | None = None) -> Examp
     if system_prompt and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system_prompt}, *messages]
     golden = row.get("golden_response")
-    answers = [golden] if isinstance(golden, str) else list(golden or [])
-    shown = [_demonstration(given, number) for given in row.get("demonstrations") or []]
+    answers = [golden] if isinstance(golden, str) else golden or []
+    if not isinstance(answers, list) or not all(isinstance(answer, str) and answer for answer in answers):
+        raise UserError(f"Row {number}: 'golden_response' must be a string or a list of strings.")
+    given_shown = row.get("demonstrations") or []
+    if not isinstance(given_shown, list):
+        raise UserError(f"Row {number}: 'demonstrations' must be a list of {{'prompt', 'answer'}}.")
+    shown = [_demonstration(given, number) for given in given_shown]
     shown += [Demonstration([messages[-1], {"role": "assistant", "content": answer}]) for answer in answers]
     teacher_prompt = row.get("teacher_prompt")
     return Example(
         id=str(row["id"]) if row.get("id") is not None else f"row {number}",
         messages=messages,
         demonstrations=shown,
-        privileged_context=row.get("privileged_context") or None,
+        privileged_context=_context(row.get("privileged_context"), number),
         reference=None if row.get("reference") is None else str(row["reference"]),
-        retain=bool(row.get("retain")),
+        retain=_flag(row.get("retain"), number),
         meta={
             "teacher_messages": None if not teacher_prompt else _messages(teacher_prompt, "teacher_prompt", number),
             "golden": bool(answers),
@@ -117,7 +122,7 @@ def _check_names(row: Mapping[str, Any], number: int) -> None:
 def _messages(given: Any, column: str, number: int) -> Conversation:
     if isinstance(given, str) and given.strip():
         return [{"role": "user", "content": given}]
-    if isinstance(given, list) and given and all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in given):
+    if _are_messages(given):
         if given[-1]["role"] != "user":
             raise UserError(
                 f"Row {number}: '{column}' ends in a turn of '{given[-1]['role']}'; it must end in a user turn."
@@ -127,10 +132,34 @@ def _messages(given: Any, column: str, number: int) -> Conversation:
     raise UserError(f"Row {number}: '{column}' {state}; give a string, or messages with role and content.")
 
 
+def _context(given: Any, number: int) -> str | Conversation | None:
+    if given is None or given == "" or given == []:
+        return None
+    if isinstance(given, str) or _are_messages(given):
+        return given
+    raise UserError(f"Row {number}: 'privileged_context' must be a string, or messages with role and content.")
+
+
+def _flag(given: Any, number: int) -> bool:
+    """True or false; CSV files carry words for it."""
+    words = {"true": True, "1": True, "false": False, "0": False, "": False, "none": False}
+    if str(given).lower() not in words:
+        raise UserError(f"Row {number}: 'retain' is {given!r}; it must be true or false.")
+    return words[str(given).lower()]
+
+
+def _are_messages(given: Any) -> bool:
+    return (
+        isinstance(given, list)
+        and bool(given)
+        and all(isinstance(m, Mapping) and "role" in m and isinstance(m.get("content"), str | list) for m in given)
+    )
+
+
 def _demonstration(given: Any, number: int) -> Demonstration:
-    if isinstance(given, list) and len(given) >= 2:
+    if isinstance(given, list) and len(given) >= 2 and _are_messages(given) and given[-1]["role"] == "assistant":
         return Demonstration([dict(message) for message in given])
-    if isinstance(given, Mapping) and given.get("prompt") and given.get("answer"):
+    if isinstance(given, Mapping) and all(isinstance(given.get(key), str) and given[key] for key in ("prompt", "answer")):
         return Demonstration(
             [{"role": "user", "content": given["prompt"]}, {"role": "assistant", "content": given["answer"]}]
         )

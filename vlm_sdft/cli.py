@@ -349,8 +349,8 @@ def _settings(parser: ArgumentParser, namespace: Namespace, adapter: str) -> dic
     for section in SECTIONS:
         settings[section] = {
             name: value
-            for name, value in chosen[section].items()
-            if value != usual[section].get(name) or not (value is None or _uncommon(f"{section}.{name}"))
+            for name, value in (chosen.get(section) or {}).items()  # a section without fields is left out of a dump
+            if value != (usual.get(section) or {}).get(name) or not (value is None or _uncommon(f"{section}.{name}"))
         }
     return settings
 
