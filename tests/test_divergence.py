@@ -159,3 +159,22 @@ def test_settings_out_of_range_are_refused():
         DivergenceSettings(alpha=1.5)
     with pytest.raises(ValueError, match="topk"):
         DivergenceSettings(topk=0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_the_tail_of_a_sure_student_is_exact_in_fp32(alpha):
+    """Its mass lies far below fp32's resolution near 1, where log(1 - Σp) reads log(1e-7)."""
+    g = torch.Generator().manual_seed(0)
+    N, H, V = 8, 16, 50
+    student_NH, teacher_NH, weight_VH = (2 * torch.randn(n, H, generator=g) for n in (N, N, V))
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        hidden_NH = student_NH.to(dtype, copy=True).requires_grad_()
+        head = Head(weight_VH.to(dtype))
+        settings = DivergenceSettings(alpha, topk=5, add_tail=True)
+        loss_N, _ = divergence(hidden_NH, teacher_NH.to(dtype), head, head, settings, torch.zeros(N, dtype=torch.long))
+        loss_N.sum().backward()
+        results.append((loss_N.detach().double(), hidden_NH.grad.double()))
+    logp_NV = (student_NH @ weight_VH.T).log_softmax(-1)
+    assert logp_NV.double().topk(V - 5, largest=False).values.logsumexp(-1).min() < -20
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)

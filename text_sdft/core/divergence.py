@@ -175,13 +175,13 @@ def _outcomes(student_CV: Tensor, teacher_CV: Tensor, settings: DivergenceSettin
     teacher_CK = teacher_CV.gather(-1, index_CK)
     if not settings.add_tail:
         return student_CK.log_softmax(-1), teacher_CK.log_softmax(-1), index_CK
-    return _with_tail(student_CK), _with_tail(teacher_CK), index_CK
+    return _with_tail(student_CV, index_CK), _with_tail(teacher_CV, index_CK), index_CK
 
 
-def _with_tail(logp_CK: Tensor) -> Tensor:
-    """One further outcome that holds the rest of the mass, log(1 - Σp), kept finite."""
-    tail_C1 = torch.log1p(-logp_CK.logsumexp(-1, keepdim=True).exp().clamp(max=1 - 1e-7))
-    return torch.cat([logp_CK, tail_C1], dim=-1)
+def _with_tail(logp_CV: Tensor, index_CK: Tensor) -> Tensor:
+    """The outcomes, and one more that holds all others' mass: summed up, for log(1 - Σp) is lost where Σp is near 1."""
+    tail_C1 = logp_CV.scatter(-1, index_CK, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([logp_CV.gather(-1, index_CK), tail_C1], dim=-1)
 
 
 def _loss_and_slope(student_CK: Tensor, teacher_CK: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
