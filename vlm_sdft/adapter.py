@@ -23,7 +23,7 @@ from text_sdft.core.rollout import draw_seed
 from text_sdft.templates import check_template, render
 from vlm_sdft.answers import is_right
 from vlm_sdft.config import ImageData, ImageDemonstrations, load_demos, vlm
-from vlm_sdft.controls import CONTROLS, MISSING, spoiled
+from vlm_sdft.controls import BLANK, CONTROLS, MISSING, spoiled
 from vlm_sdft.demos import DemoSet, ImageRow, Split
 from vlm_sdft.embedding import ImageEmbedder
 from vlm_sdft.encoding import check_by_forward, encode_row
@@ -80,8 +80,6 @@ class ImageAdapter:
         self._embedder: ImageEmbedder | None = None
 
     train_defaults: ClassVar[dict[str, Any]] = vlm()
-    #: See `vlm_sdft.controls`.
-    controls: ClassVar[tuple[str, ...]] = CONTROLS
 
     @classmethod
     def from_config(cls, data: ImageData, demonstrations: ImageDemonstrations) -> tuple[ImageAdapter, Splits]:
@@ -215,6 +213,12 @@ class ImageAdapter:
             family = self._bound()
             self._embedder = ImageEmbedder(self._embedder_name, self._model, self.processing_class, family)
         return self._embedder(sources)
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """See `vlm_sdft.controls`; among one type there is nothing to exchange or to leave out."""
+        types = {row.type for row in self.demos.labelled}
+        return CONTROLS if min(len(types), self._selector.n_types) > 1 else (BLANK,)
 
     def rivals(self, examples: Sequence[Example]) -> dict[str, list[str]]:
         """Answers of cheap rivals that see the same labelled images: the nearest one's answer, by this embedder."""

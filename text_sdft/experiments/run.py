@@ -20,7 +20,7 @@ from text_sdft.core.callbacks import append_jsonl
 from text_sdft.core.modeling import load_model, training_summary
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.model_card import model_card
-from text_sdft.experiments.scores import evaluate
+from text_sdft.experiments.scores import evaluate, sample
 
 LIBRARIES = ("vlm-sdft", "torch", "transformers", "peft", "accelerate", "datasets")
 Results = dict[str, Any]
@@ -157,7 +157,8 @@ def _stored(folder: Path, resume: bool) -> Results:
 
 def _eval_sets(experiment: Experiment) -> dict[str, list[Example]]:
     limit = experiment.eval.max_examples
-    return {name: experiment.adapter.examples(rows)[:limit] for name, rows in experiment.splits.evals.items() if len(rows)}
+    evals = experiment.splits.evals
+    return {name: sample(experiment.adapter.examples(rows), limit) for name, rows in evals.items() if len(rows)}
 
 
 def _forget_after(file: Path, checkpoint: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -38,6 +39,14 @@ class Accuracy:
             return cls(mean, n, float(interval.low), float(interval.high))
         half = 1.96 * math.sqrt(sum((score - mean) ** 2 for score in scores) / max(n - 1, 1) / n)
         return cls(mean, n, max(0.0, mean - half), min(1.0, mean + half))
+
+
+def sample(examples: list[Example], limit: int | None) -> list[Example]:
+    """At most so many of the examples: always the same ones, drawn from all (the first are often of one type)."""
+    if limit is None or limit >= len(examples):
+        return examples
+    chosen = set(random.Random(0).sample(range(len(examples)), limit))
+    return [example for i, example in enumerate(examples) if i in chosen]
 
 
 def contexts_for(trainer: SDFTTrainer, examples: Sequence[Example], control: str | None = None) -> list[TeacherContext]:
