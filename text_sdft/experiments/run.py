@@ -5,6 +5,7 @@ config.yaml  metrics.jsonl  samples.jsonl  checkpoint-N/  model/  results.json
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import yaml
 from peft import PeftModel
 
-from text_sdft.core import Example, SDFTTrainer, UserError
+from text_sdft.core import Example, SDFTConfig, SDFTTrainer, UserError
 from text_sdft.core.callbacks import append_jsonl
 from text_sdft.core.modeling import load_model, training_summary
 from text_sdft.experiments.config import Experiment
@@ -79,8 +80,8 @@ def run_training(experiment: Experiment, resume: bool = False) -> Results:
         append_jsonl(folder / "samples.jsonl", records)
         (folder / "model" / "README.md").write_text(model_card(experiment, results), encoding="utf-8")
         _write(folder / "results.json", results)
-    if trainer.args.push_to_hub:
-        _push(trainer, folder / "model")
+        if experiment.args.push_to_hub:
+            _push(experiment.args, folder / "model")
     trainer.accelerator.end_training()
     return results
 
@@ -105,7 +106,7 @@ def run_evaluation(experiment: Experiment, folder: Path) -> Results:
         model: Any = PeftModel.from_pretrained(base, str(model_folder), is_trainable=True)
     else:
         model = load_model(str(model_folder), experiment.adapter, experiment.args, None)
-    trainer = SDFTTrainer(model, experiment.args, adapter=experiment.adapter)
+    trainer = SDFTTrainer(model, _local(experiment.args), adapter=experiment.adapter)
     settings = experiment.eval
     scores, _ = evaluate(trainer, _eval_sets(experiment), settings.teacher, settings.batch_size, "eval")
     _write(folder / "eval.json", scores)
@@ -116,7 +117,7 @@ def make_trainer(experiment: Experiment) -> SDFTTrainer:
     """The trainer of an experiment."""
     return SDFTTrainer(
         experiment.model,
-        experiment.args,
+        _local(experiment.args),
         adapter=experiment.adapter,
         train_dataset=experiment.splits.train,
         eval_dataset=experiment.splits.evals.get("new"),
@@ -180,16 +181,26 @@ def _step(line: str) -> float:
         return float("inf")
 
 
-def _push(trainer: SDFTTrainer, folder: Path) -> None:
-    """``model/`` with its card to the hub, as ``trainer.push_to_hub`` does with the run's folder."""
-    from huggingface_hub import upload_folder
+def _local(args: SDFTConfig) -> SDFTConfig:
+    """The settings without the Trainer's own pushes, which upload the run's folder, samples and all."""
+    local = copy.copy(args)
+    local.push_to_hub = False
+    return local
 
-    args = trainer.args
-    assert trainer.hub_model_id is not None
-    upload_folder(
-        repo_id=trainer.hub_model_id, folder_path=folder, token=args.hub_token, revision=args.hub_revision,
-        commit_message="Self-distillation fine-tuning",
-    )  # fmt: skip
+
+def _push(args: SDFTConfig, folder: Path) -> None:
+    """``model/`` with its card to the hub, and nothing else of the run. Raises `UserError` where that fails."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=args.hub_token)
+    try:
+        name = args.hub_model_id or Path(str(args.output_dir)).name
+        repo = api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, revision=args.hub_revision, commit_message="Trained with vlm-sdft"
+        )
+    except Exception as error:
+        raise UserError(f"The model is in {folder}, but could not be pushed to the hub: {error}") from error
 
 
 def _write(file: Path, content: Any) -> None:
