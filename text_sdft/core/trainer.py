@@ -10,7 +10,6 @@ Shapes: B rows of a micro-batch · N scored tokens · H hidden size.
 from __future__ import annotations
 
 import random
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftConfig
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, align_special_tokens
@@ -29,9 +26,10 @@ from transformers.utils import logging
 
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
+from text_sdft.core.checkpoints import load_teachers, save_teachers, whole_or_removed
 from text_sdft.core.config import SDFTConfig
 from text_sdft.core.data import Example, Model, TeacherContext, UserError
-from text_sdft.core.divergence import DivergenceSettings, divergence
+from text_sdft.core.divergence import DivergenceSettings, Head, divergence
 from text_sdft.core.evaluation import answer
 from text_sdft.core.inputs import ModelInputs
 from text_sdft.core.modeling import load_model, prepare_model, prompt_limit, training_summary
@@ -42,16 +40,14 @@ from text_sdft.core.views import encode_student, encode_teacher
 
 logger = logging.get_logger(__name__)
 
-TEACHER_FILE = "teacher.safetensors"
-
 
 @dataclass(frozen=True)
 class _Side:
-    """Rows of a micro-batch that share a teacher, and the view in which it reads them."""
+    """Rows of a micro-batch that share a teacher, and the view in which it reads them (None: no teacher reads them)."""
 
     rows: slice
-    teacher: LiveTeacher
-    view: ModelInputs
+    teacher: LiveTeacher | None
+    view: ModelInputs | None
     weight: float
 
 
@@ -166,22 +162,20 @@ class SDFTTrainer(Trainer):
 
         # 1. The student answers: y ~ π_θ(· | x).
         student_inputs = encode_student(self.adapter, examples, self.prompt_limit)
-        rollout = self.sampler.sample(module, student_inputs, seeds)
+        rollout = self.complete(student_inputs, examples, seeds)
 
         # 2. The teacher scores the same ids with its demonstrations in context; for a retention prompt the model as it
         #    was at the start scores them without any.
-        n = len(queries)
-        contexts = [TeacherContext(seed) for seed in seeds[:n]]
-        teacher_inputs, dropped = encode_teacher(self.adapter, examples[:n], contexts, self.prompt_limit)
-        sides = [_Side(slice(0, n), self.teacher, teacher_inputs, weight=1.0)]
+        n, dropped = len(queries), 0
+        teacher_inputs = None
+        if self.query_teacher is not None:
+            contexts = self.contexts(examples[:n], seeds[:n])
+            teacher_inputs, dropped = encode_teacher(self.adapter, examples[:n], contexts, self.prompt_limit)
+        sides = [_Side(slice(0, n), self.query_teacher, teacher_inputs, weight=1.0)]
         if retained:
             view = student_inputs.select(range(n, len(examples)))
             sides.append(_Side(slice(n, len(examples)), self.start_teacher, view, self._retain_weight()))
-        teacher_states = []
-        for side in sides:
-            with torch.no_grad(), side.teacher.applied(), evaluating(module):
-                teacher_NH = completion_hidden_states(module, module, side.view, rollout.ids[side.rows])
-                teacher_states.append((teacher_NH, frozen_head(head_of(module, args.temperature))))
+        teacher_states = [self._read_as_teacher(side, rollout) for side in sides]
 
         # 3. The student scores them in its own view, with gradient.
         student_NH = completion_hidden_states(model, module, student_inputs, rollout.ids)
@@ -192,16 +186,17 @@ class SDFTTrainer(Trainer):
         scored = _scored_tokens(rollout, args.loss_tokens_to_skip, args.masks_truncated)
         loss = student_NH.new_zeros((), dtype=torch.float32)
         losses_B: list[float] = []
-        for side, (teacher_NH, teacher_head) in zip(sides, teacher_states, strict=True):
+        for side, teacher in zip(sides, teacher_states, strict=True):
             keep_N = torch.cat(scored[side.rows]).to(student_NH.device)
-            loss_N, logp_N = divergence(
-                torch.cat(student_rows[side.rows])[keep_N],
-                teacher_NH[keep_N],
-                head,
-                teacher_head,
-                self.divergence_settings,
-                torch.cat(rollout.ids[side.rows]).to(student_NH.device)[keep_N],
-            )
+            ids_N = torch.cat(rollout.ids[side.rows]).to(student_NH.device)[keep_N]
+            states_NH = torch.cat(student_rows[side.rows])[keep_N]
+            if teacher is None:
+                loss_N, logp_N = self.likelihood_loss(states_NH, head, ids_N)
+            else:
+                teacher_NH, teacher_head = teacher
+                loss_N, logp_N = divergence(
+                    states_NH, teacher_NH[keep_N], head, teacher_head, self.divergence_settings, ids_N
+                )
             if args.distillation_is_clip is not None:
                 sampler_logp_N = torch.cat(rollout.logps[side.rows]).to(logp_N)[keep_N]
                 loss_N = loss_N * (logp_N - sampler_logp_N).exp().clamp(max=args.distillation_is_clip)
@@ -214,6 +209,38 @@ class SDFTTrainer(Trainer):
         total = num_items_in_batch if num_items_in_batch is not None else len(queries) * self.accelerator.num_processes
         # Data parallelism averages gradients over processes; the total already counts all of them.
         return loss * self.accelerator.num_processes / total
+
+    # What the methods that SDFT is compared with do otherwise (`text_sdft.experiments.methods`).
+
+    @property
+    def query_teacher(self) -> LiveTeacher | None:
+        """Who reads the queries' completions with demonstrations in context; None: their likelihood is the loss."""
+        return self.teacher
+
+    def complete(self, inputs: ModelInputs, examples: list[Example], seeds: list[int]) -> Rollout:
+        """The completions that a step learns from: the student's own.
+
+        Args:
+            inputs: the student's view of the examples: queries first, then retention prompts.
+            seeds: one an example.
+        """
+        return self.sampler.sample(self.module, inputs, seeds)
+
+    def contexts(self, queries: list[Example], seeds: list[int]) -> list[TeacherContext]:
+        """The teacher's context for each query."""
+        return [TeacherContext(seed) for seed in seeds]
+
+    def likelihood_loss(self, student_NH: Tensor, head: Head, ids_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and log-probability (without gradient) of each token [N] where there is no `query_teacher`."""
+        raise NotImplementedError("a trainer without a teacher for its queries defines their loss")
+
+    def _read_as_teacher(self, side: _Side, rollout: Rollout) -> tuple[Tensor, Head] | None:
+        """The teacher's hidden states [N, H] at a side's completions, and its output layer."""
+        if side.teacher is None or side.view is None:
+            return None
+        with torch.no_grad(), side.teacher.applied(), evaluating(self.module):
+            teacher_NH = completion_hidden_states(self.module, self.module, side.view, rollout.ids[side.rows])
+            return teacher_NH, frozen_head(head_of(self.module, self.args.temperature))
 
     def _draw_retained(self, queries: list[Example]) -> list[tuple[Example, int]]:
         """At most one retention prompt a query, and the seed of its completion.
@@ -351,41 +378,18 @@ class SDFTTrainer(Trainer):
     # ---- checkpoints ----
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        try:
+        with whole_or_removed(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"):
             super()._save_checkpoint(model, trial)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint would be found by the next resume
-            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-                raise
-            raise UserError(
-                f"Checkpoint {folder} could not be written ({error}); the incomplete folder was removed, earlier ones are "
-                "untouched. Free space (or set save_total_limit) and run the same command with --resume."
-            ) from error
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            tensors = {
-                f"{owner}.{name}": tensor.contiguous()
-                for owner, teacher in self._teachers().items()
-                for name, tensor in teacher.state_dict().items()
-            }
-            if tensors:
-                save_file(tensors, Path(output_dir) / TEACHER_FILE)
+            save_teachers(self._teachers(), output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        file = Path(checkpoint) / TEACHER_FILE
-        tensors = load_file(file) if file.exists() else {}
-        for owner, teacher in self._teachers().items():
-            state = {name[len(owner) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{owner}.")}
-            try:
-                teacher.load_state_dict(state)
-            except ValueError as error:
-                raise UserError(f"Cannot resume from {checkpoint}: {error}.") from error
+        if checkpoint is not None:
+            load_teachers(self._teachers(), checkpoint)
 
     def _teachers(self) -> dict[str, LiveTeacher]:
         teachers = {"teacher": self.teacher}
