@@ -24,6 +24,7 @@ from text_sdft.core import ModalityAdapter, SDFTTrainer, TeacherContext, UserErr
 from vlm_sdft.adapter import ImageAdapter
 from vlm_sdft.demos import DemoSet, ImageRow, ObjectType
 from vlm_sdft.embedding import ImageEmbedder
+from vlm_sdft.features import ImageFeatures
 from vlm_sdft.families import find_family
 
 QUESTION = "What is this called?"
@@ -276,11 +277,11 @@ def test_model_embeddings_of_every_family(name: str):
     model, processor = build_family(name)
     sources = [picture(kind, 0) for kind in range(5)]
     sources += [picture(5, 0).resize((48, 16)), picture(6, 0).resize((16, 40))]
-    embed = ImageEmbedder("model", model, processor, find_family(model, processor), batch_size=3)
+    embed = ImageEmbedder("model", ImageFeatures(model, processor, find_family(model, processor)))
     embeddings_RD = embed(sources)
     torch.testing.assert_close(embeddings_RD.norm(dim=-1), torch.ones(7))
     assert (embeddings_RD @ embeddings_RD.T).fill_diagonal_(0).max() < 0.99999
-    other = ImageEmbedder("model", model, processor, find_family(model, processor), batch_size=2)
+    other = ImageEmbedder("model", ImageFeatures(model, processor, find_family(model, processor)))
     torch.testing.assert_close(other(sources[::-1]).flip(0), embeddings_RD, atol=1e-5, rtol=0)
     assert torch.equal(embed([sources[3], sources[3]]), embeddings_RD[[3, 3]])
 

@@ -28,6 +28,7 @@ from vlm_sdft.demos import DemoSet, ImageRow, Split
 from vlm_sdft.embedding import ImageEmbedder
 from vlm_sdft.encoding import check_by_forward, encode_row
 from vlm_sdft.families import FAMILIES, Family, bound_images, find_family, vision_modules
+from vlm_sdft.features import ImageFeatures
 from vlm_sdft.selection import DemonstrationSelector, Selection
 from vlm_sdft.zoo import resolve_model
 
@@ -78,6 +79,7 @@ class ImageAdapter:
         self._model: PreTrainedModel | None = None
         self._family: Family | None = None
         self._embedder: ImageEmbedder | None = None
+        self._features: ImageFeatures | None = None
 
     train_defaults: ClassVar[dict[str, Any]] = vlm()
 
@@ -141,6 +143,7 @@ class ImageAdapter:
             bound_images(family, processing_class, base, self._max_pixels)
         self.processing_class, self._family, self._model = processing_class, family, base
         self._embedder = self._selector.embeddings_RD = None
+        self._features = ImageFeatures(base, processing_class, family)
 
     def examples(self, rows: Iterable[Any]) -> list[Example]:
         """Examples from `ImageRow`s, ready examples, or mappings with ``image`` or ``images`` and ``prompt``.
@@ -185,10 +188,12 @@ class ImageAdapter:
     def encode(self, conversations: Sequence[Conversation]) -> ModelInputs:
         """See `encode_row`; every conversation becomes one unpadded row."""
         family = self._bound()
-        rows = [encode_row(self.processing_class, conversation, family) for conversation in conversations]
+        # A tower that is trained gives other features at every step.
+        features = self._features if family.reuses_features and not self._train_vision else None
+        rows = [encode_row(self.processing_class, conversation, family, features) for conversation in conversations]
         tokenizer = self.processing_class.tokenizer
         pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return ModelInputs(rows, pad_token_id or 0, family.media_by_row, family.placeholder_ids)
+        return ModelInputs(rows, pad_token_id or 0, family.media_by_row, family.placeholder_ids, features)
 
     def decode(self, ids: Tensor) -> str:
         """Completion ids [T] as text, special tokens left out, stripped."""
@@ -210,8 +215,9 @@ class ImageAdapter:
     def embed(self, sources: Sequence[Any]) -> Tensor:
         """L2-normalised embeddings [R, D] of R images, as retrieval compares them; each is computed once."""
         if self._embedder is None:
-            family = self._bound()
-            self._embedder = ImageEmbedder(self._embedder_name, self._model, self.processing_class, family)
+            self._bound()
+            device = self._model.device if self._model is not None else "cpu"
+            self._embedder = ImageEmbedder(self._embedder_name, self._features, device)
         return self._embedder(sources)
 
     @property

@@ -1,23 +1,19 @@
 """Image embeddings for retrieval: the model's own frozen vision features, or open_clip.
 
-Shapes: R images · D embedding width · N tiles of one image · T tokens of one tile.
+Shapes: R images · D embedding width.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import PreTrainedModel
 
-from text_sdft.core import ModelInputs, UserError
-from text_sdft.core.rollout import evaluating
-from vlm_sdft.encoding import encode_row
-from vlm_sdft.families import Family
+from text_sdft.core import UserError
+from vlm_sdft.features import ImageFeatures
 from vlm_sdft.images import content_hash, load_image
 
 #: Above so many images to embed, a progress bar is shown.
@@ -31,10 +27,9 @@ class ImageEmbedder:
         embedder: ``"model"`` for the model's own vision features (mean over an image's tokens), or
             ``"open_clip:ARCH/PRETRAINED"``; PRETRAINED is a tag, a checkpoint's path, or empty for random weights. A folder
             that holds an open_clip model: ``"open_clip:local-dir:FOLDER"``.
-        model: needed for ``"model"``, as are the other two; for open_clip it only gives the device.
-        processor: the model's processor.
-        family: from `find_family`.
-        batch_size: images a forward.
+        features: the model's, for ``"model"``.
+        device: where open_clip runs.
+        batch_size: images a forward of open_clip.
 
     Raises:
         UserError: an unknown embedder, or weights that cannot be loaded.
@@ -43,18 +38,17 @@ class ImageEmbedder:
     def __init__(
         self,
         embedder: str,
-        model: PreTrainedModel | None = None,
-        processor: Any = None,
-        family: Family | None = None,
+        features: ImageFeatures | None = None,
+        device: torch.device | str = "cpu",
         batch_size: int = 32,
     ) -> None:
         self._embed: Callable[[Sequence[Any]], Tensor]
         if embedder == "model":
-            if model is None or processor is None or family is None:
-                raise ValueError("embedder 'model' needs the model, its processor and its family")
-            self._embed = lambda sources: _model_features(sources, model, processor, family)
+            if features is None:
+                raise ValueError("embedder 'model' needs the model's features")
+            self._embed = lambda sources: torch.stack([features.pooled(source).float().mean(0) for source in sources])
         elif embedder.startswith("open_clip:"):
-            self._embed = _open_clip(embedder, model.device if model is not None else torch.device("cpu"))
+            self._embed = _open_clip(embedder, device)
         else:
             raise UserError(f"Unknown embedder '{embedder}'. Use 'model' or 'open_clip:ARCH/PRETRAINED'.")
         self._batch_size = batch_size
@@ -78,30 +72,7 @@ class ImageEmbedder:
         return torch.stack([self._cache[key] for key in keys])
 
 
-def _model_features(sources: Sequence[Any], model: PreTrainedModel, processor: Any, family: Family) -> Tensor:
-    """Mean vision feature of each image [R, D], through the same encoding as the prompts."""
-    query = [{"type": "text", "text": "."}]
-    rows = [
-        encode_row(processor, [{"role": "user", "content": [{"type": "image", "image": source}, *query]}], family)
-        for source in sources
-    ]
-    inputs = ModelInputs(rows, pad_token_id=0, media_by_row=family.media_by_row).batch(device=model.device)
-    get_image_features: Any = model.get_image_features
-    names = inspect.signature(get_image_features).parameters
-    media = {name: inputs[name] for row in rows for name in row.media if name in names}
-    with evaluating(model):
-        features = get_image_features(**media, return_dict=True).pooler_output
-    if isinstance(features, Tensor) and len(features) != len(rows):  # packed tiles [sum of N, T, D]
-        features = features.split([len(row.media["pixel_values"]) for row in rows])
-    if len(features) != len(rows):
-        raise UserError(
-            f"Models of type '{family.name}' gave {len(features)} features for {len(rows)} images; use another embedder, "
-            "such as 'open_clip:ViT-B-32/laion2b_s34b_b79k'."
-        )
-    return torch.stack([image.flatten(0, -2).mean(0) for image in features])
-
-
-def _open_clip(embedder: str, device: torch.device) -> Callable[[Sequence[Any]], Tensor]:
+def _open_clip(embedder: str, device: torch.device | str) -> Callable[[Sequence[Any]], Tensor]:
     """A function from R images to open_clip features [R, D]."""
     try:
         import open_clip

@@ -5,6 +5,7 @@ Shapes: L tokens of one conversation · K leading size of a media tensor · B ro
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,10 +16,13 @@ from transformers import PreTrainedModel
 from text_sdft.core import Conversation, ModelInputs, RowInputs, UserError
 from text_sdft.core.rollout import evaluating
 from vlm_sdft.families import Family
-from vlm_sdft.images import load_image
+from vlm_sdft.features import PIXELS, ImageFeatures, ImageHandle
+from vlm_sdft.images import content_hash, load_image
 
 
-def encode_row(processor: Any, conversation: Conversation, family: Family) -> RowInputs:
+def encode_row(
+    processor: Any, conversation: Conversation, family: Family, features: ImageFeatures | None = None
+) -> RowInputs:
     """One conversation as the model takes it, with the generation prompt appended.
 
     Conversations are encoded one at a time: what the processor returns then belongs to this row alone, so a batch can
@@ -28,6 +32,7 @@ def encode_row(processor: Any, conversation: Conversation, family: Family) -> Ro
         processor: the model's processor.
         conversation: messages; image parts are ``{"type": "image", "image": source}``.
         family: from `find_family`.
+        features: holds the images' features, so that the row names its images and carries no pixels.
 
     Returns:
         ``tokens``: ``input_ids`` [L] and the other per-token tensors that the model takes; ``media``: [K, …].
@@ -35,22 +40,29 @@ def encode_row(processor: Any, conversation: Conversation, family: Family) -> Ro
     Raises:
         UserError: an image cannot be read, the processor refuses the conversation, or an image produced no tokens.
     """
-    loaded = [_loaded(message, family) for message in conversation]
-    images = [part["image"] for message in loaded for part in message["content"] if part["type"] == "image"]
-    try:
-        encoded = processor.apply_chat_template(
-            loaded,
-            tokenize=True,
-            return_dict=True,
-            add_generation_prompt=True,
-            return_tensors="pt",
-            processor_kwargs=dict(family.processor_kwargs or {}),
-        )
-    except Exception as error:
-        raise UserError(
-            f"The processor of this '{family.name}' model refused a conversation of {len(loaded)} messages with "
-            f"{len(images)} images: {error} (Do the texts contain the model's own image tokens?)"
-        ) from error
+    messages = [_with_parts(message, family) for message in conversation]
+    sources = [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
+    handles = () if features is None else tuple(ImageHandle(content_hash(source), source) for source in sources)
+    with features.prepared(handles) if features is not None and handles else nullcontext(map(load_image, sources)) as given:
+        images = iter(given)
+        loaded = [
+            {**m, "content": [{**p, "image": next(images)} if p["type"] == "image" else p for p in m["content"]]}
+            for m in messages
+        ]
+        try:
+            encoded = processor.apply_chat_template(
+                loaded,
+                tokenize=True,
+                return_dict=True,
+                add_generation_prompt=True,
+                return_tensors="pt",
+                processor_kwargs=dict(family.processor_kwargs or {}),
+            )
+        except Exception as error:
+            raise UserError(
+                f"The processor of this '{family.name}' model refused a conversation of {len(loaded)} messages with "
+                f"{len(sources)} images: {error} (Do the texts contain the model's own image tokens?)"
+            ) from error
     length = encoded["input_ids"].shape[1]
     tokens: dict[str, Tensor] = {}
     media: dict[str, Tensor] = {}
@@ -69,13 +81,14 @@ def encode_row(processor: Any, conversation: Conversation, family: Family) -> Ro
                 f"Models of type '{family.name}' do not take '{name}', which their processor made. Is the processor that "
                 "of another model?"
             )
-    row = RowInputs(tokens, media)
-    _check_images(loaded, len(images), row, processor, family)
-    return row
+    _check_images(loaded, len(sources), RowInputs(tokens, media), processor, family)
+    if handles:
+        media = {name: value for name, value in media.items() if name not in PIXELS}
+    return RowInputs(tokens, media, handles)
 
 
-def _loaded(message: dict[str, Any], family: Family) -> dict[str, Any]:
-    """The message with its content as parts and its images loaded.
+def _with_parts(message: dict[str, Any], family: Family) -> dict[str, Any]:
+    """The message with its content as parts, its images named and in a place that the template keeps.
 
     Some chat templates go over the parts even of a plain string and so drop it; parts work with all of them.
     """
@@ -87,14 +100,11 @@ def _loaded(message: dict[str, Any], family: Family) -> dict[str, Any]:
             f"The chat template of this '{family.name}' model puts all images of a turn before its text, so images "
             "between texts would lose their places. Use `template: turns`, and put a question's images first."
         )
-    loaded = []
     for part in parts:
-        if part["type"] == "image":
-            if part.get("image") is None:
-                raise UserError(f"An image part of a '{message['role']}' message has no 'image'; give a path or an image.")
-            part = {"type": "image", "image": load_image(part["image"])}
-        loaded.append(part)
-    return {**message, "content": loaded}
+        if part["type"] == "image" and part.get("image") is None:
+            raise UserError(f"An image part of a '{message['role']}' message has no 'image'; give a path or an image.")
+    # Nothing but the image: a template may write what else stands in the part.
+    return {**message, "content": [{"type": "image", "image": p["image"]} if p["type"] == "image" else p for p in parts]}
 
 
 def _check_images(loaded: Conversation, expected: int, row: RowInputs, processor: Any, family: Family) -> None:

@@ -34,6 +34,9 @@ class Family:
             ``max_pixels`` pixels; None: cannot be bounded.
         media_by_row: see `ModelInputs.media_by_row`.
         processor_kwargs: passed to the processor with every conversation.
+        packs_images: the media tensors of several images are those of each image, one after the other.
+        reuses_features: an image's features are the same alone as beside others, so that they can be computed once.
+        features_listed: the model takes features as a list of images, rather than joined in one tensor.
         accepts: the names that the model's forward takes; filled in by `find_family`.
         placeholder_ids: the tokens that stand for images or video; filled in by `find_family`.
         moves_images: the chat template puts the images of a turn before its text; filled in by `find_family`.
@@ -44,6 +47,9 @@ class Family:
     bound: Callable[[Any, PreTrainedModel, int], None] | None = None
     media_by_row: frozenset[str] = frozenset()
     processor_kwargs: Mapping[str, Any] | None = None
+    packs_images: bool = False
+    reuses_features: bool = True
+    features_listed: bool = True
     accepts: frozenset[str] = frozenset()
     placeholder_ids: tuple[int, ...] = ()
     moves_images: bool = False
@@ -111,17 +117,24 @@ _BY_ROW = frozenset({"pixel_values", "pixel_attention_mask"})
 FAMILIES = {
     family.name: family
     for family in (
-        Family("qwen2_vl", _count_qwen, _bound_qwen),
-        Family("qwen2_5_vl", _count_qwen, _bound_qwen),
-        Family("qwen3_vl", _count_qwen, _bound_qwen),
+        Family("qwen2_vl", _count_qwen, _bound_qwen, packs_images=True),
+        Family("qwen2_5_vl", _count_qwen, _bound_qwen, packs_images=True),
+        Family("qwen3_vl", _count_qwen, _bound_qwen, packs_images=True),
         Family("idefics3", _count_idefics, _bound_idefics, _BY_ROW),
         Family("smolvlm", _count_idefics, _bound_idefics, _BY_ROW),
         # Its tiles (anyres) are for prompts with one image only: beside demonstrations a query has its base view alone,
         # so student and teacher do not see it with the same tokens. Nothing in the processor or model changes that.
-        Family("llava_onevision", _count_llava_onevision, _bound_llava_onevision),
+        Family("llava_onevision", _count_llava_onevision, _bound_llava_onevision, reuses_features=False),
         # Pan-and-scan adds crops, and words that announce them, to some images only: off for student and teacher alike.
-        Family("gemma3", _count_gemma3, _bound_gemma3, processor_kwargs={"do_pan_and_scan": False}),
-        Family("internvl", _count_internvl, _bound_internvl),
+        Family(
+            "gemma3",
+            _count_gemma3,
+            _bound_gemma3,
+            processor_kwargs={"do_pan_and_scan": False},
+            packs_images=True,
+            features_listed=False,
+        ),
+        Family("internvl", _count_internvl, _bound_internvl, packs_images=True, features_listed=False),
     )
 }
 
@@ -145,7 +158,7 @@ def find_family(model: PreTrainedModel, processor: Any) -> Family:
             f"The processor of '{model_name}' ({type(processor).__name__}) has no image processor. Save the model's full "
             "processor beside it (AutoProcessor.from_pretrained(…).save_pretrained(folder)), not its tokenizer alone."
         )
-    family = FAMILIES.get(model_type, Family(model_type))
+    family = FAMILIES.get(model_type, Family(model_type, reuses_features=False))
     accepts = frozenset(inspect.signature(model.forward).parameters)
     names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
     placeholders = {int(getattr(model.config, name)) for name in names if getattr(model.config, name, None) is not None}

@@ -6,6 +6,7 @@ image column, ``{"path": …, "bytes": …}``.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 from collections.abc import Mapping
@@ -74,7 +75,16 @@ def content_hash(source: ImageSource) -> str:
     if isinstance(source, Image.Image):
         pixels = source.convert("RGB")
         return hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest()
+    if isinstance(source, str | PathLike):
+        stat = Path(source).stat()
+        return _file_hash(str(source), stat.st_size, stat.st_mtime_ns)
     return hashlib.sha256(_encoded(source)).hexdigest()
+
+
+@functools.lru_cache(maxsize=100_000)
+def _file_hash(path: str, size: int, modified: int) -> str:
+    """Of a file's bytes; read again only where its size or time of change is another."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def perceptual_hash(source: ImageSource) -> imagehash.ImageHash:

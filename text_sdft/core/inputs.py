@@ -11,9 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class MediaEncoder(Protocol):
+    """Stands for media whose features are computed once and kept (a frozen vision tower's)."""
+
+    def encode(self, handles: Sequence[Any]) -> dict[str, Any]:
+        """What the model's forward takes instead of raw media, for these images in this order."""
+        ...
+
+    def lengths(self, handles: Sequence[Any]) -> list[int]:
+        """Placeholder tokens that each image fills."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -23,10 +36,12 @@ class RowInputs:
     Attributes:
         tokens: per-token tensors [L]: always ``input_ids``, further ones (``mm_token_type_ids``, …) as the model wants.
         media: media tensors [K, …] (``pixel_values``, ``image_grid_thw``, …); empty for a row without images.
+        images: a handle for each image in order, equal for equal images, where a `MediaEncoder` holds their features.
     """
 
     tokens: dict[str, Tensor]
     media: dict[str, Tensor] = field(default_factory=dict)
+    images: tuple[Any, ...] = ()
 
     def __len__(self) -> int:
         return int(self.tokens["input_ids"].shape[0])
@@ -43,12 +58,14 @@ class ModelInputs:
             the packed images or patches of all rows; a row without them gets zeros, as these models expect.
         placeholder_ids: tokens that stand for media. They are never sampled: in a completion the model would look for
             the image that goes with them.
+        media_encoder: gives the features of the rows' `RowInputs.images`.
     """
 
     rows: Sequence[RowInputs]
     pad_token_id: int
     media_by_row: frozenset[str] = frozenset()
     placeholder_ids: tuple[int, ...] = ()
+    media_encoder: MediaEncoder | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -64,7 +81,7 @@ class ModelInputs:
 
     def batch(
         self, completions: Sequence[Tensor] | None = None, device: torch.device | str | None = None
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """Keyword arguments for the model's forward or ``generate``.
 
         Prompts are padded on the left to P, completions on the right to T, so that every completion begins in the same
@@ -75,8 +92,8 @@ class ModelInputs:
             device: where the tensors go.
 
         Returns:
-            ``input_ids`` and ``attention_mask`` [B, P + T], the other per-token tensors alike, packed media tensors, and
-            ``position_ids`` [B, P + T] counted over unmasked tokens, except for models that derive 3-D positions
+            ``input_ids`` and ``attention_mask`` [B, P + T], the other per-token tensors alike, packed media tensors or the
+            images' features, and ``position_ids`` [B, P + T] counted over unmasked tokens, except for models that derive 3-D positions
             themselves from ``mm_token_type_ids`` (M-RoPE).
         """
         if completions is not None and len(completions) != len(self.rows):
@@ -85,7 +102,7 @@ class ModelInputs:
         T = max((len(c) for c in completions), default=0) if completions is not None else 0
         B = len(self.rows)
         names = dict.fromkeys(name for row in self.rows for name in row.tokens)
-        out = {name: torch.zeros(B, P + T, dtype=torch.long) for name in names}
+        out: dict[str, Any] = {name: torch.zeros(B, P + T, dtype=torch.long) for name in names}
         out["input_ids"].fill_(self.pad_token_id)
         mask_BL = torch.zeros(B, P + T, dtype=torch.long)
         for b, row in enumerate(self.rows):
@@ -102,7 +119,11 @@ class ModelInputs:
             out["position_ids"] = (mask_BL.cumsum(-1) - 1).clamp(min=0)
         for name in dict.fromkeys(name for row in self.rows for name in row.media):
             out[name] = self._pack(name)
-        return {name: value.to(device) for name, value in out.items()}
+        out = {name: value.to(device) for name, value in out.items()}
+        images = [image for row in self.rows for image in row.images]
+        if images and self.media_encoder is not None:
+            out |= self.media_encoder.encode(images)
+        return out
 
     def _pack(self, name: str) -> Tensor:
         """One media tensor of the whole batch: rows' tensors joined along dim 0, other dims zero-padded to the largest."""

@@ -1,0 +1,174 @@
+"""Each image processed once, and encoded once where the vision tower is frozen.
+
+Preparing an image (decoding, resizing, cutting into patches) and running the tower over it give the same result in the
+student's view, the teacher's and every further step. So a conversation is encoded with what is known of its images, and
+the model is handed their features (transformers' ``mm_encoder_outputs``) instead of their pixels.
+
+Shapes: K leading size of a media tensor · T tokens of one image · H width of the language model.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from text_sdft.core import UserError
+from text_sdft.core.rollout import evaluating
+from vlm_sdft.families import Family
+from vlm_sdft.images import content_hash, load_image
+
+#: Memory of the host that features may take; the least recently used images' go first, and are computed again.
+MAX_BYTES = 4 * 2**30
+#: Names under which processors give pixels, which a model does not need beside features.
+PIXELS = ("pixel_values", "pixel_attention_mask")
+
+
+@dataclass(frozen=True)
+class ImageHandle:
+    """An image by its content.
+
+    Attributes:
+        key: hash of the content; handles with equal keys are equal.
+        source: where to read it.
+    """
+
+    key: str
+    source: Any = field(compare=False)
+
+
+class ImageFeatures:
+    """`text_sdft.core.inputs.MediaEncoder` for one model and processor.
+
+    Args:
+        model: its vision tower must not change.
+        processor: the model's processor; its settings must not change.
+        family: from `find_family`.
+        max_bytes: bound of the features kept.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: Any, family: Family, max_bytes: int = MAX_BYTES) -> None:
+        self._model, self._processor, self._family, self._max_bytes = model, processor, family, max_bytes
+        self._prepared: dict[str, Mapping[str, Any]] = {}
+        self._features: OrderedDict[tuple[str, Any], Any] = OrderedDict()
+        self._bytes = 0
+        #: Images encoded, and images asked for: the rest was reused.
+        self.computed = self.asked = 0
+
+    def encode(self, handles: Sequence[ImageHandle]) -> dict[str, Any]:
+        """``mm_encoder_outputs`` for these images, in this order."""
+        outputs = [self._features_of(handle) for handle in handles]
+        device = self._model.device
+        pooled: Any = [output.pooler_output.to(device) for output in outputs]
+        joined = type(outputs[0])(pooler_output=pooled if self._family.features_listed else torch.cat(pooled))
+        layers = getattr(outputs[0], "deepstack_features", None)
+        if layers is not None:
+            joined.deepstack_features = [
+                [output.deepstack_features[i].to(device) for output in outputs] for i in range(len(layers))
+            ]
+        return {"mm_encoder_outputs": {"image": joined}}
+
+    def lengths(self, handles: Sequence[ImageHandle]) -> list[int]:
+        """Tokens T of each image."""
+        return [len(self._features_of(handle).pooler_output) for handle in handles]
+
+    def pooled(self, source: Any) -> Tensor:
+        """Features [T, H] of one image."""
+        return self._features_of(ImageHandle(content_hash(source), source)).pooler_output
+
+    @contextmanager
+    def prepared(self, handles: Sequence[ImageHandle]) -> Iterator[list[Image.Image]]:
+        """Within this context the processor answers for these images from memory; yields what to give it for them.
+
+        Only where a family's media of several images are those of each, one after the other (`Family.packs_images`).
+        Pixels are left out: the tensors that carry them have their shapes and no content (device "meta").
+        """
+        if not self._family.packs_images:
+            yield [load_image(handle.source) for handle in handles]
+            return
+        for handle in handles:
+            if handle.key not in self._prepared:
+                self._prepared[handle.key] = _without_pixels(self._prepare(handle))
+        own = self._processor.image_processor
+        self._processor.image_processor = _FromMemory(own, [self._prepared[handle.key] for handle in handles])
+        try:
+            yield [Image.new("RGB", (1, 1)) for _ in handles]
+        finally:
+            self._processor.image_processor = own
+
+    def _prepare(self, handle: ImageHandle) -> Mapping[str, Any]:
+        """One image through the processor's own image processor."""
+        kwargs = dict(self._family.processor_kwargs or {})
+        return self._processor.image_processor([load_image(handle.source)], return_tensors="pt", **kwargs)
+
+    def _features_of(self, handle: ImageHandle) -> Any:
+        """The tower's output for one image, ``pooler_output`` [T, H], kept on the host."""
+        device = self._model.device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._model.dtype
+        key = (handle.key, precision)
+        self.asked += 1
+        if key in self._features:
+            self._features.move_to_end(key)
+            return self._features[key]
+        self.computed += 1
+        output = self._features[key] = self._encode_one(handle)
+        self._bytes += _bytes(output)
+        while self._bytes > self._max_bytes and len(self._features) > 1:
+            self._bytes -= _bytes(self._features.popitem(last=False)[1])
+        return output
+
+    @torch.no_grad()
+    def _encode_one(self, handle: ImageHandle) -> Any:
+        """One image at a time: a result then hangs on nothing but its image, in every batch and after a restart."""
+        get_image_features: Any = self._model.get_image_features
+        names = inspect.signature(get_image_features).parameters
+        media = {n: v.to(self._model.device) for n, v in self._prepare(handle).items() if n in names}
+        with evaluating(self._model):
+            output = get_image_features(**media, return_dict=True)
+        pooled = output.pooler_output
+        if not isinstance(pooled, Tensor):
+            if len(pooled) != 1:
+                raise UserError(
+                    f"Models of type '{self._family.name}' gave {len(pooled)} features for one image: their images cannot "
+                    "be encoded one by one. Set train_vision, or add the family to vlm_sdft/families.py."
+                )
+            pooled = pooled[0]
+        kept = type(output)(pooler_output=pooled.flatten(0, -2).cpu())
+        if getattr(output, "deepstack_features", None) is not None:
+            kept.deepstack_features = [torch.cat(list(layer)).cpu() for layer in output.deepstack_features]
+        return kept
+
+
+class _FromMemory:
+    """An image processor that gives what is known of the images, joined, and is the true one in all else."""
+
+    def __init__(self, own: Any, prepared: Sequence[Mapping[str, Any]]) -> None:
+        self._own, self._prepared = own, prepared
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def __call__(self, images: Any, **kwargs: Any) -> dict[str, Any]:
+        names = self._prepared[0]
+        parts = {name: [image[name] for image in self._prepared] for name in names}
+        return {
+            name: torch.cat(values) if isinstance(values[0], Tensor) else [item for value in values for item in value]
+            for name, values in parts.items()
+        }
+
+
+def _without_pixels(prepared: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.to("meta") if name in PIXELS else value for name, value in prepared.items()}
+
+
+def _bytes(output: Any) -> int:
+    tensors = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
