@@ -22,6 +22,7 @@ from text_sdft.core.scoring import completion_hidden_states, head_of
 from vlm_sdft import families
 from vlm_sdft.encoding import check_by_forward, encode_row
 from vlm_sdft.families import bound_images, find_family
+from vlm_sdft.features import ImageFeatures
 
 
 @pytest.fixture(params=FAMILIES)
@@ -67,11 +68,10 @@ def conversations(first_demonstration: int = 0) -> list[list[dict[str, Any]]]:
 ANSWERS = ("yes", "a wug", "zup it")
 
 
-def encoded(name: str, rows: list[list[dict[str, Any]]]) -> ModelInputs:
+def encoded(name: str, rows: list[list[dict[str, Any]]], features: ImageFeatures | None = None) -> ModelInputs:
     _, processor, family = loaded(name)
-    return ModelInputs(
-        [encode_row(processor, row, family) for row in rows], processor.tokenizer.pad_token_id, family.media_by_row
-    )
+    encoded_rows = [encode_row(processor, row, family, features) for row in rows]
+    return ModelInputs(encoded_rows, processor.tokenizer.pad_token_id, family.media_by_row, media_encoder=features)
 
 
 def plain(processor: Any, conversation: list[dict[str, Any]], **kwargs: Any) -> dict[str, Tensor]:

@@ -24,8 +24,8 @@ from text_sdft.core import ModalityAdapter, SDFTTrainer, TeacherContext, UserErr
 from vlm_sdft.adapter import ImageAdapter
 from vlm_sdft.demos import DemoSet, ImageRow, ObjectType
 from vlm_sdft.embedding import ImageEmbedder
-from vlm_sdft.features import ImageFeatures
 from vlm_sdft.families import find_family
+from vlm_sdft.features import ImageFeatures
 
 QUESTION = "What is this called?"
 NAMES = ("dax", "wug", "zup", "fep", "blicket", "toma")

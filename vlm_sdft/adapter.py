@@ -47,6 +47,8 @@ class ImageAdapter:
         max_pixels: pixels that one image may cost; None: the processor's own limit.
         system_prompt: the first message of both views.
         train_vision: train the vision tower and its projection too.
+        image_features_gib: memory of the host for vision features, which are computed once an image unless the tower is
+            trained; 0 computes them in every forward.
 
     Raises:
         UserError: an unknown template, context or selection, or no labelled images to demonstrate with.
@@ -65,13 +67,14 @@ class ImageAdapter:
         max_pixels: int | None = None,
         system_prompt: str | None = None,
         train_vision: bool = False,
+        image_features_gib: float = 4.0,
     ) -> None:
         check_template(template)
         if context not in ("teacher", "student", "both"):
             raise UserError(f"context is '{context}'; use 'teacher', 'student' or 'both'.")
         self.demos = demos
         self.processing_class: Any = None
-        self._train_vision = train_vision
+        self._train_vision, self._image_features_gib = train_vision, image_features_gib
         self._trust: dict[str, Any] = {}  # the model's own code was trusted: so is its processor's
         self._selector = DemonstrationSelector(demos.labelled, None, selection=selection, n_types=n_types, shots=shots)
         self._context, self._template, self._system_prompt = context, template, system_prompt
@@ -93,6 +96,7 @@ class ImageAdapter:
             max_pixels=data.max_pixels,
             system_prompt=data.system_prompt,
             train_vision=data.train_vision,
+            image_features_gib=data.image_features_gib,
         )
         evals = {
             "new": demos.test,
@@ -143,7 +147,7 @@ class ImageAdapter:
             bound_images(family, processing_class, base, self._max_pixels)
         self.processing_class, self._family, self._model = processing_class, family, base
         self._embedder = self._selector.embeddings_RD = None
-        self._features = ImageFeatures(base, processing_class, family)
+        self._features = ImageFeatures(base, processing_class, family, int(self._image_features_gib * 2**30))
 
     def examples(self, rows: Iterable[Any]) -> list[Example]:
         """Examples from `ImageRow`s, ready examples, or mappings with ``image`` or ``images`` and ``prompt``.
@@ -189,7 +193,8 @@ class ImageAdapter:
         """See `encode_row`; every conversation becomes one unpadded row."""
         family = self._bound()
         # A tower that is trained gives other features at every step.
-        features = self._features if family.reuses_features and not self._train_vision else None
+        reused = family.reuses_features and self._image_features_gib > 0 and not self._train_vision
+        features = self._features if reused else None
         rows = [encode_row(self.processing_class, conversation, family, features) for conversation in conversations]
         tokenizer = self.processing_class.tokenizer
         pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

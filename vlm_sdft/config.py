@@ -55,6 +55,13 @@ class ImageData:
     train_vision: bool = field(
         default=False, metadata={"help": "Train the vision tower and its projection too; else they stay untouched."}
     )
+    image_features_gib: float = field(
+        default=4.0,
+        metadata={
+            "help": "Memory of the host (GiB) for vision features, which an untouched tower computes once an image. "
+            "0 computes them in every forward."
+        },
+    )
     options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "For builtin data: n_types, shots, n_unlabelled, n_test, seed, split."}
     )

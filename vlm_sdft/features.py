@@ -60,8 +60,8 @@ class ImageFeatures:
         self._prepared: dict[str, Mapping[str, Any]] = {}
         self._features: OrderedDict[tuple[str, Any], Any] = OrderedDict()
         self._bytes = 0
-        #: Images encoded, and images asked for: the rest was reused.
-        self.computed = self.asked = 0
+        #: Images that went through the tower so far (again, where their features had been dropped).
+        self.computed = 0
 
     def encode(self, handles: Sequence[ImageHandle]) -> dict[str, Any]:
         """``mm_encoder_outputs`` for these images, in this order."""
@@ -114,7 +114,6 @@ class ImageFeatures:
         device = self._model.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._model.dtype
         key = (handle.key, precision)
-        self.asked += 1
         if key in self._features:
             self._features.move_to_end(key)
             return self._features[key]

@@ -63,21 +63,26 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     except FileNotFoundError as error:
-        raise UserError(
-            f"{name} does not exist. Check the path (relative paths start at the data file's folder)."
-        ) from error
+        raise _missing(name) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
         raise UserError(f"{name} cannot be read as an image ({error}). Replace it, or leave it out.") from error
 
 
 def content_hash(source: ImageSource) -> str:
-    """SHA-256 of the encoded bytes; of size and RGB pixels for a PIL image, which has none."""
+    """SHA-256 of the encoded bytes; of size and RGB pixels for a PIL image, which has none.
+
+    Raises:
+        UserError: the file is missing; names it.
+    """
     if isinstance(source, Image.Image):
         pixels = source.convert("RGB")
         return hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest()
     if isinstance(source, str | PathLike):
-        stat = Path(source).stat()
-        return _file_hash(str(source), stat.st_size, stat.st_mtime_ns)
+        try:
+            stat = Path(source).stat()
+            return _file_hash(str(source), stat.st_size, stat.st_mtime_ns)
+        except OSError as error:
+            raise _missing(image_name(source)) from error
     return hashlib.sha256(_encoded(source)).hexdigest()
 
 
@@ -90,6 +95,10 @@ def _file_hash(path: str, size: int, modified: int) -> str:
 def perceptual_hash(source: ImageSource) -> imagehash.ImageHash:
     """A 64-bit hash (dHash) that survives recompression and resizing; subtract two for their distance in bits."""
     return imagehash.dhash(load_image(source))
+
+
+def _missing(name: str) -> UserError:
+    return UserError(f"{name} does not exist. Check the path (relative paths start at the data file's folder).")
 
 
 def _eight_bit(image: Image.Image, name: str) -> Image.Image:

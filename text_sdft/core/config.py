@@ -76,6 +76,14 @@ class SDFTConfig(TrainingArguments):
     teacher_update_rate: float = field(default=0.01, metadata={"help": "EMA rate r: φ ← (1-r)·φ + r·θ."})
     teacher_sync_steps: int = field(default=1, metadata={"help": "Move an EMA teacher every so many optimiser steps."})
 
+    teacher_prefix_gib: float = field(
+        default=2.0,
+        metadata={
+            "help": "Memory (GiB) for what teacher prompts have in common at their beginning: it is read once, and again "
+            "only when the teacher has moved. 0 reads every prompt whole."
+        },
+    )
+
     num_generations: int = field(default=1, metadata={"help": "Completions sampled of each query (the paper: 1)."})
     max_prompt_length: int | None = field(
         default=None,
@@ -112,6 +120,7 @@ class SDFTConfig(TrainingArguments):
             ),
             (0 < self.teacher_update_rate <= 1, f"teacher_update_rate {self.teacher_update_rate}: use a rate in (0, 1]"),
             (self.teacher_sync_steps >= 1, f"teacher_sync_steps {self.teacher_sync_steps}: use 1 or more"),
+            (self.teacher_prefix_gib >= 0, f"teacher_prefix_gib {self.teacher_prefix_gib}: use 0 (off) or more"),
             (self.num_generations >= 1, f"num_generations {self.num_generations}: use 1 or more"),
             (self.max_completion_length >= 1, f"max_completion_length {self.max_completion_length}: use 1 or more"),
             (

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -80,7 +80,10 @@ class ModelInputs:
         return replace(self, rows=[self.rows[i] for i in indices])
 
     def batch(
-        self, completions: Sequence[Tensor] | None = None, device: torch.device | str | None = None
+        self,
+        completions: Sequence[Tensor] | None = None,
+        device: torch.device | str | None = None,
+        padding_side: Literal["left", "right"] = "left",
     ) -> dict[str, Any]:
         """Keyword arguments for the model's forward or ``generate``.
 
@@ -90,11 +93,12 @@ class ModelInputs:
         Args:
             completions: B id tensors (length ≤ T) to append as ids, never as decoded text.
             device: where the tensors go.
+            padding_side: "right" moves a prompt's padding behind its completion: [prompt | completion | padding].
 
         Returns:
             ``input_ids`` and ``attention_mask`` [B, P + T], the other per-token tensors alike, packed media tensors or the
-            images' features, and ``position_ids`` [B, P + T] counted over unmasked tokens, except for models that derive 3-D positions
-            themselves from ``mm_token_type_ids`` (M-RoPE).
+            images' features, and ``position_ids`` [B, P + T] counted over unmasked tokens, except for models that derive
+            3-D positions themselves from ``mm_token_type_ids`` (M-RoPE).
         """
         if completions is not None and len(completions) != len(self.rows):
             raise ValueError(f"{len(completions)} completions for {len(self.rows)} rows")
@@ -106,13 +110,13 @@ class ModelInputs:
         out["input_ids"].fill_(self.pad_token_id)
         mask_BL = torch.zeros(B, P + T, dtype=torch.long)
         for b, row in enumerate(self.rows):
-            start = P - len(row)
+            start = P - len(row) if padding_side == "left" else 0
+            end = start + len(row)
             for name, values_L in row.tokens.items():
-                out[name][b, start:P] = values_L
-            end = P
+                out[name][b, start:end] = values_L
             if completions is not None:
-                end = P + len(completions[b])
-                out["input_ids"][b, P:end] = completions[b]
+                out["input_ids"][b, end : end + len(completions[b])] = completions[b]
+                end += len(completions[b])
             mask_BL[b, start:end] = 1
         out["attention_mask"] = mask_BL
         if "mm_token_type_ids" not in names:

@@ -29,10 +29,11 @@ def completion_hidden_states(model: nn.Module, module: Model, inputs: ModelInput
         inputs: prompts of this view.
         completions: B id tensors [T_b], the same in every view.
     """
-    batch = inputs.batch(completions, device=module.device)
+    # A completion's last token predicts nothing that is scored.
+    batch = inputs.batch([c[:-1] for c in completions], device=module.device)
     T = max(len(c) for c in completions)
-    with _without_head(module):
-        hidden_BTH = model(**batch, use_cache=False, logits_to_keep=T + 1).logits[:, :-1]
+    with without_head(module):
+        hidden_BTH = model(**batch, use_cache=False, logits_to_keep=T).logits
     keep_BT = torch.stack([torch.arange(T) < len(c) for c in completions]).to(hidden_BTH.device)
     return hidden_BTH[keep_BT]
 
@@ -60,7 +61,7 @@ def frozen_head(head: Head) -> Head:
 
 
 @contextmanager
-def _without_head(module: Model) -> Iterator[None]:
+def without_head(module: Model) -> Iterator[None]:
     """Within this context the module's ``logits`` are its last hidden states.
 
     The module's own forward runs (wrappers, hooks and scalings included), only its output layer passes its input on;

@@ -33,6 +33,7 @@ from text_sdft.core.divergence import DivergenceSettings, Head, divergence
 from text_sdft.core.evaluation import answer
 from text_sdft.core.inputs import ModelInputs
 from text_sdft.core.modeling import load_model, prepare_model, prompt_limit, training_summary
+from text_sdft.core.prefix import PrefixStore
 from text_sdft.core.rollout import Rollout, Sampler, TransformersSampler, draw_seed, eos_ids, evaluating
 from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_of
 from text_sdft.core.teacher import FrozenTeacher, LiveTeacher, make_teacher
@@ -125,6 +126,7 @@ class SDFTTrainer(Trainer):
         same = args.teacher_model_kind == "base" or not self.retained
         self.start_teacher = self.teacher if same else FrozenTeacher(module)
         self.add_callback(TeacherUpdate(self.teacher))
+        self.prefixes = PrefixStore(int(args.teacher_prefix_gib * 2**30))
         if isinstance(self.processing_class, PreTrainedTokenizerBase | ProcessorMixin):
             # `Trainer.train` does this too; but what is measured before it must end at the same tokens.
             align_special_tokens(module, self.processing_class)
@@ -239,7 +241,8 @@ class SDFTTrainer(Trainer):
         if side.teacher is None or side.view is None:
             return None
         with torch.no_grad(), side.teacher.applied(), evaluating(self.module):
-            teacher_NH = completion_hidden_states(self.module, self.module, side.view, rollout.ids[side.rows])
+            ids, owner = rollout.ids[side.rows], id(side.teacher)
+            teacher_NH = self.prefixes.completion_hidden_states(self.module, side.view, ids, owner, side.teacher.version)
             return teacher_NH, frozen_head(head_of(self.module, self.args.temperature))
 
     def _draw_retained(self, queries: list[Example]) -> list[tuple[Example, int]]:
@@ -337,7 +340,8 @@ class SDFTTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the step's own metrics to a training log, and writes the newest completions to ``samples.jsonl``."""
         if "loss" in logs:
-            names = ("distillation/loss", "retain/loss", "completions/length", "completions/clipped", "dropped")
+            names = ("distillation/loss", "retain/loss", "completions/length", "completions/clipped", "dropped", "reused")
+            self._sums["reused"] = [float(count) for count in self.prefixes.take_counts()]
             sums = torch.tensor([self._sums[name] for name in names], dtype=torch.float64, device="cpu")
             sums = self.accelerator.reduce(sums.to(self.args.device, torch.float32), reduction="sum")
             means = {name: (s / c).item() for name, (s, c) in zip(names, sums, strict=True) if c > 0}
@@ -345,6 +349,7 @@ class SDFTTrainer(Trainer):
                 "completions/length": "completions/mean_length",
                 "completions/clipped": "completions/clipped_ratio",
                 "dropped": "teacher/dropped_demonstrations",
+                "reused": "teacher/reused_tokens",  # share of its prompts' tokens
             }
             logs = {**logs, **{renamed.get(name, name): value for name, value in means.items()}}
             self._sums.clear()

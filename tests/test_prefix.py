@@ -1,0 +1,172 @@
+"""Shared prefixes: read once, and everything as if every prompt had been read whole.
+
+Shapes: N scored tokens · H hidden size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, MistralForCausalLM
+
+from tests.test_families import answer, encode_row, family_name, loaded, picture, turn  # noqa: F401  # a fixture
+from tests.toy import EOS, ToyAdapter, toy_args, toy_model, toy_rows
+from text_sdft.core import EMATeacher, ModelInputs, RowInputs, SDFTTrainer
+from text_sdft.core import prefix as prefix_module
+from text_sdft.core.prefix import PrefixStore
+from text_sdft.core.scoring import completion_hidden_states
+from vlm_sdft.features import ImageFeatures
+
+GIB = 2**30
+
+
+def ids(rng: random.Random, n: int) -> list[int]:
+    return [rng.randrange(2, 40) for _ in range(n)]
+
+
+def inputs_of(rows: list[list[int]]) -> ModelInputs:
+    return ModelInputs([RowInputs({"input_ids": torch.tensor(row)}) for row in rows], 0)
+
+
+def completions_of(rng: random.Random, n: int) -> list[torch.Tensor]:
+    return [torch.tensor([*ids(rng, rng.randrange(0, 6)), EOS]) for _ in range(n)]
+
+
+def sliding(kind: str) -> Any:
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "initializer_range": 0.3, "sliding_window": 16, "pad_token_id": 0,
+    }  # fmt: skip
+    if kind == "mistral":
+        return MistralForCausalLM(MistralConfig(**shape)).eval()
+    layers = ["sliding_attention", "full_attention"]
+    return Gemma3ForCausalLM(Gemma3TextConfig(**shape, head_dim=8, layer_types=layers)).eval()
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3"])
+@pytest.mark.parametrize("seed", range(3))
+def test_hidden_states_are_those_of_whole_prompts(kind: str, seed: int):
+    """Several groups, prompts that share nothing, completions of all lengths; windows shorter than the prefix."""
+    rng = random.Random(seed)
+    model = toy_model() if kind == "llama" else sliding(kind)
+    first, second = ids(rng, 60), ids(rng, 45)
+    rows = [[*first, *ids(rng, n)] for n in (1, 7, 3)] + [[*second, *ids(rng, n)] for n in (4, 9)] + [ids(rng, 50)]
+    rng.shuffle(rows)
+    inputs, completions = inputs_of(rows), completions_of(rng, 6)
+    store = PrefixStore(GIB)
+    with torch.no_grad():
+        plain_NH = completion_hidden_states(model, model, inputs, completions)
+        shared_NH = store.completion_hidden_states(model, inputs, completions, "teacher", 0)
+        saved, asked = store.take_counts()
+        again_NH = store.completion_hidden_states(model, inputs, completions, "teacher", 0)
+    torch.testing.assert_close(shared_NH, plain_NH, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again_NH, plain_NH, atol=1e-5, rtol=1e-5)
+    assert asked == sum(map(len, rows)) and saved == 2 * 60 + 45
+    assert store.take_counts()[0] == 3 * 60 + 2 * 45  # the second time not even once
+
+
+def shared_conversations() -> list[Any]:
+    demonstrations = [
+        turn(picture(0, 20, 30), "What is this one?"), answer("dax"), turn(picture(1, 33, 16), "And this?"), answer("wug")
+    ]  # fmt: skip
+    queries = [turn(picture(5, 18, 27), "What is this?"), turn("Tell me now!"), turn(picture(6, 40, 27), "Name it.")]
+    other = [turn(picture(0, 20, 30), "What is this one?"), answer("dax"), turn(picture(9, 33, 16), "And this?")]
+    return [*([*demonstrations, query] for query in queries), [*other, answer("zup"), turn("And?")]]
+
+
+def test_images_of_every_family(family_name: str):  # noqa: F811
+    """Demonstration images in the prefix, a query's image behind it; a prompt with other images shares only what is equal."""
+    model, processor, family = loaded(family_name)
+    features = ImageFeatures(model, processor, family) if family.reuses_features else None
+    rows = [encode_row(processor, row, family, features) for row in shared_conversations()]
+    pad = processor.tokenizer.pad_token_id
+    inputs = ModelInputs(rows, pad, family.media_by_row, family.placeholder_ids, features)
+    texts = ("yes", "a wug it is", "zup it", "on")
+    completions = [torch.tensor(processor.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
+    store = PrefixStore(GIB)
+    with torch.no_grad():
+        plain_NH = completion_hidden_states(model, model, inputs, completions)
+        shared_NH = store.completion_hidden_states(model, inputs, completions, "teacher", 0)
+    torch.testing.assert_close(shared_NH, plain_NH, atol=1e-4, rtol=1e-4)
+    saved, asked = store.take_counts()
+    if features is None:
+        assert saved == 0
+    else:
+        assert saved > 0.3 * asked and all(store._checked.values())
+
+
+def test_a_moved_teacher_is_read_again():
+    model, rng = toy_model(), random.Random(0)
+    teacher = EMATeacher(model, rate=0.5)
+    prefix = ids(rng, 40)
+    inputs, completions = inputs_of([[*prefix, 3], [*prefix, 4]]), completions_of(rng, 2)
+    store = PrefixStore(GIB)
+    for _ in range(3):
+        with torch.no_grad(), teacher.applied():
+            shared_NH = store.completion_hidden_states(model, inputs, completions, "teacher", teacher.version)
+            plain_NH = completion_hidden_states(model, model, inputs, completions)
+        torch.testing.assert_close(shared_NH, plain_NH, atol=1e-5, rtol=1e-5)
+        assert store.take_counts()[0] == 40  # one of two rows: nothing of an older version was used
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        teacher.update()
+    assert len(store._stored) == 1
+
+
+def test_memory_is_bounded_and_zero_shares_nothing():
+    model, rng = toy_model(), random.Random(0)
+    one = 2 * 2 * 40 * 2 * 8 * 4  # keys and values, layers, tokens, heads, width, bytes
+    store, off = PrefixStore(2 * one), PrefixStore(0)
+    for _ in range(5):
+        prefix = ids(rng, 40)
+        inputs, completions = inputs_of([[*prefix, 3], [*prefix, 4]]), completions_of(rng, 2)
+        with torch.no_grad():
+            a_NH = store.completion_hidden_states(model, inputs, completions, "teacher", 0)
+            b_NH = off.completion_hidden_states(model, inputs, completions, "teacher", 0)
+        torch.testing.assert_close(a_NH, b_NH, atol=1e-5, rtol=1e-5)
+        assert store._bytes <= 2 * one and len(store._stored) <= 2
+    assert off.take_counts()[0] == 0
+
+
+def test_a_model_that_cannot_continue_is_read_whole(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """A cache that does not give back what went in is noticed at its first use, and never used again."""
+    model, rng = toy_model(), random.Random(0)
+    own = prefix_module._positions
+    monkeypatch.setattr(prefix_module, "_positions", lambda module, whole: own(module, whole) + 7)
+    prefix = ids(rng, 40)
+    inputs, completions = inputs_of([[*prefix, 3], [*prefix, 4]]), completions_of(rng, 2)
+    store = PrefixStore(GIB)
+    with torch.no_grad():
+        plain_NH = completion_hidden_states(model, model, inputs, completions)
+        shared_NH = store.completion_hidden_states(model, inputs, completions, "teacher", 0)
+    assert torch.equal(shared_NH, plain_NH) and store.take_counts()[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["base", "ema"])
+def test_training_is_the_same_with_and_without(tmp_path, kind: str):
+    """Same losses and weights after several steps, retention prompts and several completions a query included."""
+    context = [ids(random.Random(0), 40)]
+    rows = [row if row.get("retain") else {**row, "context": context} for row in toy_rows(count=8, retained=3)]
+    results = []
+    for gib in (0.0, 1.0):
+        config = toy_args(
+            tmp_path / f"{gib}", max_steps=4, num_generations=2, teacher_model_kind=kind, teacher_prefix_gib=gib,
+            logging_steps=1,
+        )  # fmt: skip
+        trainer = SDFTTrainer(toy_model(), config, adapter=ToyAdapter(), train_dataset=rows)
+        trainer.train()
+        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+        results.append((trainer.module.state_dict(), logs))
+    (plain, plain_logs), (shared_weights, shared_logs) = results
+    for name in plain:
+        torch.testing.assert_close(shared_weights[name], plain[name], atol=2e-5, rtol=1e-4)
+    for a, b in itertools.zip_longest(plain_logs, shared_logs):
+        assert abs(a["loss"] - b["loss"]) < 1e-5
+        assert a["teacher/reused_tokens"] == 0
+    assert shared_logs[-1]["teacher/reused_tokens"] > 0.5
