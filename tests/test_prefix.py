@@ -80,7 +80,7 @@ def shared_conversations() -> list[Any]:
 
 
 def test_images_of_every_family(family_name: str):  # noqa: F811
-    """Demonstration images in the prefix, a query's image behind it; a prompt with other images shares only what is equal."""
+    """Demonstration images in the prefix, a query's image behind it; with other images only what is equal is shared."""
     model, processor, family = loaded(family_name)
     features = ImageFeatures(model, processor, family) if family.reuses_features else None
     rows = [encode_row(processor, row, family, features) for row in shared_conversations()]

@@ -8,7 +8,7 @@ Shapes: R rows · D embedding width · T completion tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, ClassVar, Literal, cast, get_args
 
@@ -18,7 +18,17 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from text_sdft.core import Conversation, Demonstration, Example, Model, ModelInputs, Splits, TeacherContext, UserError
+from text_sdft.core import (
+    Conversation,
+    Demonstration,
+    Example,
+    Model,
+    ModelInputs,
+    RowInputs,
+    Splits,
+    TeacherContext,
+    UserError,
+)
 from text_sdft.core.rollout import draw_seed
 from text_sdft.templates import check_template, render
 from vlm_sdft.answers import is_right
@@ -26,7 +36,7 @@ from vlm_sdft.config import ImageData, ImageDemonstrations, load_demos, vlm
 from vlm_sdft.controls import BLANK, CONTROLS, MISSING, spoiled
 from vlm_sdft.demos import DemoSet, ImageRow, Split
 from vlm_sdft.embedding import ImageEmbedder
-from vlm_sdft.encoding import check_by_forward, encode_row
+from vlm_sdft.encoding import RowEncoder, check_by_forward
 from vlm_sdft.families import FAMILIES, Family, bound_images, find_family, vision_modules
 from vlm_sdft.features import ImageFeatures
 from vlm_sdft.selection import DemonstrationSelector, Selection
@@ -83,6 +93,8 @@ class ImageAdapter:
         self._family: Family | None = None
         self._embedder: ImageEmbedder | None = None
         self._features: ImageFeatures | None = None
+        self._reused: ImageFeatures | None = None
+        self._encode_row: Callable[[Conversation], RowInputs]
 
     train_defaults: ClassVar[dict[str, Any]] = vlm()
 
@@ -148,6 +160,10 @@ class ImageAdapter:
         self.processing_class, self._family, self._model = processing_class, family, base
         self._embedder = self._selector.embeddings_RD = None
         self._features = ImageFeatures(base, processing_class, family, int(self._image_features_gib * 2**30))
+        # A tower that is trained gives other features at every step.
+        reused = family.reuses_features and self._image_features_gib > 0 and not self._train_vision
+        self._reused = self._features if reused else None
+        self._encode_row = RowEncoder(processing_class, family, self._reused)
 
     def examples(self, rows: Iterable[Any]) -> list[Example]:
         """Examples from `ImageRow`s, ready examples, or mappings with ``image`` or ``images`` and ``prompt``.
@@ -190,15 +206,12 @@ class ImageAdapter:
         return render(example.messages, self.demonstrations(example, context), privileged, self._template)
 
     def encode(self, conversations: Sequence[Conversation]) -> ModelInputs:
-        """See `encode_row`; every conversation becomes one unpadded row."""
+        """See `vlm_sdft.encoding`; every conversation becomes one unpadded row."""
         family = self._bound()
-        # A tower that is trained gives other features at every step.
-        reused = family.reuses_features and self._image_features_gib > 0 and not self._train_vision
-        features = self._features if reused else None
-        rows = [encode_row(self.processing_class, conversation, family, features) for conversation in conversations]
+        rows = [self._encode_row(conversation) for conversation in conversations]
         tokenizer = self.processing_class.tokenizer
         pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return ModelInputs(rows, pad_token_id or 0, family.media_by_row, family.placeholder_ids, features)
+        return ModelInputs(rows, pad_token_id or 0, family.media_by_row, family.placeholder_ids, self._reused)
 
     def decode(self, ids: Tensor) -> str:
         """Completion ids [T] as text, special tokens left out, stripped."""

@@ -5,6 +5,7 @@ Shapes: L tokens of one conversation · K leading size of a media tensor · B ro
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,6 +19,9 @@ from text_sdft.core.rollout import evaluating
 from vlm_sdft.families import Family
 from vlm_sdft.features import PIXELS, ImageFeatures, ImageHandle
 from vlm_sdft.images import content_hash, load_image
+
+#: Rows kept by a `RowEncoder`; one holds ids only, some 20 kB for a prompt of a thousand tokens.
+MANY_ROWS = 4096
 
 
 def encode_row(
@@ -85,6 +89,37 @@ def encode_row(
     if handles:
         media = {name: value for name, value in media.items() if name not in PIXELS}
     return RowInputs(tokens, media, handles)
+
+
+class RowEncoder:
+    """`encode_row` for one model; a conversation that comes again (a query in its next epoch, say) is not encoded anew.
+
+    Args:
+        features: see `encode_row`; without them rows carry pixels, and none is kept.
+    """
+
+    def __init__(self, processor: Any, family: Family, features: ImageFeatures | None) -> None:
+        self._processor, self._family, self._features = processor, family, features
+        self._rows: OrderedDict[str, RowInputs] = OrderedDict()
+
+    def __call__(self, conversation: Conversation) -> RowInputs:
+        """The conversation's row. Raises `UserError`."""
+        if self._features is None:
+            return encode_row(self._processor, conversation, self._family)
+        key = repr([(message["role"], _known(message["content"])) for message in conversation])
+        if key not in self._rows:
+            self._rows[key] = encode_row(self._processor, conversation, self._family, self._features)
+            if len(self._rows) > MANY_ROWS:
+                self._rows.popitem(last=False)
+        self._rows.move_to_end(key)
+        return self._rows[key]
+
+
+def _known(content: Any) -> Any:
+    """A message's content with its images by their content."""
+    if isinstance(content, str):
+        return content
+    return [(part.get("text"), content_hash(part["image"]) if part.get("image") is not None else None) for part in content]
 
 
 def _with_parts(message: dict[str, Any], family: Family) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Shapes: B rows · L tokens of a row · P longest prompt · T tokens of a complet
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,6 +24,7 @@ from text_sdft.core import (
     TeacherContext,
     TransformersSampler,
 )
+from text_sdft.core.inputs import MediaEncoder
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,29 @@ def text_of(conversation: Sequence[Message]) -> str:
 
 def media_of(conversation: Sequence[Message]) -> list[Any]:
     return [part for part in _parts(conversation) if part["type"] != "text"]
+
+
+def noise_like(value: Any) -> Any:
+    """The same structure with noise in its tensors."""
+    if isinstance(value, Tensor):
+        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
+        return noise.to(value) if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return type(value)(**{name: noise_like(part) for name, part in value.items()})
+    return [noise_like(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+class NoisyEncoder:
+    """A `MediaEncoder` that gives noise for the features of another."""
+
+    def __init__(self, own: MediaEncoder) -> None:
+        self._own = own
+
+    def encode(self, handles: Sequence[Any]) -> dict[str, Any]:
+        return noise_like(self._own.encode(handles))
+
+    def lengths(self, handles: Sequence[Any]) -> list[int]:
+        return self._own.lengths(handles)
 
 
 def has_words(text: str, words: str) -> bool:

@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 
 from text_sdft.core import Demonstration, TeacherContext, TransformersSampler
-from text_sdft.testing.case import Case, has_words, media_of, require, same_rows, text_of
+from text_sdft.testing.case import Case, NoisyEncoder, has_words, media_of, noise_like, require, same_rows, text_of
 
 TOLERANCE = 1e-4
 MARKER = "zyzzyva"
@@ -107,13 +107,17 @@ def media_reach_the_model(case: Case) -> bool:
     for example, conversation in zip(case.examples, conversations, strict=True):
         inputs = case.adapter.encode([conversation])
         row = inputs.rows[0]
-        dropped = bool(media_of(conversation)) and not row.media
+        dropped = bool(media_of(conversation)) and not row.media and not row.images
         require(not dropped, f"'{example.id}' shows {len(media_of(conversation))} media, its row has no media tensor.")
-        for name in [name for name, tensor in row.media.items() if tensor.is_floating_point()]:
+        altered = {
+            name: replace(inputs, rows=[replace(row, media={**row.media, name: noise_like(tensor)})])
+            for name, tensor in row.media.items()
+            if tensor.is_floating_point()
+        }
+        if row.images and inputs.media_encoder is not None:
+            altered["images"] = replace(inputs, media_encoder=NoisyEncoder(inputs.media_encoder))
+        for name, changed in altered.items():
             applies = True
-            generator = torch.Generator().manual_seed(0)
-            noise = torch.randn(row.media[name].shape, generator=generator).to(row.media[name])
-            changed = replace(inputs, rows=[replace(row, media={**row.media, name: noise})])
             try:
                 before, after = (case.model(**i.batch(device=case.model.device)).logits[0, -1] for i in (inputs, changed))
             except (TypeError, ValueError, RuntimeError) as error:
