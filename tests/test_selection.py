@@ -33,7 +33,7 @@ def selector(selection="retrieved", n_types=3, shots=2):
     return DemonstrationSelector(rows(), embeddings(), selection=selection, n_types=n_types, shots=shots)
 
 
-@pytest.mark.parametrize("selection", ["retrieved", "random", "fixed"])
+@pytest.mark.parametrize("selection", ["retrieved", "grouped", "random", "fixed"])
 @pytest.mark.parametrize("seed", range(5))
 def test_never_the_query_itself_nor_a_copy(selection, seed):
     chooser, vectors = selector(selection, n_types=TYPES, shots=EACH), embeddings()
@@ -44,7 +44,7 @@ def test_never_the_query_itself_nor_a_copy(selection, seed):
         assert row.id not in {s.id for s in chooser.select(copy, vectors[index], seed)}
 
 
-@pytest.mark.parametrize("selection", ["retrieved", "random", "fixed"])
+@pytest.mark.parametrize("selection", ["retrieved", "grouped", "random", "fixed"])
 def test_balanced_and_the_own_type_included(selection):
     chooser, vectors = selector(selection), embeddings()
     for index, row in enumerate(rows()):
@@ -69,7 +69,7 @@ def test_the_label_of_an_unlabelled_query_changes_nothing():
     assert chooser.select(known, vector, 3) == chooser.select(unknown, vector, 3)
 
 
-@pytest.mark.parametrize("selection", ["retrieved", "random", "fixed"])
+@pytest.mark.parametrize("selection", ["retrieved", "grouped", "random", "fixed"])
 def test_seeds(selection):
     chooser, vector = selector(selection), torch.eye(TYPES)[0]
     query = ImageRow("q", (b"q",), "?", None, None, "test")
@@ -104,3 +104,17 @@ def test_wrong_settings(wrong):
         DemonstrationSelector(rows(), None, **settings)
     with pytest.raises(UserError, match="no labelled images"):
         DemonstrationSelector([], None, selection="random", n_types=2, shots=2)
+
+
+def test_queries_that_lie_close_share_one_block():
+    """One block for each type at most, in one order whatever the seed, with the type nearest to the query in it."""
+    chooser, g = selector("grouped"), torch.Generator().manual_seed(1)
+    blocks = set()
+    for t in range(TYPES):
+        for i in range(5):
+            query = ImageRow(f"q{t}{i}", (f"q{t}{i}".encode(),), "?", None, None, "unlabelled")
+            vector = normalize(torch.eye(TYPES)[t] + 0.05 * torch.randn(TYPES, generator=g), dim=-1)
+            shown = chooser.select(query, vector, seed=i)
+            assert f"t{t}" in {s.type for s in shown} and len(shown) == 6
+            blocks.add(tuple(s.id for s in shown))
+    assert len(blocks) == TYPES

@@ -307,7 +307,7 @@ class ImageAdapter:
         own_type = self._type_of(example) if row.split == "train" else None
         query = row if row.split == "train" else replace(row, type=None, answer=None)
         query_D = None
-        if self._selector.selection == "retrieved":
+        if self._selector.selection in ("retrieved", "grouped"):
             if self._selector.embeddings_RD is None:
                 self._selector.embeddings_RD = self._embed_rows(self._selector.rows)
             query_D = self._embed_rows([row])[0]

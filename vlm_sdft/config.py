@@ -73,7 +73,11 @@ class ImageDemonstrations:
     """Section ``demonstrations`` of ``adapter: image``."""
 
     selection: Selection = field(
-        default="retrieved", metadata={"help": "retrieved (the most similar labelled images), random or fixed."}
+        default="retrieved",
+        metadata={
+            "help": "retrieved (the most similar labelled images), grouped (one block for queries that lie close to each "
+            "other: faster), random or fixed."
+        },
     )
     n_types: int = field(default=5, metadata={"help": "Types shown to the teacher with each query."})
     shots: int = field(default=2, metadata={"help": "Images of each type."})

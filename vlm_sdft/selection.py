@@ -18,7 +18,7 @@ from torch import Tensor
 from text_sdft.core import UserError
 from vlm_sdft.demos import ImageRow
 
-Selection = Literal["retrieved", "random", "fixed"]
+Selection = Literal["retrieved", "grouped", "random", "fixed"]
 
 
 class DemonstrationSelector:
@@ -26,9 +26,10 @@ class DemonstrationSelector:
 
     Args:
         rows: the labelled rows, each with a type.
-        embeddings_RD: their embeddings, unit length; needed for "retrieved" only.
-        selection: "retrieved" (the types nearest to the query, their nearest images), "random", or "fixed" (the same
-            types and images for every query).
+        embeddings_RD: their embeddings, unit length; needed for "retrieved" and "grouped".
+        selection: "retrieved" (the types nearest to the query, their nearest images), "grouped" (the same block for all
+            queries that are nearest to the same type, so that the teacher reads a block once: the types nearest to that
+            type, their images nearest to its mean), "random", or "fixed" (the same types and images for every query).
         n_types: types shown.
         shots: images of each.
 
@@ -60,11 +61,12 @@ class DemonstrationSelector:
         include_type: str | None = None,
         exclude_type: str | None = None,
     ) -> list[ImageRow]:
-        """Demonstrations in the order in which they stand; the order is drawn by the seed (models favour positions).
+        """Demonstrations in the order in which they stand; the order is drawn by the seed (models favour positions), or
+        once for a group.
 
         Args:
             query: never among its own demonstrations, neither itself nor a copy of its image.
-            query_D: its embedding, for "retrieved".
+            query_D: its embedding, for "retrieved" and "grouped".
             seed: the same seed gives the same list.
             max_demonstrations: keep at most so many, the best of each type first, ``include_type`` before the others.
             include_type: the query's own type where it is known (labelled training queries): shown among the others.
@@ -72,6 +74,8 @@ class DemonstrationSelector:
         """
         rng = random.Random(seed)
         candidates = self._ranked(query, query_D, rng)
+        if self.selection == "grouped":
+            rng = random.Random(next(iter(candidates), None))  # the type that the group is named after
         candidates.pop(str(exclude_type), None)
         types = list(candidates)[: self.n_types]
         if include_type in candidates:
@@ -90,12 +94,16 @@ class DemonstrationSelector:
             name: [i for i in indices if self.rows[i].id != query.id and not own & set(self.rows[i].hashes)]
             for name, indices in self._by_type.items()
         }
-        if self.selection == "retrieved":
+        if self.selection in ("retrieved", "grouped"):
             if self.embeddings_RD is None or query_D is None:
                 raise ValueError("retrieval needs embeddings of the rows and of the query")
-            score = (self.embeddings_RD @ query_D).tolist()
-            ranked = {name: sorted(indices, key=lambda i: -score[i]) for name, indices in allowed.items() if indices}
-            return dict(sorted(ranked.items(), key=lambda item: -score[item[1][0]]))
+            nearest = _by_similarity(allowed, self.embeddings_RD @ query_D)
+            if self.selection == "retrieved" or not nearest:
+                return nearest
+            name = next(iter(nearest))
+            mean_D = self.embeddings_RD[self._by_type[name]].mean(0)
+            # The group's own type first, whatever its spread.
+            return {name: [], **_by_similarity(allowed, self.embeddings_RD @ mean_D)}
         ranked = {name: list(indices) for name, indices in allowed.items() if indices}
         if self.selection == "random":
             for indices in ranked.values():
@@ -104,3 +112,10 @@ class DemonstrationSelector:
             rng.shuffle(names)
             return {name: ranked[name] for name in names}
         return ranked
+
+
+def _by_similarity(allowed: dict[str, list[int]], score_R: Tensor) -> dict[str, list[int]]:
+    """Rows of each type, best first; types by their best row."""
+    score = score_R.tolist()
+    ranked = {name: sorted(indices, key=lambda i: -score[i]) for name, indices in allowed.items() if indices}
+    return dict(sorted(ranked.items(), key=lambda item: -score[item[1][0]]))
