@@ -69,7 +69,7 @@ def test_the_label_of_an_unlabelled_query_changes_nothing():
     assert chooser.select(known, vector, 3) == chooser.select(unknown, vector, 3)
 
 
-@pytest.mark.parametrize("selection", ["retrieved", "grouped", "random", "fixed"])
+@pytest.mark.parametrize("selection", ["retrieved", "random", "fixed"])
 def test_seeds(selection):
     chooser, vector = selector(selection), torch.eye(TYPES)[0]
     query = ImageRow("q", (b"q",), "?", None, None, "test")
