@@ -251,7 +251,7 @@ def plain_step(model: Any, teacher: Any, optimiser: Any, ours: Ours, rows: list[
 
 def teacher_seconds(ours: Ours, theirs: Any, clock: Clock, repeats: int) -> list[float]:
     """TRL's teacher forward against ours, alternating: [low, median, high] of the ratio."""
-    batch = theirs._prepare_training_batch([row for row in _repeated(theirs)])
+    batch = theirs._prepare_training_batch(list(_repeated(theirs)))
     examples = [e for e in ours.queries for _ in range(ours.args.num_generations)]
     ids = batch["teacher_input_ids"], batch["teacher_attention_mask"], batch["completion_ids"].size(1)
     seconds = defaultdict(list)
@@ -277,7 +277,10 @@ def _repeated(theirs: Any) -> Iterator[dict[str, Any]]:
 
 # ---- the rest ----
 
-WORDS = ["storm", "landfall", "coast", "river", "bridge", "harbour", "village", "road", "field", "lamp", "window", "stone", "cloud", "paper", "engine", "clock"]
+WORDS = [
+    "storm", "landfall", "coast", "river", "bridge", "harbour", "village", "road", "field", "lamp", "window", "stone",
+    "cloud", "paper", "engine", "clock",
+]  # fmt: skip
 
 
 def conversational(row: dict[str, Any]) -> dict[str, Any]:

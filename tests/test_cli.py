@@ -137,7 +137,10 @@ def test_an_unknown_key_names_the_nearest(key, nearest, tmp_path, data, model, c
         (["--train.learning_rate", "fast"], ["train.learning_rate", "fast"]),
         (["--train.distillation_alpha", "3"], ["distillation_alpha 3", "use 0 (forward KL)"]),
         (["--train.temperature", "0"], ["temperature 0", "use more than 0"]),
-        (["--demonstrations.selection", "nearest"], ["demonstrations.selection", "'retrieved', 'grouped', 'random', 'fixed'"]),
+        (
+            ["--demonstrations.selection", "nearest"],
+            ["demonstrations.selection", "'retrieved', 'grouped', 'random'"],
+        ),
         (["--demonstrations.n_types", "0"], ["n_types 0", "at least 1"]),
         (["--demonstrations.template", "quotd"], ["quotd"]),
         (["--data.on_bad_image", "skip"], ["data.on_bad_image", "'error', 'drop'"]),

@@ -49,9 +49,9 @@ def definition(student_z: Tensor, teacher_z: Tensor, alpha: float, topk: int | N
         (0.0, (V + 1, False), 4),
     ],
 )
-@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize(("softcap", "clip"), [(None, None), (3.0, None), (None, 2.0)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_loss_and_gradients_equal_fp64_autograd(alpha, topk, chunk, softcap, dtype):
+def test_loss_and_gradients_equal_fp64_autograd(alpha, topk, chunk, softcap, clip, dtype):
     student, teacher, w_s, w_t, bias, ids = tensors(torch.float64)
     weights = torch.linspace(0, 2, N, dtype=torch.float64)  # a mask and unequal token weights at once
     k, tail = topk or (None, False)
@@ -62,24 +62,30 @@ def test_loss_and_gradients_equal_fp64_autograd(alpha, topk, chunk, softcap, dty
     if softcap is not None:
         z_s, z_t = softcap * (z_s / softcap).tanh(), softcap * (z_t / softcap).tanh()
     expected = definition(z_s / 0.7, z_t / 0.7, alpha, k if k is None or k < V else None, tail)
+    if clip is not None:  # of a sampler that gave every token probability exp(-3)
+        logp_N = (z_s.detach() / 0.7).log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1)
+        expected = expected * (logp_N + 3.0).exp().clamp(max=clip)
     (expected * weights).sum().backward()
 
     ours = [t.to(dtype).clone().requires_grad_() for t in (student, w_s, bias)]
-    loss_N, logp_N = divergence(
+    sampler_N = torch.full((N,), -3.0, dtype=dtype)
+    total, loss_N = divergence(
         ours[0],
         teacher.to(dtype),
         Head(ours[1], ours[2], softcap, temperature=0.7),
         Head(w_t.to(dtype), None, softcap, temperature=0.7),
-        DivergenceSettings(alpha=alpha, topk=k, add_tail=tail, chunk_size=chunk),
+        DivergenceSettings(alpha=alpha, topk=k, add_tail=tail, chunk_size=chunk, importance_clip=clip),
         ids,
+        weights.to(dtype),
+        sampler_N,
     )
-    (loss_N * weights.to(dtype)).sum().backward()
+    (3.0 * total).backward()
 
     tolerance = 1e-10 if dtype == torch.float64 else 1e-6
     assert relative(loss_N, expected) < tolerance
+    assert relative(total, (expected * weights).sum()) < tolerance
     for got, want in zip(ours, reference, strict=True):
-        assert relative(got.grad, want.grad) < tolerance
-    assert relative(logp_N, (z_s / 0.7).log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1)) < tolerance
+        assert relative(got.grad, 3.0 * want.grad) < tolerance
 
 
 def relative(got: Tensor, want: Tensor) -> float:
@@ -94,7 +100,7 @@ def test_closed_forms():
 
     def value(alpha: float, student: Tensor = p, teacher: Tensor = q) -> float:
         settings = DivergenceSettings(alpha=alpha)
-        return float(divergence(student.log(), teacher.log(), Head(eye), Head(eye), settings, ids)[0])
+        return float(divergence(student.log(), teacher.log(), Head(eye), Head(eye), settings, ids, torch.ones(1))[0])
 
     log = torch.tensor([0.5 / 0.8, 0.5 / 0.2], dtype=torch.float64).log()
     assert value(0.0) == pytest.approx(float((0.5 * log).sum()), rel=1e-12)
@@ -112,7 +118,7 @@ def test_equals_trl(alpha, topk):
     student, teacher, w_s, w_t, _, ids = tensors(torch.float32)
     k, tail = topk or (None, False)
     settings = DivergenceSettings(alpha=alpha, topk=k, add_tail=tail)
-    ours = divergence(student, teacher, Head(w_s), Head(w_t), settings, ids)[0]
+    ours = divergence(student, teacher, Head(w_s), Head(w_t), settings, ids, torch.ones(N))[1]
     z_s, z_t = student @ w_s.T, teacher @ w_t.T
     if k is None:
         theirs = utils.compute_full_logit_self_distillation_loss(z_s, z_t, distillation_alpha=alpha)
@@ -125,7 +131,7 @@ def test_equals_trl(alpha, topk):
 
 def test_bf16_hidden_states_give_an_fp32_loss_near_the_exact_one():
     student, teacher, w_s, w_t, _, ids = tensors(torch.bfloat16)
-    loss_N, _ = divergence(student, teacher, Head(w_s), Head(w_t), DivergenceSettings(), ids)
+    _, loss_N = divergence(student, teacher, Head(w_s), Head(w_t), DivergenceSettings(), ids, torch.ones(N))
     exact_N = definition((student @ w_s.T).double(), (teacher @ w_t.T).double(), 0.0, None, False)
     assert loss_N.dtype == torch.float32
     torch.testing.assert_close(loss_N.double(), exact_N, rtol=1e-5, atol=1e-5)
@@ -138,16 +144,17 @@ def test_a_confident_teacher_stays_finite():
     eye, ids = torch.eye(3), torch.tensor([0])
     for alpha, topk in itertools.product((0.0, 0.5, 1.0), (None, 2)):
         settings = DivergenceSettings(alpha=alpha, topk=topk, add_tail=True)
-        loss_N, _ = divergence(student, teacher, Head(eye), Head(eye), settings, ids)
-        loss_N.sum().backward()
+        total, loss_N = divergence(student, teacher, Head(eye), Head(eye), settings, ids, torch.ones(1))
+        total.backward()
         assert loss_N.isfinite().all() and student.grad.isfinite().all()
 
 
 def test_no_tokens_give_no_loss():
     student, teacher, w_s, w_t, _, ids = tensors(torch.float32)
     student = student[:0].requires_grad_()
-    loss_N, _ = divergence(student, teacher[:0], Head(w_s), Head(w_t), DivergenceSettings(), ids[:0])
-    loss_N.sum().backward()
+    settings = DivergenceSettings()
+    total, loss_N = divergence(student, teacher[:0], Head(w_s), Head(w_t), settings, ids[:0], torch.ones(0))
+    total.backward()
     assert loss_N.shape == (0,)
     assert student.grad.shape == (0, H)
 
@@ -170,8 +177,9 @@ def test_the_tail_of_a_sure_student_is_exact_in_fp32(alpha):
         hidden_NH = student_NH.to(dtype, copy=True).requires_grad_()
         head = Head(weight_VH.to(dtype))
         settings = DivergenceSettings(alpha, topk=5, add_tail=True)
-        loss_N, _ = divergence(hidden_NH, teacher_NH.to(dtype), head, head, settings, torch.zeros(N, dtype=torch.long))
-        loss_N.sum().backward()
+        ids_N = torch.zeros(N, dtype=torch.long)
+        total, loss_N = divergence(hidden_NH, teacher_NH.to(dtype), head, head, settings, ids_N, torch.ones(N))
+        total.backward()
         results.append((loss_N.detach().double(), hidden_NH.grad.double()))
     logp_NV = (student_NH @ weight_VH.T).log_softmax(-1)
     assert logp_NV.double().topk(V - 5, largest=False).values.logsumexp(-1).min() < -20

@@ -4,15 +4,17 @@ The convention is that of the field: alpha 0 is forward KL(teacher‖student), 1
 the generalised Jensen-Shannon divergence with m = (1-α)·p + α·q and α·KL(q‖m) + (1-α)·KL(p‖m), p student, q teacher
 (arXiv 2601.19897 derives reverse KL and reports forward KL).
 
-Logits of all tokens never exist at once: the forward pass keeps the loss of each token only, the backward pass computes a
-chunk's logits again and applies dL/dz = p·(u - Σp·u), u = dL/dp, the softmax's Jacobian applied to one vector.
+Logits of all tokens never exist at once. The weight of each token is known beforehand, so a chunk's gradient is formed
+while its logits are there, in their place: dL/dz = p·(u - Σp·u), u = dL/dp, the softmax's Jacobian applied to one vector.
+The backward pass only scales. At most two [C, V] fp32 tensors exist, and the output layer's gradient.
 
-Shapes: N tokens · H hidden size · V vocabulary · C tokens of one chunk · K outcomes compared (V, or top-k, or top-k + 1).
+Shapes: N tokens · H hidden size · V vocabulary · C tokens of one chunk · R tokens of one block of a chunk · K outcomes
+compared (V, or top-k, or top-k + 1).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from torch import Tensor, nn
 
 #: Bytes that one [C, V] fp32 tensor may take when no chunk size is given.
 CHUNK_BYTES = 64 * 2**20
+#: Blocks of a chunk, in which temporary tensors exist.
+BLOCKS = 16
 
 
 @dataclass(frozen=True)
@@ -43,17 +47,24 @@ class Head:
         logits_CV = nn.functional.linear(hidden_CH.to(self.weight_VH.dtype), self.weight_VH)
         logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
         if self.bias_V is not None:
-            logits_CV = logits_CV + self.bias_V
+            logits_CV += self.bias_V
         if self.softcap is not None:
-            logits_CV = self.softcap * torch.tanh(logits_CV / self.softcap)
-        return logits_CV / self.temperature
+            capped_CV = logits_CV.div_(self.softcap)
+            # Autograd keeps tanh's result, which then must not be changed.
+            grad = torch.is_grad_enabled()
+            logits_CV = self.softcap * capped_CV.tanh() if grad else capped_CV.tanh_().mul_(self.softcap)
+        return logits_CV.div_(self.temperature) if self.temperature != 1.0 else logits_CV
 
-    def backward(self, grad_CV: Tensor, logits_CV: Tensor) -> Tensor:
-        """Gradient with respect to h Wᵀ + b, given that with respect to the logits. Shapes [C, V]."""
-        grad_CV = grad_CV / self.temperature
+    def backward(self, grad_RV: Tensor, logits_RV: Tensor) -> Tensor:
+        """Gradient with respect to h Wᵀ + b, given that with respect to the logits. Shapes [R, V]."""
+        grad_RV = grad_RV / self.temperature
         if self.softcap is not None:
-            grad_CV = grad_CV * (1 - (logits_CV * self.temperature / self.softcap) ** 2)
-        return grad_CV
+            grad_RV = grad_RV * (1 - (logits_RV * self.temperature / self.softcap) ** 2)
+        return grad_RV
+
+    def computing_in(self, dtype: torch.dtype) -> Head:
+        """The same layer with its weights in this dtype."""
+        return replace(self, weight_VH=self.weight_VH.to(dtype))
 
 
 @dataclass(frozen=True)
@@ -65,12 +76,14 @@ class DivergenceSettings:
         topk: compare the student's k most probable tokens only; None compares the whole vocabulary.
         add_tail: with topk, one further outcome holds all remaining mass; without, both are renormalised.
         chunk_size: tokens of one chunk; None takes what keeps a [C, V] fp32 tensor within 64 MiB.
+        importance_clip: tokens weigh p_student / p_sampler, at most this; None leaves every weight at 1.
     """
 
     alpha: float = 0.0
     topk: int | None = None
     add_tail: bool = False
     chunk_size: int | None = None
+    importance_clip: float | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
@@ -91,10 +104,13 @@ def divergence(
     teacher_head: Head,
     settings: DivergenceSettings,
     ids_N: Tensor,
+    weight_N: Tensor,
+    sampler_logp_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Divergence of each token, exact over the full vocabulary unless ``settings.topk`` is set.
+    """Weighted sum of the tokens' divergences, exact over the full vocabulary unless ``settings.topk`` is set.
 
-    Gradients reach ``student_NH`` and the student's head; the teacher is a constant. Computed in fp32 whatever the dtype.
+    Gradients reach ``student_NH`` and the student's head, once; the teacher is a constant. Computed in fp32 whatever the
+    dtype; matrix products in the dtype of the head, or of autocast.
 
     Args:
         student_NH: the student's hidden states at the scored positions.
@@ -103,13 +119,19 @@ def divergence(
         teacher_head: the teacher's (another tensor where the teacher's weights differ).
         settings: which divergence.
         ids_N: the sampled token at each position.
+        weight_N: what each token's divergence counts in the sum.
+        sampler_logp_N: the log-probability with which each token was sampled, for ``settings.importance_clip``.
 
     Returns:
-        loss_N, and logp_N: the student's log-probability of ``ids_N`` (no gradient; for importance weights).
+        The sum (a scalar with gradient), and the divergence of each token [N], importance weight included (without).
     """
-    return _Divergence.apply(
-        student_NH, head.weight_VH, head.bias_V, teacher_NH.detach(), head, teacher_head, settings, ids_N
-    )
+    device = student_NH.device.type
+    compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight_VH.dtype
+    with torch.autocast(device, enabled=False):
+        return _Divergence.apply(
+            student_NH, head.weight_VH, head.bias_V, teacher_NH.detach(), head, teacher_head, settings,
+            (ids_N, weight_N, sampler_logp_N), compute, torch.is_grad_enabled(),
+        )  # fmt: skip
 
 
 class _Divergence(torch.autograd.Function):
@@ -123,93 +145,107 @@ class _Divergence(torch.autograd.Function):
         head: Head,
         teacher_head: Head,
         settings: DivergenceSettings,
-        ids_N: Tensor,
+        tokens: tuple[Tensor, Tensor, Tensor | None],
+        compute: torch.dtype,
+        learns: bool,
     ) -> tuple[Tensor, Tensor]:
+        ids_N, weight_N, sampler_logp_N = tokens
         dtype = torch.promote_types(student_NH.dtype, torch.float32)
+        need_hidden, need_weight, need_bias = (learns and need for need in ctx.needs_input_grad[:3])
+        head = head.computing_in(compute)
+        same = teacher_head.weight_VH.data_ptr() == weight_VH.data_ptr()
+        teacher_head = replace(teacher_head, weight_VH=head.weight_VH) if same else teacher_head.computing_in(compute)
         loss_N = torch.empty(len(student_NH), dtype=dtype, device=student_NH.device)
-        logp_N = torch.empty_like(loss_N)
-        for chunk in settings.chunks(len(student_NH), len(weight_VH)):
-            student_CV = head.logits(student_NH[chunk]).log_softmax(-1)
-            teacher_CV = teacher_head.logits(teacher_NH[chunk]).log_softmax(-1)
-            logp_N[chunk] = student_CV.gather(-1, ids_N[chunk, None]).squeeze(-1)
-            student_CK, teacher_CK, _ = _outcomes(student_CV, teacher_CV, settings)
-            loss_N[chunk], _ = _loss_and_slope(student_CK, teacher_CK, settings.alpha)
-        ctx.save_for_backward(student_NH, weight_VH, teacher_NH)
-        ctx.head, ctx.teacher_head, ctx.settings = head, teacher_head, settings
-        ctx.mark_non_differentiable(logp_N)
-        return loss_N, logp_N
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_N = grads[0]
-        student_NH, weight_VH, teacher_NH = ctx.saved_tensors
-        head, teacher_head, settings = ctx.head, ctx.teacher_head, ctx.settings
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_NH = torch.empty_like(student_NH) if need_hidden else None
         # The head's gradient sums over all tokens: fp32, so that small contributions are not rounded away.
-        grad_VH = torch.zeros_like(weight_VH, dtype=grad_N.dtype) if need_weight else None
-        grad_V = torch.zeros(len(weight_VH), dtype=grad_N.dtype, device=grad_N.device) if need_bias else None
+        grad_VH = torch.zeros_like(weight_VH, dtype=dtype) if need_weight else None
+        grad_V = torch.zeros(len(weight_VH), dtype=dtype, device=student_NH.device) if need_bias else None
         for chunk in settings.chunks(len(student_NH), len(weight_VH)):
-            logits_CV = head.logits(student_NH[chunk])
-            student_CV = logits_CV.log_softmax(-1)
-            teacher_CV = teacher_head.logits(teacher_NH[chunk]).log_softmax(-1)
-            student_CK, teacher_CK, index_CK = _outcomes(student_CV, teacher_CV, settings)
-            _, slope_CK = _loss_and_slope(student_CK, teacher_CK, settings.alpha)
-            grad_CV = _spread(slope_CK, student_CK, student_CV, index_CK) * grad_N[chunk, None]
-            grad_CV = head.backward(grad_CV, logits_CV)
+            student_CV = head.logits(student_NH[chunk])
+            teacher_CV = teacher_head.logits(teacher_NH[chunk])
+            rows = range(chunk.start, chunk.stop)
+            size = max(1, len(rows) // BLOCKS)
+            for start in range(0, len(rows), size):
+                block, at = slice(start, start + size), slice(rows[start], min(rows[start] + size, chunk.stop))
+                logits_RV = student_CV[block]
+                student_RV = logits_RV.log_softmax(-1)
+                student_RK, teacher_RK, index_RK = _outcomes(student_RV, teacher_CV[block].log_softmax(-1), settings)
+                loss_R, slope_RK = _loss_and_slope(student_RK, teacher_RK, settings.alpha)
+                importance_R = torch.ones_like(loss_R)
+                if settings.importance_clip is not None and sampler_logp_N is not None:
+                    logp_R = student_RV.gather(-1, ids_N[at, None]).squeeze(-1)
+                    importance_R = (logp_R - sampler_logp_N[at].to(logp_R)).exp().clamp(max=settings.importance_clip)
+                loss_N[at] = loss_R * importance_R
+                if learns:
+                    scale_R1 = (importance_R * weight_N[at].to(loss_R))[:, None]
+                    grad_RV = _spread(slope_RK, student_RK, student_RV, index_RK) * scale_R1
+                    logits_RV.copy_(head.backward(grad_RV, logits_RV))
+            del teacher_CV
+            grad_CV = student_CV
             if grad_NH is not None:
-                grad_NH[chunk] = (grad_CV.to(weight_VH.dtype) @ weight_VH).to(grad_NH.dtype)
+                grad_NH[chunk] = (grad_CV.to(compute) @ head.weight_VH).to(grad_NH.dtype)
             if grad_VH is not None:
                 grad_VH.addmm_(grad_CV.T, student_NH[chunk].to(grad_CV.dtype))
             if grad_V is not None:
                 grad_V += grad_CV.sum(0)
-        grad_weight = grad_VH.to(weight_VH.dtype) if grad_VH is not None else None
-        return grad_NH, grad_weight, grad_V, None, None, None, None, None
+        ctx.grads = (grad_NH, grad_VH, grad_V)
+        ctx.weight_dtype = weight_VH.dtype
+        ctx.mark_non_differentiable(loss_N)
+        return (loss_N * weight_N.to(loss_N)).sum(), loss_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.grads is None:
+            raise RuntimeError("the divergence's gradient was taken already: it is formed once, in place")
+        (grad_NH, grad_VH, grad_V), ctx.grads = ctx.grads, None
+        scaled = [grad if grad is None else grad.mul_(grads[0].to(grad.dtype)) for grad in (grad_NH, grad_VH, grad_V)]
+        grad_weight = scaled[1] if scaled[1] is None else scaled[1].to(ctx.weight_dtype)
+        return scaled[0], grad_weight, scaled[2], *[None] * 7
 
 
-def _outcomes(student_CV: Tensor, teacher_CV: Tensor, settings: DivergenceSettings) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Log-probabilities of the outcomes compared [C, K], and their token ids [C, topk] (None: all tokens)."""
-    if settings.topk is None or settings.topk >= student_CV.shape[-1]:
-        return student_CV, teacher_CV, None
-    student_CK, index_CK = student_CV.topk(settings.topk, dim=-1)
-    teacher_CK = teacher_CV.gather(-1, index_CK)
+def _outcomes(student_RV: Tensor, teacher_RV: Tensor, settings: DivergenceSettings) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-probabilities of the outcomes compared [R, K], and their token ids [R, topk] (None: all tokens)."""
+    if settings.topk is None or settings.topk >= student_RV.shape[-1]:
+        return student_RV, teacher_RV, None
+    student_RK, index_RK = student_RV.topk(settings.topk, dim=-1)
+    teacher_RK = teacher_RV.gather(-1, index_RK)
     if not settings.add_tail:
-        return student_CK.log_softmax(-1), teacher_CK.log_softmax(-1), index_CK
-    return _with_tail(student_CV, index_CK), _with_tail(teacher_CV, index_CK), index_CK
+        return student_RK.log_softmax(-1), teacher_RK.log_softmax(-1), index_RK
+    return _with_tail(student_RV, index_RK), _with_tail(teacher_RV, index_RK), index_RK
 
 
-def _with_tail(logp_CV: Tensor, index_CK: Tensor) -> Tensor:
+def _with_tail(logp_RV: Tensor, index_RK: Tensor) -> Tensor:
     """The outcomes, and one more that holds all others' mass: summed up, for log(1 - Σp) is lost where Σp is near 1."""
-    tail_C1 = logp_CV.scatter(-1, index_CK, -torch.inf).logsumexp(-1, keepdim=True)
-    return torch.cat([logp_CV.gather(-1, index_CK), tail_C1], dim=-1)
+    tail_R1 = logp_RV.scatter(-1, index_RK, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([logp_RV.gather(-1, index_RK), tail_R1], dim=-1)
 
 
-def _loss_and_slope(student_CK: Tensor, teacher_CK: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Loss [C], and p·dL/dp [C, K] for p = exp(student), up to a constant of the row times p.
+def _loss_and_slope(student_RK: Tensor, teacher_RK: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Loss [R], and p·dL/dp [R, K] for p = exp(student), up to a constant of the row times p.
 
     Adding c·p to the slope changes nothing after the softmax's Jacobian, so constants are left out.
     """
     if alpha == 0.0:
-        teacher_p_CK = teacher_CK.exp()
-        return (teacher_p_CK * (teacher_CK - student_CK)).sum(-1), -teacher_p_CK
-    p_CK = student_CK.exp()
+        teacher_p_RK = teacher_RK.exp()
+        return (teacher_p_RK * (teacher_RK - student_RK)).sum(-1), -teacher_p_RK
+    p_RK = student_RK.exp()
     if alpha == 1.0:
-        terms_CK = p_CK * (student_CK - teacher_CK)
-        return terms_CK.sum(-1), terms_CK
-    log_a, log_b = torch.tensor([1 - alpha, alpha], dtype=student_CK.dtype).log().tolist()
-    mixture_CK = torch.logaddexp(student_CK + log_a, teacher_CK + log_b)
-    slope_CK = (1 - alpha) * p_CK * (student_CK - mixture_CK)
-    teacher_terms_CK = alpha * teacher_CK.exp() * (teacher_CK - mixture_CK)
-    return (slope_CK + teacher_terms_CK).sum(-1), slope_CK
+        terms_RK = p_RK * (student_RK - teacher_RK)
+        return terms_RK.sum(-1), terms_RK
+    log_a, log_b = torch.tensor([1 - alpha, alpha], dtype=student_RK.dtype).log().tolist()
+    mixture_RK = torch.logaddexp(student_RK + log_a, teacher_RK + log_b)
+    slope_RK = (1 - alpha) * p_RK * (student_RK - mixture_RK)
+    teacher_terms_RK = alpha * teacher_RK.exp() * (teacher_RK - mixture_RK)
+    return (slope_RK + teacher_terms_RK).sum(-1), slope_RK
 
 
-def _spread(slope_CK: Tensor, student_CK: Tensor, student_CV: Tensor, index_CK: Tensor | None) -> Tensor:
-    """dL/dz [C, V] from p·dL/dp of the outcomes: the softmax's Jacobian, and a tail's share to its tokens."""
-    grad_CK = slope_CK - student_CK.exp() * slope_CK.sum(-1, keepdim=True)
-    if index_CK is None:
-        return grad_CK
-    if grad_CK.shape[-1] == index_CK.shape[-1]:
-        return torch.zeros_like(student_CV).scatter_(-1, index_CK, grad_CK)
+def _spread(slope_RK: Tensor, student_RK: Tensor, student_RV: Tensor, index_RK: Tensor | None) -> Tensor:
+    """dL/dz [R, V] from p·dL/dp of the outcomes: the softmax's Jacobian, and a tail's share to its tokens."""
+    grad_RK = slope_RK - student_RK.exp() * slope_RK.sum(-1, keepdim=True)
+    if index_RK is None:
+        return grad_RK
+    if grad_RK.shape[-1] == index_RK.shape[-1]:
+        return torch.zeros_like(student_RV).scatter_(-1, index_RK, grad_RK)
     # The tail's logit is the logsumexp of its tokens' logits: each takes its part of the tail's mass.
-    grad_CV = (student_CV - student_CK[:, -1:]).exp() * grad_CK[:, -1:]
-    return grad_CV.scatter_(-1, index_CK, grad_CK[:, :-1])
+    grad_RV = (student_RV - student_RK[:, -1:]).exp() * grad_RK[:, -1:]
+    return grad_RV.scatter_(-1, index_RK, grad_RK[:, :-1])

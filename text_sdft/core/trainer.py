@@ -101,7 +101,11 @@ class SDFTTrainer(Trainer):
         self.prompt_limit = prompt_limit(module, args)
         self.sampler = sampler or TransformersSampler(args.max_completion_length, args.temperature, args.top_p)
         self.divergence_settings = DivergenceSettings(
-            args.distillation_alpha, args.distillation_topk, args.distillation_add_tail, args.distillation_chunk_size
+            args.distillation_alpha,
+            args.distillation_topk,
+            args.distillation_add_tail,
+            args.distillation_chunk_size,
+            args.distillation_is_clip,
         )
         examples = adapter.examples(train_dataset) if train_dataset is not None else []
         self.queries = [example for example in examples if not example.retain]
@@ -190,22 +194,28 @@ class SDFTTrainer(Trainer):
         losses_B: list[float] = []
         for side, teacher in zip(sides, teacher_states, strict=True):
             keep_N = torch.cat(scored[side.rows]).to(student_NH.device)
-            ids_N = torch.cat(rollout.ids[side.rows]).to(student_NH.device)[keep_N]
+            counts = [int(mask.sum()) for mask in scored[side.rows]]
+            weight_N = torch.cat([torch.full((n,), side.weight / n) for n in counts if n] or [torch.zeros(0)])
+            ids_N, sampler_logp_N = (
+                torch.cat(values[side.rows]).to(student_NH.device)[keep_N] for values in (rollout.ids, rollout.logps)
+            )
             states_NH = torch.cat(student_rows[side.rows])[keep_N]
+            weight_N = weight_N.to(student_NH.device)
             if teacher is None:
-                loss_N, logp_N = self.likelihood_loss(states_NH, head, ids_N)
+                side_loss, loss_N = self.likelihood_loss(states_NH, head, ids_N, weight_N)
             else:
-                teacher_NH, teacher_head = teacher
-                loss_N, logp_N = divergence(
-                    states_NH, teacher_NH[keep_N], head, teacher_head, self.divergence_settings, ids_N
+                side_loss, loss_N = divergence(
+                    states_NH,
+                    teacher[0][keep_N],
+                    head,
+                    teacher[1],
+                    self.divergence_settings,
+                    ids_N,
+                    weight_N,
+                    sampler_logp_N,
                 )
-            if args.distillation_is_clip is not None:
-                sampler_logp_N = torch.cat(rollout.logps[side.rows]).to(logp_N)[keep_N]
-                loss_N = loss_N * (logp_N - sampler_logp_N).exp().clamp(max=args.distillation_is_clip)
-            tokens = loss_N.split([int(mask.sum()) for mask in scored[side.rows]])
-            loss_B = torch.stack([row.mean() if len(row) else row.sum() for row in tokens])
-            loss = loss + side.weight * loss_B.sum()
-            losses_B += loss_B.tolist()
+            loss = loss + side_loss
+            losses_B += [float(row.mean()) if len(row) else 0.0 for row in loss_N.split(counts)]
 
         self._record(examples, rollout, losses_B, dropped)
         total = num_items_in_batch if num_items_in_batch is not None else len(queries) * self.accelerator.num_processes
@@ -232,8 +242,8 @@ class SDFTTrainer(Trainer):
         """The teacher's context for each query."""
         return [TeacherContext(seed) for seed in seeds]
 
-    def likelihood_loss(self, student_NH: Tensor, head: Head, ids_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and log-probability (without gradient) of each token [N] where there is no `query_teacher`."""
+    def likelihood_loss(self, student_NH: Tensor, head: Head, ids_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted sum of the tokens' losses, and each one's (no gradient), where there is no `query_teacher`."""
         raise NotImplementedError("a trainer without a teacher for its queries defines their loss")
 
     def _read_as_teacher(self, side: _Side, rollout: Rollout) -> tuple[Tensor, Head] | None:
