@@ -57,7 +57,7 @@ class SDFTConfig(TrainingArguments):
         metadata={"help": "Token weights p_trainer / p_sampler, clipped here (they are 1 unless another engine samples)."},
     )
     distillation_chunk_size: int | None = field(
-        default=None, metadata={"help": "Tokens whose logits exist at once; unset: as many as fit into 64 MiB."}
+        default=None, metadata={"help": "Tokens whose logits exist at once; unset: as many as fit into 64 MiB (GPU: 512)."}
     )
     num_loss_tokens_to_skip: int | None = field(
         default=None,
