@@ -15,8 +15,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, Mis
 
 from tests.test_families import answer, encode_row, family_name, loaded, picture, turn  # noqa: F401  # a fixture
 from tests.toy import EOS, ToyAdapter, toy_args, toy_model, toy_rows
-from text_sdft.core import EMATeacher, ModelInputs, RowInputs, SDFTTrainer
-from text_sdft.core import prefix as prefix_module
+from text_sdft.core import EMATeacher, ModelInputs, RowInputs, SDFTTrainer, continuation
 from text_sdft.core.prefix import PrefixStore
 from text_sdft.core.scoring import completion_hidden_states
 from vlm_sdft.features import ImageFeatures
@@ -97,7 +96,7 @@ def test_images_of_every_family(family_name: str):  # noqa: F811
     if features is None:
         assert saved == 0
     else:
-        assert saved > 0.3 * asked and all(store._checked.values())
+        assert saved > 0.3 * asked and all(store._trusted.values())
 
 
 def test_a_moved_teacher_is_read_again():
@@ -137,8 +136,8 @@ def test_memory_is_bounded_and_zero_shares_nothing():
 def test_a_model_that_cannot_continue_is_read_whole(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     """A cache that does not give back what went in is noticed at its first use, and never used again."""
     model, rng = toy_model(), random.Random(0)
-    own = prefix_module._positions
-    monkeypatch.setattr(prefix_module, "_positions", lambda module, whole: own(module, whole) + 7)
+    own = continuation._positions
+    monkeypatch.setattr(continuation, "_positions", lambda module, whole: own(module, whole) + 7)
     prefix = ids(rng, 40)
     inputs, completions = inputs_of([[*prefix, 3], [*prefix, 4]]), completions_of(rng, 2)
     store = PrefixStore(GIB)

@@ -107,7 +107,7 @@ def _memory(trainer: SDFTTrainer, student_tokens: int, teacher_tokens: int) -> d
         "gradients": sum(p.numel() * p.element_size() for p in trained),
         "optimiser states (AdamW)": sum(2 * p.numel() * p.element_size() for p in trained),
         "teacher's copies": sum(tensor.numel() * tensor.element_size() for tensor in copies),
-        "two chunks of logits": 2 * CHUNK_BYTES,
+        "two chunks of logits": 2 * CHUNK_BYTES.get(args.device.type, CHUNK_BYTES["cpu"]),
         "activations": text.num_hidden_layers * per_layer * tokens * width,
         "teacher's forward": 8 * text.hidden_size * rows * (teacher_tokens + args.max_completion_length) * width,
     }
