@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
-from text_sdft.core.checkpoints import load_teachers, save_teachers, whole_or_removed
+from text_sdft.core.checkpoints import load_prefixes, load_teachers, save_prefixes, save_teachers, whole_or_removed
 from text_sdft.core.config import SDFTConfig
 from text_sdft.core.data import Example, Model, TeacherContext, UserError
 from text_sdft.core.divergence import DivergenceSettings, Head, divergence
@@ -251,7 +251,8 @@ class SDFTTrainer(Trainer):
         if side.teacher is None or side.view is None:
             return None
         with torch.no_grad(), side.teacher.applied(), evaluating(self.module):
-            ids, owner = rollout.ids[side.rows], id(side.teacher)
+            ids = rollout.ids[side.rows]
+            owner = next(name for name, teacher in self._teachers().items() if teacher is side.teacher)
             teacher_NH = self.prefixes.completion_hidden_states(self.module, side.view, ids, owner, side.teacher.version)
             return teacher_NH, frozen_head(head_of(self.module, self.args.temperature))
 
@@ -400,11 +401,13 @@ class SDFTTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             save_teachers(self._teachers(), output_dir)
+            save_prefixes(self.prefixes, output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             load_teachers(self._teachers(), checkpoint)
+            load_prefixes(self.prefixes, self._teachers(), checkpoint)
 
     def _teachers(self) -> dict[str, LiveTeacher]:
         teachers = {"teacher": self.teacher}
