@@ -32,8 +32,9 @@ def fetch(requirement: str, folder: Path) -> ZipFile:
 
 
 def licence(wheel: ZipFile) -> str:
-    """What the package's metadata say: the licence expression, or the older field, or the classifiers."""
+    """What the package's metadata say: the licence expression, the classifiers, or the first line of the older field."""
     file = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = Parser().parsestr(wheel.read(file).decode("utf-8"))
     classifiers = [c.rpartition(" :: ")[2] for c in metadata.get_all("Classifier", []) if c.startswith("License")]
-    return metadata["License-Expression"] or metadata["License"] or ", ".join(classifiers) or "not stated"
+    stated = (metadata["License"] or "not stated").strip().splitlines()[0]
+    return metadata["License-Expression"] or ", ".join(classifiers) or stated
