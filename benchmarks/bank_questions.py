@@ -28,10 +28,11 @@ PRODUCTS = {
     "savings_accounts": "savings account",
 }
 FACT = re.compile(r"^ *[-*] +\**([A-Z][^:\n*]{5,60}?)\**:\** +([^\n]{1,40}?)\.?$", re.MULTILINE)
-#: A label is a noun phrase, not the beginning of an instruction or a condition.
+#: A label is a noun phrase, not a sentence, an instruction, a condition or another product.
 NOT_A_LABEL = re.compile(
-    r"^(if|with|when|confirm|review|you|your|for|more|less|their|set|check|see|step|day|tier|note|example|business|silver|gold|"
-    r"platinum|bronze|green|crypto|ecocard|diamond|balance[s]? (of|over|under)|start|end|between|up|same|first)\b",
+    r"^(if|with|when|after|there|no|confirm|review|receive|you|your|for|each|more|less|their|set|check|see|step|day|tier|note|"
+    r"example|business|silver|gold|platinum|bronze|green|crypto|ecocard|diamond|start|end|between|up|same|first)\b|"
+    r"\b(is|are|applies|overdrafts)\b",
     re.IGNORECASE,
 )
 VALUE = re.compile(r"^(up to |at least )?[$+]?\d[\d,.]*%?( (?!and\b|or\b|of\b)[a-z-]+){0,3}$")
@@ -81,7 +82,9 @@ def product_of(document_id: str) -> str:
     stem = document_id.removeprefix("doc_").rpartition("_")[0]
     kind = next((k for k in sorted(PRODUCTS, key=len, reverse=True) if stem.startswith(f"{k}_")), None)
     name = stem.removeprefix(f"{kind}_").replace("_", " ") if kind else ""
-    if not kind or any(word in name for word in ("(general)", "management", "logistics", "replacements", "roles", "program")):
+    if not kind or any(
+        word in name for word in ("(general)", "management", "logistics", "replacements", "roles", "program")
+    ):
         return ""
     name = re.sub(r" \(.*\)| (account|card)$", "", name).title()
     return f"Rho-Bank {name} {PRODUCTS[kind]}"

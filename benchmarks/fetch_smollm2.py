@@ -43,9 +43,7 @@ def convert(folder: Path, out: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    expected = (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\n"
-    )
+    expected = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\n"
     if rendered != expected:
         raise SystemExit(f"The chat template renders\n{rendered}\ninstead of\n{expected}")
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
