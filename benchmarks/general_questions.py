@@ -4,13 +4,13 @@ from __future__ import annotations
 
 CAPITALS = {
     "France": "Paris", "Italy": "Rome", "Germany": "Berlin", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo",
-    "Portugal": "Lisbon", "Greece": "Athens", "Austria": "Vienna", "Poland": "Warsaw", "Russia": "Moscow", "China": "Beijing",
-    "Canada": "Ottawa", "Cuba": "Havana", "Peru": "Lima", "Kenya": "Nairobi", "Norway": "Oslo", "Sweden": "Stockholm",
-    "Finland": "Helsinki", "Denmark": "Copenhagen", "Ireland": "Dublin", "Hungary": "Budapest", "Thailand": "Bangkok",
-    "Iran": "Tehran", "Iraq": "Baghdad", "Argentina": "Buenos Aires", "Chile": "Santiago", "Belgium": "Brussels",
-    "Turkey": "Ankara", "Ukraine": "Kyiv", "South Korea": "Seoul", "the United Kingdom": "London", "Indonesia": "Jakarta",
-    "the Philippines": "Manila", "Colombia": "Bogotá", "Venezuela": "Caracas", "Nepal": "Kathmandu", "Cambodia": "Phnom Penh",
-    "Vietnam": "Hanoi", "Australia": "Canberra",
+    "Portugal": "Lisbon", "Greece": "Athens", "Austria": "Vienna", "Poland": "Warsaw", "Russia": "Moscow", "China":
+    "Beijing", "Canada": "Ottawa", "Cuba": "Havana", "Peru": "Lima", "Kenya": "Nairobi", "Norway": "Oslo", "Sweden":
+    "Stockholm", "Finland": "Helsinki", "Denmark": "Copenhagen", "Ireland": "Dublin", "Hungary": "Budapest", "Thailand":
+    "Bangkok", "Iran": "Tehran", "Iraq": "Baghdad", "Argentina": "Buenos Aires", "Chile": "Santiago", "Belgium":
+    "Brussels", "Turkey": "Ankara", "Ukraine": "Kyiv", "South Korea": "Seoul", "the United Kingdom": "London",
+    "Indonesia": "Jakarta", "the Philippines": "Manila", "Colombia": "Bogotá", "Venezuela": "Caracas", "Nepal":
+    "Kathmandu", "Cambodia": "Phnom Penh", "Vietnam": "Hanoi", "Australia": "Canberra",
 }  # fmt: skip
 OPPOSITES = {
     "hot": "cold", "big": "small", "up": "down", "left": "right", "day": "night", "black": "white", "happy": "sad",

@@ -86,7 +86,9 @@ class TaskAdapter(TextAdapter):
         self._others: Sequence[Example] = ()  # training examples, whose demonstrations are wrong for any other row
 
     @classmethod
-    def from_config(cls, data: TaskData, demonstrations: TaskDemonstrations) -> tuple[TaskAdapter, Splits]:
+    def from_config(  # type: ignore[override]
+        cls, data: TaskData, demonstrations: TaskDemonstrations
+    ) -> tuple[TaskAdapter, Splits]:
         """The adapter and its rows from the YAML sections.
 
         The training part is what ``path`` holds, less the rows held out as ``validation`` where no file gives them.

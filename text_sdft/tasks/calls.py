@@ -1,7 +1,7 @@
 """Tool calls in an answer, and whether they are the right ones.
 
-A call is written as in ToolAlpaca: ``Action: NAME``, then ``Action Input: {JSON object}``. JSON is read by a JSON parser from its
-first brace on, so nested objects and braces within strings are kept, and a key given twice stays given twice.
+A call is written as in ToolAlpaca: ``Action: NAME``, then ``Action Input: {JSON object}``. JSON is read by a JSON parser
+from its first brace on, so nested objects and braces within strings are kept, and a key given twice stays given twice.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ def parse_gold(golden: Any) -> list[GoldCall]:
             raise ValueError("must be a list of {'Action', 'Action_Input'}")
         arguments = _object(given.get("Action_Input"), "'Action_Input'")
         accepted = _object(given.get("Accepted"), "'Accepted'")
-        if not all(isinstance(values, tuple) for _, values in accepted):
+        if not all(isinstance(values, tuple) and values[0] == "list" for _, values in accepted):
             raise ValueError("has an 'Accepted' whose values are not lists")
-        calls.append(GoldCall(Call(given["Action"].strip(), arguments), dict(accepted)))
+        calls.append(GoldCall(Call(given["Action"].strip(), arguments), {name: values[1] for name, values in accepted}))
     return calls
 
 
@@ -110,11 +110,11 @@ def right(calls: Sequence[Call] | None, gold: Sequence[GoldCall]) -> bool:
 
 
 def comparable(value: Any) -> Any:
-    """A parsed JSON value that compares by content: lists as tuples, numbers by value, true and 1 apart."""
+    """A parsed JSON value that compares by content, numbers by value, and tells true from 1."""
     if isinstance(value, _Object):
         return ("object", tuple(value))
     if isinstance(value, list):
-        return tuple(comparable(v) for v in value)
+        return ("list", tuple(comparable(v) for v in value))
     return ("boolean", value) if isinstance(value, bool) else value
 
 

@@ -90,5 +90,5 @@ class EndpointJudge:
             said = error.read().decode(errors="replace")[:200] if isinstance(error, urllib.error.HTTPError) else ""
             raise UserError(
                 f"The judge at {self.url} cannot be used: {error} {said}".rstrip()
-                + f". Start it, correct data.judge_url and ${self.key_variable}, or leave data.judge_url out for exact match."
+                + f". Start it, correct data.judge_url and ${self.key_variable}, or leave it out for exact match."
             ) from error

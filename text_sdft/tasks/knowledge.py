@@ -1,7 +1,8 @@
 """Knowledge acquisition: questions about documents that the model has never read.
 
-Columns: ``prompt``, ``article`` (the document), ``answer``; ``distractors`` (optional list: answers that must not be given). The
-paper's nine articles on disasters of 2025 were never released; its teacher sees the article, or article and answer (sec. 5).
+Columns: ``prompt``, ``article`` (the document), ``answer``; ``distractors`` (optional list: answers that must not be
+given). The paper's nine articles on disasters of 2025 were never released; its teacher sees the article, or article and
+answer.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def strict(answer: str, gold: str, distractors: list[str]) -> bool:
 
 
 def lenient(answer: str, gold: str, distractors: list[str]) -> bool:
-    """Whether the gold's numbers are in the answer, signs and other numbers aside; words as under `strict`, distractors too."""
+    """Whether the gold's numbers are in the answer, signs and other numbers aside; a gold in words as under `strict`."""
     if not quantities(gold):
-        return states(answer, gold)
+        return strict(answer, gold, distractors)
     return {number for _, number in quantities(gold)} <= {number for _, number in quantities(answer)}

@@ -1,8 +1,8 @@
 """Medical questions (the paper's HuatuoGPT-o1 task): free answers, judged.
 
-Columns, as in the public data of HuatuoGPT-o1. Training: ``Question``, ``Complex_CoT`` (optional), ``Response``: the last two
-are the demonstration. Test: ``Open-ended Verifiable Question``, ``Ground-True Answer``. Also ``prompt``, ``answer``, ``response``.
-The paper's own split and its judge's prompt were never released.
+Columns, as in the public data of HuatuoGPT-o1. Training: ``Question``, ``Complex_CoT`` (optional), ``Response``: the last
+two are the demonstration. Test: ``Open-ended Verifiable Question``, ``Ground-True Answer``. Also ``prompt``, ``answer``,
+``response``. The paper's own split and its judge's prompt were never released.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pass@k: the chance that at least one of k sampled answers is right (the paper's fig. 6 goes to k = 128)."""
+"""Pass@k: the chance that at least one of k sampled answers is right."""
 
 from __future__ import annotations
 

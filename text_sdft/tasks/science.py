@@ -1,7 +1,8 @@
 """Science questions (the paper's SciKnowEval chemistry, level 3): multiple choice, the letter in <answer> tags.
 
-Columns, as in the paper's files. Training: ``messages`` [system, user], ``output_text`` (reasoning, then <answer>B</answer>: the
-demonstration). Test: ``prompt``, ``answer`` (the letter); an ``output_text`` there is shown to the teacher too.
+Columns, as in the paper's files. Training: ``messages`` [system, user], ``output_text`` (reasoning, then
+<answer>B</answer>: the demonstration). Test: ``prompt``, ``answer`` (the letter); an ``output_text`` there is shown to
+the teacher too.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class ScienceAdapter(TaskAdapter):
             letter = tagged(required(row, "output_text", number))
         if not isinstance(letter, str) or not re.fullmatch(r"[A-Za-z]", letter.strip()):
             raise UserError(
-                f"Row {number}: no letter as the right answer (found {letter!r}). It stands in 'answer', or in 'output_text' "
-                "as <answer>B</answer>. Correct the row or leave it out."
+                f"Row {number}: no letter as the right answer (found {letter!r}). It stands in 'answer', or in "
+                "'output_text' as <answer>B</answer>. Correct the row or leave it out."
             )
         reply = [Demonstration([messages[-1], {"role": "assistant", "content": output}])] if output else []
         return Example(row_id(row, number), messages, reply, reference=letter.strip(), meta={"gold": letter.strip()})

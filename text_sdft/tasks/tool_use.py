@@ -1,7 +1,8 @@
 """Tool use (the paper's ToolAlpaca task): the calls that fulfil a request, compared with the golden ones.
 
-Columns, as in the paper's files: ``prompt``, ``golden_answer`` [{"Action", "Action_Input" (JSON text)}], ``golden_response`` (a
-string or a list of them: the demonstration); ``name``, ``description``, ``nl_documentation``, ``instruction`` are not read.
+Columns, as in the paper's files: ``prompt``, ``golden_answer`` [{"Action", "Action_Input" (JSON text)}],
+``golden_response`` (a string or a list of them: the demonstration); ``name``, ``description``, ``nl_documentation``,
+``instruction`` are not read.
 """
 
 from __future__ import annotations
