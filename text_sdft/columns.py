@@ -37,7 +37,7 @@ READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "cs
 
 
 def load_rows(path: str) -> list[dict[str, Any]]:
-    """Rows of a JSONL, JSON, Parquet or CSV file, or of a hub dataset's train split.
+    """Rows of a JSONL, JSON, Parquet or CSV file, of a folder that ``datasets`` saved, or of a hub dataset's train split.
 
     Raises:
         UserError: the file does not exist or cannot be read.
@@ -55,6 +55,8 @@ def load_rows(path: str) -> list[dict[str, Any]]:
         except Exception as error:
             raise UserError(f"{file} cannot be read as {READERS[file.suffix]}: {error}") from error
     try:
+        if (file / "dataset_info.json").is_file():
+            return list(datasets.load_from_disk(path))
         return list(datasets.load_dataset(path, split="train"))
     except Exception as error:
         kinds = ", ".join(READERS)

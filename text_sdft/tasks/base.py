@@ -139,7 +139,7 @@ class TaskAdapter(TextAdapter):
         report = [f"Found {len(train)} training rows" + (f", {len(retained)} retention prompts" if retained else "") + "."]
         report += [f"{len(part)} rows to measure '{name}'." for name, part in evals.items()]
         if any(not e.demonstrations and not e.privileged_context for e in evals.get("new", ())):
-            report.append("Rows of data.test without a demonstration: there the teacher sees no more than the student.")
+            report.append("Rows of data.test without a demonstration: there the teacher sees their right answer instead.")
         return Splits([*train, *retained], evals, report)
 
     def _task_examples(self, file: str) -> list[Example]:
@@ -185,16 +185,18 @@ class TaskAdapter(TextAdapter):
         return float(states(answer, example.reference))
 
     def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
-        """What ``teacher_sees`` or the context's control says, on the row's own question."""
-        shown = super().demonstrations(example, context)
+        """What ``teacher_sees`` or the context's control says, as replies to the row's own question.
+
+        Rows without a demonstration (a test file's) show their right answer instead.
+        """
         sees = context.control or self.teacher_sees
-        if sees == "nothing" or not shown:
+        if sees == "nothing" or example.retain or "gold" not in example.meta or context.max_demonstrations == 0:
             return []
         if sees == "wrong":
             return [self._reply(example, self._wrong(example, context.seed).demonstrations[0].messages[-1]["content"])]
-        if sees == "answer":
+        if sees == "answer" or not example.demonstrations:
             return [self._reply(example, self.answer_only(example))]
-        return shown
+        return super().demonstrations(example, context)
 
     def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
         """The query with what `demonstrations` gives, under the template."""

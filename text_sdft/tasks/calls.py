@@ -17,6 +17,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 ACTION = re.compile(r"\bAction:[ \t]*(?P<name>[^\n]*?)[ \t]*(?:\n|$|(?=\bAction[ _]Input:))")
+OPTIONAL = "[Optional]"
 INPUT = re.compile(r"\s*\bAction[ _]Input:[ \t]*")
 
 Pairs = tuple[tuple[str, Any], ...]
@@ -42,10 +43,12 @@ class GoldCall:
     Attributes:
         call: the call.
         accepted: argument -> values that are right for it; the empty string stands for leaving it out.
+        optional: the call may be left out (ToolAlpaca writes "[Optional]" before such an action's name).
     """
 
     call: Call
     accepted: Mapping[str, Sequence[Any]]
+    optional: bool = False
 
     def allows(self, call: Call) -> bool:
         """Whether the call is this one, or differs in accepted values only."""
@@ -74,7 +77,7 @@ def parse_calls(answer: str) -> list[Call] | None:
                 return None
             if not isinstance(arguments, _Object):
                 return None
-        calls.append(Call(action["name"].strip("`* "), tuple(arguments)))
+        calls.append(Call(action["name"].removeprefix(OPTIONAL).strip("`* "), tuple(arguments)))
     return calls
 
 
@@ -97,16 +100,25 @@ def parse_gold(golden: Any) -> list[GoldCall]:
         accepted = _object(given.get("Accepted"), "'Accepted'")
         if not all(isinstance(values, tuple) and values[0] == "list" for _, values in accepted):
             raise ValueError("has an 'Accepted' whose values are not lists")
-        calls.append(GoldCall(Call(given["Action"].strip(), arguments), {name: values[1] for name, values in accepted}))
+        name = given["Action"].strip()
+        call = Call(name.removeprefix(OPTIONAL).strip(), arguments)
+        calls.append(GoldCall(call, {key: values[1] for key, values in accepted}, name.startswith(OPTIONAL)))
     return calls
 
 
 def right(calls: Sequence[Call] | None, gold: Sequence[GoldCall]) -> bool:
-    """Whether the calls are the golden ones, each once, in any order."""
-    if calls is None or len(calls) != len(gold):
+    """Whether the calls are the golden ones, each once, in any order; optional ones may be missing."""
+    if not calls:
         return False
     allowed = np.array([[g.allows(call) for g in gold] for call in calls], dtype=np.int8)
-    return bool((maximum_bipartite_matching(csr_matrix(allowed), perm_type="column") >= 0).all())
+    required = allowed[:, [not g.optional for g in gold]]
+    # A matching that covers all calls, and one that covers all required ones: then one covers both.
+    return _matched(allowed) == len(calls) and _matched(required) == required.shape[1]
+
+
+def _matched(allowed: Any) -> int:
+    """Size of the largest matching of a 0/1 matrix's rows with its columns."""
+    return int((maximum_bipartite_matching(csr_matrix(allowed), perm_type="column") >= 0).sum()) if allowed.size else 0
 
 
 def comparable(value: Any) -> Any:
