@@ -206,7 +206,8 @@ class TaskAdapter(TextAdapter):
 
     def _wrong(self, example: Example, seed: int) -> Example:
         """Another training example, with another answer."""
-        others = [o for o in self._others if o.id != example.id and o.reference != example.reference and o.demonstrations]
+        own = self.answer_only(example)
+        others = [o for o in self._others if o.id != example.id and self.answer_only(o) != own]
         if not others:
             raise UserError("A wrong demonstration is another training row's, and there is none: give more training rows.")
         return random.Random(seed).choice(others)
