@@ -8,8 +8,8 @@ questions, Apache-2.0, its TruthfulQA and GSM8K parts Apache-2.0 and MIT), print
     tool_use/{train,validation,test}.jsonl            knowledge/{train,validation,test,ood}.jsonl
     old.jsonl       easy questions of our own          retain.jsonl    general prompts without answers
 
-`--science` adds science/{train,validation,test}.jsonl from bigbench (Apache-2.0; 358 MB, published as source only, so pip runs
-its setup script to read its metadata: some minutes).
+`--science` adds science/{train,validation,test}.jsonl from bigbench (Apache-2.0; 358 MB, published as source only, so pip
+runs its setup script to read its metadata: some minutes).
 
 Only what fits a small model is kept: see the constants, in characters.
 """
