@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shlex
 from pathlib import Path
 
 import datasets
@@ -276,15 +278,7 @@ def test_configs_preview_with_a_small_model_and_local_rows(config, tiny, capsys,
     folder, model = tiny
     monkeypatch.chdir(folder)
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    task = settings["adapter"]
-    args = [str(config), "--model", model, "--data", f"{task}.jsonl", "--data.test", f"{task}_test.jsonl"]
-    args += ["--train.bf16", "false", "--train.max_prompt_length", "1500", "--train.max_completion_length", "8"]
-    args += [
-        part
-        for key in ("validation", "ood", "old", "retain")
-        if key in settings["data"]
-        for part in (f"--data.{key}", "null")
-    ]
+    args = [str(config), *small(settings, model)]
     assert main(["preview", *args]) == 0
     printed = capsys.readouterr().out
     assert "tokens)" in printed and "rows to measure 'new'" in printed
@@ -292,6 +286,37 @@ def test_configs_preview_with_a_small_model_and_local_rows(config, tiny, capsys,
     assert config.parent.name != "paper" or (
         "Grid of the paper" in text and "never published" in text and text.count("(*)") >= 5
     )
+
+
+def test_the_commands_of_the_docs_run(tiny, monkeypatch, capsys):
+    """With a small model and local rows in place of a user's; one training step."""
+    folder, model = tiny
+    monkeypatch.chdir(folder)
+    lines = re.findall(r"^    vlm-sdft (.*)$", (ROOT / "docs" / "text-tasks.md").read_text(encoding="utf-8"), re.M)
+    assert len(lines) >= 4
+    for number, line in enumerate(lines):
+        command, config, *rest = shlex.split(line)
+        settings = yaml.safe_load((ROOT / config).read_text(encoding="utf-8"))
+        args = [command, str(ROOT / config), *rest, *small(settings, model), "--train.output_dir", f"docs{number}"]
+        if command == "train":
+            args += ["--train.max_steps", "1", "--train.disable_tqdm", "true", "--eval.max_examples", "2"]
+        assert main(args) in ((0, 3) if command == "probe" else (0,)), line
+
+
+def small(settings: dict, model: str) -> list[str]:
+    """Options that put a small model and local rows in place of a config's."""
+    task = settings["adapter"]
+    args = ["--model", model, "--data", f"{task}.jsonl", "--data.test", f"{task}_test.jsonl", "--train.bf16", "false"]
+    args += [
+        "--train.max_prompt_length",
+        "1500",
+        "--train.max_completion_length",
+        "8",
+        "--train.gradient_checkpointing",
+        "false",
+    ]
+    absent = [key for key in ("validation", "ood", "old", "retain") if key in settings["data"]]
+    return args + [part for key in absent for part in (f"--data.{key}", "null")]
 
 
 def test_training_runs_end_to_end(tiny, monkeypatch):
