@@ -117,6 +117,13 @@ def test_a_wrong_demonstration_is_another_rows(task, tmp_path):
         if task == "knowledge":
             said = adapter.teacher_messages(example, TeacherContext(0, control="wrong"))[-1]["content"]
             assert str(example.privileged_context) not in said and "Guide" in said
+    if task == "knowledge":
+        adapter.teacher_sees = "text"
+        said = adapter.teacher_messages(splits.train[0], TeacherContext(0, control="wrong"))[-1]["content"]
+        assert "Guide" in said and str(splits.train[0].privileged_context) not in said and "The right answer" not in said
+        adapter.teacher_sees = "answer"
+        said = adapter.teacher_messages(splits.train[0], TeacherContext(0, control="wrong"))[-1]["content"]
+        assert "Guide" not in said and "The right answer" in said
     lonely = ADAPTERS[task]()
     with pytest.raises(UserError, match="give more training rows"):
         lonely.demonstrations(lonely.examples(rows)[0], TeacherContext(control="wrong"))

@@ -95,17 +95,16 @@ class KnowledgeAdapter(TaskAdapter):
 
     def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
         """The answer, where the teacher sees it; see `teacher_messages` for the document."""
-        return [] if (context.control or self.teacher_sees) == "text" else super().demonstrations(example, context)
+        return [] if self.teacher_sees == "text" else super().demonstrations(example, context)
 
     def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
-        """The question with the document, the answer, or both."""
-        if example.retain:
+        """The question with the document, the answer, or both; wrong ones are both of the same other row."""
+        if example.retain or "gold" not in example.meta:
             return self.student_messages(example)
-        sees = context.control or self.teacher_sees
+        choices = (self.teacher_sees, context.control)
         shown = self.demonstrations(example, context)
-        article = None if sees in ("answer", "nothing") else example.privileged_context
-        if sees == "wrong":
-            article = self._wrong(example, context.seed).privileged_context
+        source = self._wrong(example, context.seed) if "wrong" in choices else example
+        article = None if "answer" in choices or "nothing" in choices else source.privileged_context
         template = str(self._template) if self._own_template else TEMPLATES[bool(article), bool(shown)]
         return render(example.messages, shown, article, template)
 
