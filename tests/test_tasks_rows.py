@@ -13,12 +13,13 @@ import pytest
 import yaml
 
 from tests.task_rows import ADAPTERS, ROWS, knowledge, medical, medical_test, science, science_test, tool_use
-from tests.tiny_text import save_tiny_text_model
-from text_sdft import TeacherContext, UserError
+from tests.tiny_text import save_tiny_text_model, tiny_text_model
+from text_sdft import Example, TeacherContext, UserError
 from text_sdft.core import ConfigurableAdapter, adapter_class
 from text_sdft.tasks.base import TaskData, TaskDemonstrations
 from text_sdft.tasks.knowledge import KnowledgeData, KnowledgeDemonstrations
 from text_sdft.tasks.medical import MedicalData
+from text_sdft.testing import PROMISES, check_adapter
 from vlm_sdft.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -139,6 +140,22 @@ def test_a_limit_of_no_demonstrations_shows_none():
     adapter = ADAPTERS["tool_use"]()
     example = adapter.examples(tool_use())[0]
     assert adapter.teacher_messages(example, TeacherContext(max_demonstrations=0)) == adapter.student_messages(example)
+
+
+@EVERY
+def test_every_adapter_keeps_the_promises(task):
+    adapter = ADAPTERS[task](system_prompt="Be brief.")
+    model, tokenizer = tiny_text_model()
+    adapter.bind(model, tokenizer)
+    rows = adapter.examples(ROWS[task]("")[:3])
+    adapter._others = rows
+    kept = [*rows, Example("kept", [{"role": "user", "content": "How are you?"}], retain=True)]
+    # One demonstration a row: no limit can shorten it. Medical training rows have no right answer to be scored by.
+    unseen = {"media_reach_the_model", "fewer_demonstrations_shorten_the_prompt"}
+    unseen |= {"scores_are_shares"} if task == "medical" else set()
+    assert check_adapter(adapter, model, kept) == [
+        (promise.__doc__ or "").splitlines()[0] for promise in PROMISES if promise.__name__ not in unseen
+    ]
 
 
 # ---- rows ----
