@@ -369,3 +369,5 @@ def test_training_runs_end_to_end(tiny, monkeypatch):
     assert main(["train", *args]) == 0
     results = json.loads((folder / "run" / "results.json").read_text())
     assert {"new", "ood", "validation", "teacher"} <= results["after"].keys()
+    assert main(["eval", "run"]) == 0
+    assert json.loads((folder / "run" / "eval.json").read_text())["ood"] == results["after"]["ood"]
