@@ -41,6 +41,7 @@ def probe_command(argv: list[str]) -> int:
     from vlm_sdft.tables import print_probe
 
     experiment = read_experiment("probe", argv)
+    experiment.method = "sdft"  # the question is whether there is a teacher, whatever is trained in the end
     _print_report(experiment)
     numbers = probe(experiment)
     file = Path(str(experiment.args.output_dir)) / "probe.json"

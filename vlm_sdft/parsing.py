@@ -21,6 +21,7 @@ def read_experiment(command: str, argv: list[str]) -> Experiment:
 
     from text_sdft.core import UserError, adapter_class, lora
     from text_sdft.experiments.config import Experiment, LoRASettings
+    from text_sdft.experiments.methods import find_method
     from vlm_sdft.init import run_name
 
     argv = _expanded(argv)
@@ -46,6 +47,7 @@ def read_experiment(command: str, argv: list[str]) -> Experiment:
         values = parser.instantiate(namespace)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
+    find_method(values.method)
     set_seed(values.train.seed)
     if values.model.startswith("builtin:") and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # so small a model that several threads only wait for each other
@@ -53,6 +55,7 @@ def read_experiment(command: str, argv: list[str]) -> Experiment:
         adapter, splits = adapter_type.from_config(values.data, values.demonstrations)
     return Experiment(
         model=values.model,
+        method=values.method,
         adapter=adapter,
         splits=splits,
         args=values.train,
@@ -85,6 +88,9 @@ def _parser(command: str, adapter_type: Any, train_defaults: dict[str, Any]) -> 
     )
     parser.add_argument("--model", type=str, required=True, help="A hub name, a folder, or builtin:tiny-qwen3-vl.")
     parser.add_argument("--adapter", type=str, default="image", help="image, text, or one that another package registers.")
+    parser.add_argument(
+        "--method", type=str, default="sdft", help="sdft, or what it is compared with: sft, dft, sft_teacher, offline, …"
+    )
     parser.add_class_arguments(hints["data"], "data")
     parser.add_class_arguments(hints["demonstrations"], "demonstrations")
     parser.add_class_arguments(LoRASettings, "lora")
@@ -205,7 +211,7 @@ def _settings(parser: ArgumentParser, namespace: Namespace, adapter: str) -> dic
 
     chosen = yaml.safe_load(parser.dump(namespace, skip_unset=False))
     usual = yaml.safe_load(parser.dump(parser.get_defaults(), skip_unset=False, skip_validation=True))
-    settings: dict[str, Any] = {"model": chosen["model"], "adapter": adapter}
+    settings: dict[str, Any] = {"model": chosen["model"], "adapter": adapter, "method": chosen["method"]}
     for section in SECTIONS:
         settings[section] = {
             name: value

@@ -284,7 +284,7 @@ class SDFTTrainer(Trainer):
         return super().train(*args, **kwargs)
 
     def check_prompts(self) -> None:
-        """Read and encode each training prompt in both views, so that errors come before training and not within it."""
+        """Read and encode each training prompt in the views that are used, so that errors come before training."""
         if self._prompts_checked:
             return
         if not self.queries:
@@ -297,8 +297,9 @@ class SDFTTrainer(Trainer):
         dropped = 0
         for example in self.queries:
             encode_student(self.adapter, [example], self.prompt_limit)
-            context = TeacherContext(draw_seed(self.args.seed, 0, example.id, 0))
-            dropped += encode_teacher(self.adapter, [example], [context], self.prompt_limit)[1]
+            if self.query_teacher is not None:
+                context = TeacherContext(draw_seed(self.args.seed, 0, example.id, 0))
+                dropped += encode_teacher(self.adapter, [example], [context], self.prompt_limit)[1]
         for example in self.retained:
             encode_student(self.adapter, [example], self.prompt_limit)
         if dropped:

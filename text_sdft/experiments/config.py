@@ -47,6 +47,7 @@ class Experiment:
 
     Attributes:
         model: its name as the user wrote it.
+        method: what is trained with, see `text_sdft.experiments.methods`.
         adapter, splits: the modality and its data.
         args: training settings; ``args.output_dir`` is the run's folder.
         peft_config: LoRA, or None.
@@ -55,6 +56,7 @@ class Experiment:
     """
 
     model: str
+    method: str
     adapter: ConfigurableAdapter
     splits: Splits
     args: SDFTConfig

@@ -20,6 +20,8 @@ from text_sdft.core import Example, SDFTConfig, SDFTTrainer, UserError
 from text_sdft.core.callbacks import append_jsonl
 from text_sdft.core.modeling import load_model, training_summary
 from text_sdft.experiments.config import Experiment
+from text_sdft.experiments.method_trainer import MethodTrainer
+from text_sdft.experiments.methods import find_method
 from text_sdft.experiments.model_card import model_card
 from text_sdft.experiments.scores import evaluate, sample
 
@@ -40,6 +42,10 @@ def run_training(experiment: Experiment, resume: bool = False) -> Results:
     Raises:
         UserError: the folder holds another run, or something in the data, model or settings cannot work.
     """
+    if not find_method(experiment.method).trains:
+        raise UserError(
+            f"method: {experiment.method} trains nothing. `vlm-sdft compare` measures it; to train choose sft, sdft, …"
+        )
     folder = Path(str(experiment.args.output_dir))
     results = _stored(folder, resume)
     if "after" in results:
@@ -113,12 +119,14 @@ def run_evaluation(experiment: Experiment, folder: Path) -> Results:
     return scores
 
 
-def make_trainer(experiment: Experiment) -> SDFTTrainer:
-    """The trainer of an experiment."""
-    return SDFTTrainer(
+def make_trainer(experiment: Experiment, full_batches: bool = False) -> MethodTrainer:
+    """The trainer of an experiment's method; ``full_batches`` as in `MethodTrainer`."""
+    return MethodTrainer(
         experiment.model,
         _local(experiment.args),
         adapter=experiment.adapter,
+        method=experiment.method,
+        full_batches=full_batches,
         train_dataset=experiment.splits.train,
         eval_dataset=experiment.splits.evals.get("new"),
         peft_config=experiment.peft_config,
