@@ -36,11 +36,13 @@ class ExpertToy(ToyAdapter):
         return torch.tensor([int(part) for part in answer.split()])
 
     def encode(self, conversations: Any) -> ModelInputs:
-        """Assistant turns are words; the template ends none of them, so the model's own end token is taken."""
-        return super().encode(
-            [[{**m, "content": self.encode_answer(m["content"]).tolist()} if isinstance(m["content"], str) else m for m in c]
-             for c in conversations]
-        )  # fmt: skip
+        """Assistant turns are words; none is ended here, so the model's own end token is taken."""
+
+        def ids(message: Any) -> Any:
+            content = message["content"]
+            return {**message, "content": self.encode_answer(content).tolist()} if isinstance(content, str) else message
+
+        return super().encode([[ids(message) for message in conversation] for conversation in conversations])
 
 
 def rows(labelled: int = 4, unlabelled: int = 0, retained: int = 0, old: bool = False) -> list[dict[str, Any]]:

@@ -183,7 +183,9 @@ class MethodTrainer(SDFTTrainer):
 
     # ---- stored answers ----
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> Any:
         """As `SDFTTrainer.train`, after the teacher has given its answers where the method stores them.
 
         Raises:
@@ -194,7 +196,7 @@ class MethodTrainer(SDFTTrainer):
         self.check_prompts()
         if self.method.completions == "teacher":
             self.store_answers(resume=bool(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def store_answers(self, resume: bool = False) -> None:
         """One answer to each query, sampled by the teacher as it was at the start; kept in the run's ``answers.jsonl``.
@@ -224,9 +226,8 @@ class MethodTrainer(SDFTTrainer):
         mine = self.queries[self.args.process_index :: self.args.world_size]
         size = self.args.per_device_train_batch_size
         records: list[dict[str, Any]] = []
-        for start in track(
-            range(0, len(mine), size), "the teacher's answers", transient=True, disable=self.args.disable_tqdm
-        ):
+        quiet = bool(self.args.disable_tqdm) or not self.is_world_process_zero()
+        for start in track(range(0, len(mine), size), "the teacher's answers", transient=True, disable=quiet):
             queries = mine[start : start + size]
             seeds = [draw_seed(self.args.seed, "the teacher's answer", query.id) for query in queries]
             contexts = [TeacherContext(seed) for seed in seeds]
@@ -243,7 +244,8 @@ class MethodTrainer(SDFTTrainer):
     def _expert(self, example: Example) -> Answer:
         text = expert_answer(self.adapter, example)
         assert text is not None  # `rows_for` took only such rows
-        ids = torch.cat([self.adapter.encode_answer(text), self._end_of(example, text)])
+        tokens = self.adapter.encode_answer(text)  # type: ignore[attr-defined]  # optional, as expert_answer
+        ids = torch.cat([tokens, self._end_of(example, text)])
         if len(ids) > self.args.max_completion_length:
             raise UserError(
                 f"The expert's answer of '{example.id}' has {len(ids)} tokens, but max_completion_length is "
