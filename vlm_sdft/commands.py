@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm_sdft.parsing import read_experiment
+from vlm_sdft.parsing import read_comparison, read_experiment
 
 if TYPE_CHECKING:
     from text_sdft.experiments.config import Experiment
@@ -88,6 +88,18 @@ def init_command(argv: list[str]) -> None:
     print(init_config(folder, options[1] if options else "builtin:tiny-qwen3-vl"), end="")
 
 
+def compare_command(argv: list[str]) -> None:
+    from text_sdft.experiments.compare import compare
+    from text_sdft.experiments.compare_table import markdown
+
+    experiment, chosen = read_comparison(argv)
+    _print_report(experiment)
+    results = compare(experiment, **chosen)
+    folder = Path(str(experiment.args.output_dir))
+    print(markdown(results, plotted=False))
+    print(f"Everything is in {folder}/ (compare.md, compare.json, compare.png; finished cells in cells/).")
+
+
 def _print_report(experiment: Experiment) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
         for sentence in experiment.splits.report:
@@ -100,4 +112,5 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "preview": preview_command,
     "train": train_command,
     "eval": eval_command,
+    "compare": compare_command,
 }

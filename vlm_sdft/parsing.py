@@ -15,6 +15,32 @@ if TYPE_CHECKING:
 
 def read_experiment(command: str, argv: list[str]) -> Experiment:
     """The experiment that a config file and options describe. Raises `UserError` naming the key at fault."""
+    return _read(command, argv)[0]
+
+
+def read_comparison(argv: list[str]) -> tuple[Experiment, dict[str, Any]]:
+    """The experiment, and what is compared on it: ``methods``, ``seeds``, ``rates``. Raises `UserError`."""
+    experiment, values = _read("compare", argv)
+    rates = [experiment.args.learning_rate]
+    if values.lr_sweep is not None:
+        rates = _rates(values.lr_sweep, rates[0])
+    methods = [name for name in values.methods.split(",") if name.strip()]
+    return experiment, {"methods": methods, "seeds": values.seeds, "rates": rates}
+
+
+def _rates(given: str, own: float) -> list[float]:
+    """``[1e-5,3e-5]`` as numbers; ``around``: a third of the config's own rate, itself, and three times as much."""
+    from text_sdft.core import UserError
+
+    if given == "around":
+        return [own / 3, own, 3 * own]
+    try:
+        return [float(part) for part in given.strip("[] ").split(",")]
+    except ValueError:
+        raise UserError(f"--lr_sweep {given}: write [1e-5,3e-5,1e-4] without spaces, or nothing after it.") from None
+
+
+def _read(command: str, argv: list[str]) -> tuple[Experiment, Namespace]:
     import torch
     from jsonargparse import ArgumentError
     from transformers import set_seed
@@ -53,7 +79,7 @@ def read_experiment(command: str, argv: list[str]) -> Experiment:
         torch.set_num_threads(1)  # so small a model that several threads only wait for each other
     with values.train.main_process_first(desc="reading the data"):  # builtin data is drawn once
         adapter, splits = adapter_type.from_config(values.data, values.demonstrations)
-    return Experiment(
+    experiment = Experiment(
         model=values.model,
         method=values.method,
         adapter=adapter,
@@ -63,6 +89,7 @@ def read_experiment(command: str, argv: list[str]) -> Experiment:
         eval=values.eval,
         settings=_settings(parser, namespace, adapter_name),
     )
+    return experiment, values
 
 
 def _parser(command: str, adapter_type: Any, train_defaults: dict[str, Any]) -> ArgumentParser:
@@ -91,6 +118,15 @@ def _parser(command: str, adapter_type: Any, train_defaults: dict[str, Any]) -> 
     parser.add_argument(
         "--method", type=str, default="sdft", help="sdft, or what it is compared with: sft, dft, sft_teacher, offline, …"
     )
+    if command == "compare":
+        parser.add_argument(
+            "--methods", type=str, default="base,icl,sft,dft,sft_teacher,sdft", help="Names, separated by commas."
+        )
+        parser.add_argument("--seeds", type=int, default=3, help="Runs of each method at its chosen learning rate.")
+        parser.add_argument(
+            "--lr_sweep", type=str, nargs="?", const="around", default=None,
+            help="Learning rates of every method, [1e-5,3e-5,1e-4]; alone: a third, one and three times the config's.",
+        )  # fmt: skip
     parser.add_class_arguments(hints["data"], "data")
     parser.add_class_arguments(hints["demonstrations"], "demonstrations")
     parser.add_class_arguments(LoRASettings, "lora")

@@ -51,7 +51,7 @@ def run_training(experiment: Experiment, resume: bool = False) -> Results:
     if "after" in results:
         return results
     trainer = make_trainer(experiment)
-    sets = _eval_sets(experiment)
+    sets = eval_sets(experiment)
     main = trainer.is_world_process_zero()
     checkpoint = newest_checkpoint(folder) if resume else None
     if main:
@@ -72,7 +72,7 @@ def run_training(experiment: Experiment, resume: bool = False) -> Results:
         }
         if main:
             append_jsonl(folder / "samples.jsonl", records)
-            _write(folder / "results.json", results)
+            write_json(folder / "results.json", results)
     started = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -85,7 +85,7 @@ def run_training(experiment: Experiment, resume: bool = False) -> Results:
     if main:
         append_jsonl(folder / "samples.jsonl", records)
         (folder / "model" / "README.md").write_text(model_card(experiment, results), encoding="utf-8")
-        _write(folder / "results.json", results)
+        write_json(folder / "results.json", results)
         if experiment.args.push_to_hub:
             _push(experiment.args, folder / "model")
     trainer.accelerator.end_training()
@@ -114,8 +114,8 @@ def run_evaluation(experiment: Experiment, folder: Path) -> Results:
         model = load_model(str(model_folder), experiment.adapter, experiment.args, None)
     trainer = SDFTTrainer(model, _local(experiment.args), adapter=experiment.adapter)
     settings = experiment.eval
-    scores, _ = evaluate(trainer, _eval_sets(experiment), settings.teacher, settings.batch_size, "eval")
-    _write(folder / "eval.json", scores)
+    scores, _ = evaluate(trainer, eval_sets(experiment), settings.teacher, settings.batch_size, "eval")
+    write_json(folder / "eval.json", scores)
     return scores
 
 
@@ -164,7 +164,8 @@ def _stored(folder: Path, resume: bool) -> Results:
     return {}
 
 
-def _eval_sets(experiment: Experiment) -> dict[str, list[Example]]:
+def eval_sets(experiment: Experiment) -> dict[str, list[Example]]:
+    """What is measured, by name; of each set at most ``eval.max_examples``."""
     limit = experiment.eval.max_examples
     evals = experiment.splits.evals
     return {name: sample(experiment.adapter.examples(rows), limit) for name, rows in evals.items() if len(rows)}
@@ -211,8 +212,9 @@ def _push(args: SDFTConfig, folder: Path) -> None:
         raise UserError(f"The model is in {folder}, but could not be pushed to the hub: {error}") from error
 
 
-def _write(file: Path, content: Any) -> None:
-    """JSON, whole or not at all."""
+def write_json(file: Path, content: Any) -> None:
+    """JSON, whole or not at all; the folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     part.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     part.replace(file)
