@@ -16,8 +16,9 @@ MARKERS = "osD^vPX*<>"
 def plot_pareto(
     validation: dict[str, dict[float, dict[str, float]]], chosen: dict[str, float], file: Path, new: str = "new"
 ) -> bool:
-    """New task against prior skills, one point a method and learning rate, and the Pareto front; False where nothing is
-    known of prior skills.
+    """New task against prior skills, one point a method and learning rate, and the Pareto front of what is trained.
+
+    Returns False where nothing is known of prior skills: there is no plot then.
 
     Args:
         validation: method -> rate -> {set: accuracy}.
@@ -33,14 +34,9 @@ def plot_pareto(
         return False
     figure = Figure(figsize=(7.5, 5.5), layout="constrained")
     axes = figure.add_subplot()
-    front = pareto_front([(100 * x, 100 * y) for _, _, x, y in points])
-    axes.plot(
-        [100 * points[i][2] for i in front],
-        [100 * points[i][3] for i in front],
-        color="0.7",
-        zorder=1,
-        label="Pareto front",
-    )
+    trained = [point for point in points if point[1]]  # in-context learning changes no weights, and would hide the rest
+    front = [trained[i] for i in pareto_front([(x, y) for _, _, x, y in trained])]
+    axes.plot([100 * x for *_, x, _ in front], [100 * y for *_, y in front], color="0.7", zorder=1, label="Pareto front")
     for i, name in enumerate(validation):
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         for _, rate, x, y in (point for point in points if point[0] == name):

@@ -43,9 +43,7 @@ def run_training(experiment: Experiment, resume: bool = False) -> Results:
         UserError: the folder holds another run, or something in the data, model or settings cannot work.
     """
     if not find_method(experiment.method).trains:
-        raise UserError(
-            f"method: {experiment.method} trains nothing. `vlm-sdft compare` measures it; to train choose sft, sdft, …"
-        )
+        raise UserError(f"The method '{experiment.method}' trains nothing; `vlm-sdft compare` measures it.")
     folder = Path(str(experiment.args.output_dir))
     results = _stored(folder, resume)
     if "after" in results:
