@@ -181,8 +181,8 @@ class _Runner:
             self.console.print(f"Failed: {name}: {type(error).__name__}: {error}", highlight=False, markup=False)
             return None
         finally:
-            gc.collect()
-            if torch.cuda.is_available():
+            if torch.cuda.is_available():  # a trainer is a circle of references: its GPU memory waits for the collector
+                gc.collect()
                 torch.cuda.empty_cache()
         write_json(file, cell)
         scores = ", ".join(f"{key} {100 * _mean(items.values()):.1f} %" for key, items in cell[part].items())
