@@ -192,7 +192,7 @@ def test_a_cell_that_fails_says_why_and_the_others_go_on(config, tmp_path, monke
     ("options", "message"),
     [
         (("--methods", "sft_techer"), "no method 'sft_techer'. Did you mean 'sft_teacher'"),
-        (("--lr_sweep", "[fast]"), "write [1e-5,3e-5,1e-4]"),
+        (("--lr_sweep", "[fast]"), "write 1e-5,3e-5,1e-4"),
         (("--lr_sweep", "[0]"), "learning rates above 0"),
         (("--seeds", "0"), "at least one seed"),
         (("--eval.max_examples", "2"), "at least 3 rows"),

@@ -29,7 +29,7 @@ def read_comparison(argv: list[str]) -> tuple[Experiment, dict[str, Any]]:
 
 
 def _rates(given: str, own: float) -> list[float]:
-    """``[1e-5,3e-5]`` as numbers; ``around``: a third of the config's own rate, itself, and three times as much."""
+    """``1e-5,3e-5``, in brackets or not, as numbers; ``around``: a third, one and three times the config's own rate."""
     from text_sdft.core import UserError
 
     if given == "around":
@@ -37,7 +37,7 @@ def _rates(given: str, own: float) -> list[float]:
     try:
         return [float(part) for part in given.strip("[] ").split(",")]
     except ValueError:
-        raise UserError(f"--lr_sweep {given}: write [1e-5,3e-5,1e-4] without spaces, or nothing after it.") from None
+        raise UserError(f"--lr_sweep {given}: write 1e-5,3e-5,1e-4 without spaces, or nothing after it.") from None
 
 
 def _read(command: str, argv: list[str]) -> tuple[Experiment, Namespace]:
@@ -125,7 +125,7 @@ def _parser(command: str, adapter_type: Any, train_defaults: dict[str, Any]) -> 
         parser.add_argument("--seeds", type=int, default=3, help="Runs of each method at its chosen learning rate.")
         parser.add_argument(
             "--lr_sweep", type=str, nargs="?", const="around", default=None,
-            help="Learning rates of every method, [1e-5,3e-5,1e-4]; alone: a third, one and three times the config's.",
+            help="Learning rates of every method, 1e-5,3e-5,1e-4; alone: a third, one and three times the config's.",
         )  # fmt: skip
     parser.add_class_arguments(hints["data"], "data")
     parser.add_class_arguments(hints["demonstrations"], "demonstrations")

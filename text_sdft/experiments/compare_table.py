@@ -140,5 +140,5 @@ def _line(name: str, row: dict[str, Any]) -> str:
 
 def _summary(name: str) -> str:
     base, *variants = name.split("/")
-    without = {"labelled": "queries without an expert's answer", "no_retain": "retention prompts"}
-    return METHODS[base].summary + (f" Without {' and '.join(without[v] for v in variants)}." if variants else "")
+    words = {"labelled": "without queries that no expert answered", "no_retain": "without retention prompts"}
+    return METHODS[base].summary + (f" Here {', '.join(words.get(v, v) for v in variants)}." if variants else "")

@@ -263,9 +263,9 @@ class MethodTrainer(SDFTTrainer):
     # ---- hooks of transformers' Trainer ----
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if not self._full_batches:
-            return super()._get_train_sampler(train_dataset)
         args = self.args
+        if not self._full_batches or args.max_steps <= 0:
+            return super()._get_train_sampler(train_dataset)
         prompts = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size * args.max_steps
         return _Rounds(len(self.queries), prompts, args.seed)
 
@@ -287,14 +287,16 @@ class _Rounds(IndexSampler[int]):
 
 
 def _settings(method: Method, args: SDFTConfig) -> SDFTConfig:
-    """The settings, less those that suit only the student's own completions.
+    """The method's settings: the config's, but for its variants and for what suits only the student's own completions.
 
     Given answers are learnt from their first token on, one a query, unweighted; the teacher that samples answers is the
     starting model, and where none reads the queries no copy of its weights is kept.
     """
-    if method.completions in ("student", "none"):
-        return args
+    changes = dict(method.settings)
+    if method.completions not in ("student", "none"):
+        changes |= {"num_loss_tokens_to_skip": 0, "num_generations": 1, "distillation_is_clip": None}
+        changes["teacher_model_kind"] = "base" if method.completions == "teacher" else "live"
     args = copy.copy(args)
-    args.num_loss_tokens_to_skip, args.num_generations, args.distillation_is_clip = 0, 1, None
-    args.teacher_model_kind = "base" if method.completions == "teacher" else "live"
+    for name, value in changes.items():
+        setattr(args, name, value)
     return args

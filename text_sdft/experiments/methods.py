@@ -1,19 +1,29 @@
 """The methods that self-distillation is compared with: a table of how each differs, and which rows it takes.
 
-A method is named ``NAME`` or ``NAME/variant``: ``/labelled`` leaves out queries without an expert's answer, ``/no_retain``
-leaves out retention prompts. `text_sdft.experiments.method_trainer` trains them all.
+A method is named ``NAME`` or ``NAME/variant/…``: see `VARIANTS`. `text_sdft.experiments.method_trainer` trains them all.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from text_sdft.core import Example, ModalityAdapter, UserError
 
-VARIANTS = ("labelled", "no_retain")
+#: variant -> the settings of `SDFTConfig` that it stands for; the first two choose rows instead: only queries with an
+#: expert's answer, and no retention prompts.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "labelled": {},
+    "no_retain": {},
+    "forward": {"distillation_alpha": 0.0},
+    "reverse": {"distillation_alpha": 1.0},
+    "jsd": {"distillation_alpha": 0.5},
+    "frozen": {"teacher_model_kind": "base"},
+    "ema": {"teacher_model_kind": "ema"},
+    "live": {"teacher_model_kind": "live"},
+}
 
 
 class Unsupported(UserError):
@@ -36,6 +46,7 @@ class Method:
         reinvoke: in the second half of the steps, on-policy distillation from the start on retention prompts instead.
         labelled: leave out queries without an expert's answer.
         retain: train on retention prompts beside the queries, where the data has any.
+        settings: of `SDFTConfig`, in place of the config's.
     """
 
     name: str
@@ -47,6 +58,7 @@ class Method:
     reinvoke: bool = False
     labelled: bool = False
     retain: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def trains(self) -> bool:
@@ -117,7 +129,7 @@ def find_method(name: str) -> Method:
     """The method of that name, with its variants.
 
     Raises:
-        UserError: no such method or variant; names the nearest.
+        UserError: no such method or variant (names the nearest), or a variant that does not go with the method.
     """
     base, *variants = name.strip().split("/")
     for given, known, kind in [(base, list(METHODS), "method"), *((v, list(VARIANTS), "variant") for v in variants)]:
@@ -125,9 +137,16 @@ def find_method(name: str) -> Method:
             near = difflib.get_close_matches(given, known, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise UserError(f"There is no {kind} '{given}'.{hint} Use {', '.join(known)}.")
-    changes = {"name": "/".join([base, *(v for v in VARIANTS if v in variants)])}
-    method = replace(METHODS[base], **changes)  # type: ignore[arg-type]
-    return replace(method, labelled="labelled" in variants, retain="no_retain" not in variants)
+    method, settings = METHODS[base], {k: v for variant in variants for k, v in VARIANTS[variant].items()}
+    if ("teacher_model_kind" in settings and base != "sdft") or (settings and method.loss != "divergence"):
+        raise UserError(f"'{name}': '{base}' has no divergence, or no moving teacher, that this variant could change.")
+    return replace(
+        method,
+        name="/".join([base, *(variant for variant in VARIANTS if variant in variants)]),
+        labelled="labelled" in variants,
+        retain="no_retain" not in variants,
+        settings=settings,
+    )
 
 
 def expert_answer(adapter: ModalityAdapter, example: Example) -> str | None:

@@ -6,6 +6,7 @@ Shapes: L tokens of a text · T tokens of a window.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class PlainTextAdapter:
             RowInputs({"input_ids": conversation[0]["content"]}) if is_plain else next(rest)
             for conversation, is_plain in zip(conversations, plain, strict=True)
         ]
-        return ModelInputs(rows, chats.pad_token_id, chats.media_by_row, chats.placeholder_ids)
+        return replace(chats, rows=rows)
 
 
 def windows(processing_class: Any, examples: Sequence[Example], length: int) -> list[tuple[Example, Tensor]]:
