@@ -47,19 +47,19 @@ class Experiment:
 
     Attributes:
         model: its name as the user wrote it.
-        method: what is trained with, see `text_sdft.experiments.methods`.
         adapter, splits: the modality and its data.
         args: training settings; ``args.output_dir`` is the run's folder.
         peft_config: LoRA, or None.
         eval: evaluation settings.
         settings: the whole resolved YAML, for ``config.yaml``.
+        method: what trains, see `text_sdft.experiments.methods`.
     """
 
     model: str
-    method: str
     adapter: ConfigurableAdapter
     splits: Splits
     args: SDFTConfig
     peft_config: LoraConfig | None
     eval: EvalSettings
     settings: dict[str, Any]
+    method: str = "sdft"
