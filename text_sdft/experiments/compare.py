@@ -38,6 +38,10 @@ from text_sdft.experiments.scores import evaluate
 Sets = dict[str, list[Example]]
 #: The set that is learnt; all others are prior skills.
 NEW, VALIDATION = "new", "validation"
+#: Settings that a comparison chooses itself, or that change no number.
+FREE = {"method", "eval.batch_size", "eval.teacher"} | {
+    f"train.{name}" for name in ("output_dir", "learning_rate", "seed", "disable_tqdm", "logging_steps", "save_steps")
+}
 
 
 @dataclass
@@ -80,10 +84,15 @@ def compare(experiment: Experiment, methods: Sequence[str], seeds: int, rates: S
         raise UserError("compare needs at least one seed, and learning rates above 0.")
     chosen = list(dict.fromkeys(find_method(name).name for name in ("base", *methods)))
     folder = Path(str(experiment.args.output_dir))
-    _check_same(folder / "cells" / "settings.json", experiment.settings)
+    _check_same(folder / "cells" / "settings.json", {**experiment.settings, "rows": list(experiment.splits.report)})
     validation, test, how = split_sets(eval_sets(experiment))
     queries = [example for example in experiment.adapter.examples(experiment.splits.train) if not example.retain]
-    plan = {"methods": chosen, "seeds": seeds, "learning_rates": sorted(rates), "steps": _steps(experiment, len(queries))}
+    plan = {
+        "methods": chosen,
+        "seeds": seeds,
+        "learning_rates": sorted(set(rates)),
+        "steps": _steps(experiment, len(queries)),
+    }
     comparison = Comparison({**plan, "validation": how})
     runner = _Runner(experiment, comparison, folder / "cells", validation, test)
     for name in chosen:
@@ -217,6 +226,7 @@ class _Runner:
 
     def _trained(self, method: Method, rate: float, seed: int) -> tuple[MethodTrainer, dict[str, float]]:
         trainer = self._trainer(method, rate, seed)
+        shutil.rmtree(str(trainer.args.output_dir), ignore_errors=True)  # of a cell that was stopped
         started = time.monotonic()
         if method.trains:
             trainer.train()
@@ -229,7 +239,6 @@ class _Runner:
         args.learning_rate = rate or args.learning_rate
         args.save_strategy, args.eval_strategy, args.load_best_model_at_end = SaveStrategy.NO, IntervalStrategy.NO, False
         args.output_dir = str(self._file(method, "training", rate, seed).with_suffix(""))
-        shutil.rmtree(args.output_dir, ignore_errors=True)  # of a cell that was stopped
         trainer = make_trainer(replace(self.experiment, method=method.name, args=args), full_batches=True)
         trainer.remove_callback(PrinterCallback)
         return trainer
@@ -265,15 +274,9 @@ def _steps(experiment: Experiment, queries: int) -> int:
 
 def _check_same(file: Path, settings: dict[str, Any]) -> None:
     """Cells of other settings must not get into this table. Raises `UserError` naming the setting."""
-    chosen = {"method", "train.output_dir", "train.learning_rate", "train.seed", "eval.batch_size"}
-    flat = {
-        key: value
-        for section, part in settings.items()
-        for key, value in (
-            {f"{section}.{k}": v for k, v in part.items()} if isinstance(part, dict) else {section: part}
-        ).items()
-        if key not in chosen
-    }
+    sections = {section: part if isinstance(part, dict) else {"": part} for section, part in settings.items()}
+    flat = {f"{section}.{key}".rstrip("."): value for section, part in sections.items() for key, value in part.items()}
+    flat = {key: value for key, value in flat.items() if key not in FREE}
     if file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
         for key in sorted(before.keys() | flat.keys()):
