@@ -16,6 +16,8 @@ from text_sdft.core import Example, ModelInputs, SDFTTrainer, TransformersSample
 from text_sdft.core.rollout import Rollout
 from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.methods import METHODS, Unsupported, find_method
+from vlm_sdft import DemoSet, ImageAdapter
+from vlm_sdft.zoo import resolve_data
 
 
 class ExpertToy(ToyAdapter):
@@ -289,6 +291,22 @@ def test_variants_stand_for_settings(tmp_path, variant, alpha, kind):
     trainer = MethodTrainer(toy_model(), args, adapter=ExpertToy(), method=variant, train_dataset=rows())
     assert (trainer.divergence_settings.alpha, trainer.args.teacher_model_kind) == (alpha, kind)
     assert (args.distillation_alpha, args.teacher_model_kind) == (0.3, "ema"), "the caller's settings are left alone"
+
+
+def test_an_images_expert_is_its_label(tmp_path):
+    """Rows of the test have labels too; they are never an expert's answers."""
+    folder = resolve_data("builtin:novel-objects", tmp_path, n_types=2, n_unlabelled=2, n_test=1, n_retain=1, n_old=1)
+    demos = DemoSet.from_folder(folder)
+    adapter = ImageAdapter(demos)
+    everything = adapter.examples([*demos.train, *demos.test, *demos.old])
+    args = toy_args(tmp_path, max_completion_length=16)
+    trainer = MethodTrainer("builtin:tiny-qwen3-vl", args, adapter=adapter, method="sft", train_dataset=everything)
+    assert sorted(query.id for query in trainer.queries) == sorted(row.id for row in demos.labelled)
+    tokenizer = adapter.processing_class.tokenizer
+    for query in trainer.queries:
+        ids = trainer.answers[query.id].ids
+        assert adapter.decode(ids) == query.meta["row"].answer and ids[-1] == tokenizer.eos_token_id
+    step_of(trainer)[0].backward()
 
 
 # ---- training ----
