@@ -209,6 +209,11 @@ def test_cells_of_other_settings_are_refused(finished, config, capsys):
     assert "train.max_steps 6, not 7" in capsys.readouterr().err
 
 
+def test_preview_shows_the_answer_that_is_learnt(config, tmp_path, capsys):
+    assert main(["preview", config, "--method", "sft", "--train.output_dir", str(tmp_path)]) == 0
+    assert "answer (2 tokens)\nx<|im_end|>" in capsys.readouterr().out
+
+
 def test_train_takes_a_method_and_measures_it(config, tmp_path, capsys):
     assert main(["train", config, "--method", "sft", "--train.output_dir", str(tmp_path / "run")]) == 0
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["method"] == "sft"

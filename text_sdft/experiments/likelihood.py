@@ -24,7 +24,7 @@ def likelihood_loss(
         student_NH: hidden states at the positions that predict the tokens.
         head: the output layer; its sampling temperature is not used.
         settings: says how many tokens make a chunk.
-        dynamic: weight each token by its own probability, a constant for the gradient (DFT, arXiv 2508.05629, eq. 9).
+        dynamic: weight each token by its own probability, a constant for the gradient (DFT, arXiv 2508.05629).
 
     Returns:
         loss_N, and logp_N: the tokens' log-probabilities, without gradient.
