@@ -115,7 +115,7 @@ def test_supervised_losses_and_gradients_are_those_of_the_formula(tmp_path, meth
     torch.testing.assert_close(loss, total)
     assert ours.keys() == theirs.keys() and len(ours) == (8 if method == "sft_attention" else 20)
     for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], msg=name)
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-6)  # tokens' weights are fp32
 
 
 def test_offline_is_the_divergence_to_the_teacher_on_its_own_answers(tmp_path):

@@ -156,9 +156,10 @@ class MethodTrainer(SDFTTrainer):
             seeds = [self.answers[query.id].seed for query in queries]
         return super().contexts(queries, seeds)
 
-    def likelihood_loss(self, student_NH: Tensor, head: Head, ids_N: Tensor) -> tuple[Tensor, Tensor]:
+    def likelihood_loss(self, student_NH: Tensor, head: Head, ids_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
         """See `text_sdft.experiments.likelihood`."""
-        return likelihood_loss(student_NH, head, ids_N, self.divergence_settings, self.method.loss == "dynamic")
+        settings, dynamic = self.divergence_settings, self.method.loss == "dynamic"
+        return likelihood_loss(student_NH, head, ids_N, weight_N, settings, dynamic)
 
     def _draw_retained(self, queries: list[Example]) -> list[tuple[Example, int]]:
         return [] if self.method.reinvoke else super()._draw_retained(queries)
