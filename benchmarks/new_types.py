@@ -8,43 +8,37 @@ finished cell is not run again.
   model's own vision features;
 - *SFT*: cross-entropy on the labelled answers; *SFT from teacher*: on one answer that the teacher gave to each labelled and
   unlabelled image; *+ retention*: with the same retention prompts as SDFT (distillation to the starting model);
-- *SDFT*: this package's trainer, without and with unlabelled images and retention prompts.
+- *SDFT*: without and with unlabelled images and retention prompts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from text_sdft.core import Example, FrozenTeacher, SDFTConfig, SDFTTrainer, TeacherContext, TransformersSampler
-from text_sdft.core.rollout import draw_seed
-from text_sdft.core.scoring import completion_hidden_states, head_of
-from text_sdft.core.views import encode_student, encode_teacher
+from text_sdft.core import SDFTConfig
+from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.scores import evaluate
 from vlm_sdft import DemoSet, ImageAdapter, vlm
 from vlm_sdft.zoo import resolve_data
 
 MODEL = "builtin:tiny-qwen3-vl"
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-#: method -> (kind, unlabelled images, retention prompts)
+#: what the table calls it -> the method's name in this package
 METHODS = {
-    "SFT": ("sft", False, False),
-    "SFT + retention": ("sft", False, True),
-    "SFT from teacher": ("teacher", True, False),
-    "SFT from teacher + retention": ("teacher", True, True),
-    "SDFT, labelled images only": ("sdft", False, False),
-    "SDFT, unlabelled too": ("sdft", True, False),
-    "SDFT, unlabelled + retention": ("sdft", True, True),
+    "untrained": "base",
+    "SFT": "sft/no_retain",
+    "SFT + retention": "sft",
+    "SFT from teacher": "sft_teacher/no_retain",
+    "SFT from teacher + retention": "sft_teacher",
+    "SDFT, labelled images only": "sdft/labelled/no_retain",
+    "SDFT, unlabelled too": "sdft/no_retain",
+    "SDFT, unlabelled + retention": "sdft",
 }
 
 
@@ -71,8 +65,8 @@ def main() -> None:
         return cells[key]
 
     rows = []
-    for method in ("untrained", *METHODS):
-        rates = RATES if method in METHODS else (0.0,)
+    for method in METHODS:
+        rates = RATES if method != "untrained" else (0.0,)
         best = max(rates, key=lambda rate: harmonic(cell("validation", 0, method, rate))) if len(rates) > 1 else rates[0]
         rows.append((method, best, [cell("test", seed, method, best) for seed in range(args.seeds)]))
     print(table(rows))
@@ -84,19 +78,17 @@ def run(split: str, seed: int, method: str, rate: float, args: argparse.Namespac
         "builtin:novel-objects", Path("runs/data"), n_types=args.types, seed=seed, split=split, noise=args.noise
     )
     demos = DemoSet.from_folder(folder, retain_questions=["What is this?", "Describe this."])
-    kind, unlabelled, retention = METHODS.get(method, ("none", True, False))
     adapter = ImageAdapter(demos, n_types=5, shots=2)
-    rows = demos.labelled + (demos.unlabelled if unlabelled else []) + (demos.retain if retention else [])
     settings = {**vlm(), "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_completion_length": 16}
     config = SDFTConfig(
         "runs/benchmark", **{**settings, "learning_rate": rate, "max_steps": args.steps, "seed": seed},
         save_strategy="no", use_cpu=True, disable_tqdm=True, logging_steps=1000,
     )  # fmt: skip
-    trainer = SDFTTrainer(MODEL, config, adapter=adapter, train_dataset=rows)
-    if kind == "sdft":
+    trainer = MethodTrainer(
+        MODEL, config, adapter=adapter, method=METHODS[method], train_dataset=demos.train, full_batches=True
+    )
+    if trainer.method.trains:
         trainer.train()
-    elif kind != "none":
-        supervised(trainer, answers(trainer, from_teacher=kind == "teacher"), retention)
     sets = {
         "new": adapter.examples(demos.test),
         "old": adapter.examples([row for row in demos.old if row.type]),
@@ -104,68 +96,10 @@ def run(split: str, seed: int, method: str, rate: float, args: argparse.Namespac
     }
     scores, _ = evaluate(trainer, sets, teacher=True, batch_size=32, phase="eval")
     result = {name: score["accuracy"] for name, score in scores.items()}
-    if kind == "none":
+    if not trainer.method.trains:
         nearest = adapter.rivals(sets["new"])["1-nearest-neighbour"]
         result["1-NN"] = sum(given == e.reference for given, e in zip(nearest, sets["new"], strict=True)) / len(nearest)
     return result
-
-
-def answers(trainer: SDFTTrainer, from_teacher: bool) -> list[tuple[Example, Tensor]]:
-    """Targets: the labelled answers, or one answer that the teacher samples for each query."""
-    tokenizer = trainer.adapter.processing_class.tokenizer
-    if not from_teacher:
-        eos = trainer.module.generation_config.eos_token_id
-        ends = eos if isinstance(eos, list) else [eos]
-        return [(e, torch.tensor(tokenizer(e.reference)["input_ids"] + ends[:1])) for e in trainer.queries]
-    targets = []
-    for start in range(0, len(trainer.queries), 16):
-        queries = trainer.queries[start : start + 16]
-        seeds = [draw_seed(trainer.args.seed, "teacher answers", e.id) for e in queries]
-        inputs, _ = encode_teacher(trainer.adapter, queries, [TeacherContext(s) for s in seeds], trainer.prompt_limit)
-        targets += list(zip(queries, trainer.sampler.sample(trainer.module, inputs, seeds).ids, strict=True))
-    return targets
-
-
-def supervised(trainer: SDFTTrainer, targets: list[tuple[Example, Tensor]], retention: bool) -> None:
-    """Cross-entropy on the targets, with the optimiser, schedule, batch and steps of the SDFT runs."""
-    args, module, rng = trainer.args, trainer.module, random.Random(trainer.args.seed)
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, args.learning_rate, weight_decay=0.0)
-    warmup = math.ceil(args.warmup_steps * args.max_steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _cosine(warmup, args.max_steps))
-    start = FrozenTeacher(module)
-    sampler = TransformersSampler(args.max_completion_length)
-    module.train()
-    for step in range(args.max_steps):
-        batch = [targets[i] for i in rng.sample(range(len(targets)), min(16, len(targets)))]
-        ids = [target for _, target in batch]
-        inputs = encode_student(trainer.adapter, [example for example, _ in batch], trainer.prompt_limit)
-        logits_NV = head_of(module, 1.0).logits(completion_hidden_states(module, module, inputs, ids))
-        tokens_N = cross_entropy(logits_NV, torch.cat(ids), reduction="none")
-        loss = torch.stack([row.mean() for row in tokens_N.split([len(i) for i in ids])]).mean()
-        if retention:
-            kept = rng.choices(trainer.retained, k=16)
-            view = encode_student(trainer.adapter, kept, trainer.prompt_limit)
-            drawn = sampler.sample(module, view, [draw_seed(args.seed, step, i) for i in range(16)]).ids
-            with torch.no_grad(), start.applied():
-                log_q_NV = (
-                    head_of(module, 1.0).logits(completion_hidden_states(module, module, view, drawn)).log_softmax(-1)
-                )
-            log_p_NV = head_of(module, 1.0).logits(completion_hidden_states(module, module, view, drawn)).log_softmax(-1)
-            kl_N = (log_q_NV.exp() * (log_q_NV - log_p_NV)).sum(-1)
-            loss = loss + torch.stack([row.mean() for row in kl_N.split([len(i) for i in drawn])]).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
-        optimiser.step()
-        schedule.step()
-        optimiser.zero_grad()
-    module.eval()
-
-
-def _cosine(warmup: int, steps: int) -> Callable[[int], float]:
-    return lambda step: (
-        step / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-    )
 
 
 def harmonic(scores: dict[str, float]) -> float:

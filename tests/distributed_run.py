@@ -9,16 +9,21 @@ from pathlib import Path
 import torch
 
 from tests.toy import ToyAdapter, toy_args, toy_model, toy_rows
-from text_sdft.core import SDFTTrainer
+from text_sdft.experiments.method_trainer import MethodTrainer
 
 
-def main(folder: Path, tied: bool) -> None:
+def main(folder: Path, tied: bool, method: str) -> None:
     torch.set_num_threads(1)
     rows = toy_rows(8, retained=3)  # all of them in each step: processes deal the rows out in another order
     args = toy_args(folder, per_device_train_batch_size=4, max_steps=2, optim="sgd", max_grad_norm=0.0)
     args.gradient_accumulation_steps = 8 // (4 * args.world_size)
-    trainer = SDFTTrainer(
-        toy_model(tied=tied), args, adapter=ToyAdapter(), train_dataset=rows, eval_dataset=toy_rows(5, seed=1)
+    trainer = MethodTrainer(
+        toy_model(tied=tied),
+        args,
+        adapter=ToyAdapter(),
+        method=method,
+        train_dataset=rows,
+        eval_dataset=toy_rows(5, seed=1),
     )
     trainer.train()
     accuracy = trainer.evaluate()["eval_accuracy"]
@@ -31,4 +36,4 @@ def main(folder: Path, tied: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] == "tied")
+    main(Path(sys.argv[1]), sys.argv[2] == "tied", sys.argv[3])

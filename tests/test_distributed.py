@@ -22,15 +22,15 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-@pytest.mark.parametrize("head", ["tied", "untied"])
-def test_two_processes_equal_one(tmp_path, head):
+@pytest.mark.parametrize(("head", "method"), [("tied", "sdft"), ("untied", "sdft"), ("untied", "sft_teacher")])
+def test_two_processes_equal_one(tmp_path, head, method):
     one, two = tmp_path / "one", tmp_path / "two"
-    main(one, head == "tied")
+    main(one, head == "tied", method)
     # `--multi_gpu` is accelerate's name for several local processes; the run itself asks for the CPU.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     launch += ["--main_process_port", str(free_port())]
-    command = [*launch, "-m", "tests.distributed_run", str(two), head]
+    command = [*launch, "-m", "tests.distributed_run", str(two), head, method]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -53,6 +53,19 @@ def test_commands_run(user, capsys, file):
             (user / target).write_text(printed)
 
 
+def test_method_commands_run(user, capsys):
+    assert main(["init", "my_objects"]) == 0
+    (user / "my_objects.yaml").write_text(capsys.readouterr().out)
+    lines = commands("docs/methods.md")
+    assert len(lines) == 2
+    small = ["--train.max_steps", "1", "--train.disable_tqdm", "true", "--eval.max_examples", "6"]
+    for line in lines:
+        args = shlex.split(line)[1:]
+        small += ["--seeds", "1", "--lr_sweep", "1e-3"] if args[0] == "compare" else []
+        assert main([*args, *small]) == 0, line
+    assert "| sft_teacher |" in capsys.readouterr().out
+
+
 def test_the_python_example_of_the_readme_runs(user):
     block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
     assert block is not None and HUB in block[1]

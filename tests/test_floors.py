@@ -18,6 +18,8 @@ FLOORS = {
     "text_sdft.tasks": 3,
     "vlm_sdft": 3,
     "vlm_sdft.cli": 4,
+    "vlm_sdft.commands": 4,
+    "vlm_sdft.parsing": 4,
 }
 
 

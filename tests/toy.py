@@ -50,7 +50,9 @@ class ToyAdapter:
 
     def examples(self, rows: Any) -> list[Example]:
         return [
-            Example(
+            row
+            if isinstance(row, Example)
+            else Example(
                 id=row["id"],
                 messages=[{"role": "user", "content": row["prompt"]}],
                 demonstrations=[Demonstration([{"role": "user", "content": ids}]) for ids in row.get("context", [])],

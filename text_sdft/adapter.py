@@ -187,6 +187,19 @@ class TextAdapter:
         """Completion ids [T] as text, special tokens left out, stripped."""
         return self.processing_class.decode(ids, skip_special_tokens=True).strip()
 
+    def expert_answer(self, example: Example) -> str | None:
+        """The answer of the first demonstration that answers this very query (``golden_response``), if there is one."""
+        query = [message for message in example.messages if message["role"] != "system"]
+        for shown in example.demonstrations:
+            *asked, answer = [message for message in shown.messages if message["role"] != "system"]
+            if asked in (query, query[-1:]) and answer["role"] == "assistant" and isinstance(answer["content"], str):
+                return answer["content"]
+        return None
+
+    def encode_answer(self, answer: str) -> Tensor:
+        """Ids [T] of an answer, as the student would write it after its prompt; no end token."""
+        return self.processing_class(answer, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+
     def score(self, example: Example, answer: str) -> float | None:
         """The scorer's number, or 1 where the answer is the reference (white space and case aside), else 0."""
         if example.reference is None:

@@ -218,6 +218,16 @@ class ImageAdapter:
         self._bound()
         return self.processing_class.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
+    def expert_answer(self, example: Example) -> str | None:
+        """The label of a labelled training image, or of a retention image that has one; None for all other rows."""
+        row = example.meta.get("row")
+        return row.answer if row is not None and row.split in ("train", "retain") else None
+
+    def encode_answer(self, answer: str) -> Tensor:
+        """Ids [T] of an answer, as the student would write it after its prompt; no end token."""
+        self._bound()
+        return self.processing_class.tokenizer(answer, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+
     def score(self, example: Example, answer: str) -> float | None:
         """1 for the right answer or a synonym of its type, else 0; None without a reference."""
         if example.reference is None:

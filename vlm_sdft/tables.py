@@ -52,7 +52,7 @@ def print_preview(preview: dict[str, Any]) -> None:
     console = Console()
     for example in preview["examples"]:
         console.rule(f"{example['id']} ({example['set']})", align="left")
-        for view in ("student", "teacher"):
+        for view in ("student", "teacher", "answer"):
             if view in example:
                 console.print(f"[bold]{view}[/bold] ({example[view]['tokens']} tokens)")
                 console.print(example[view]["text"], markup=False, highlight=False, soft_wrap=True)

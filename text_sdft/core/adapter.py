@@ -30,7 +30,9 @@ class ModalityAdapter(Protocol):
 
     An adapter may also offer, and experiments then use: ``controls``, names of ways to spoil demonstrations that
     ``TeacherContext.control`` asks for; ``rivals(examples) -> {name: answers}``, cheap methods on the same demonstrations;
-    ``example_images(example)``, what to look at in a preview.
+    ``example_images(example)``, what to look at in a preview; ``expert_answer(example) -> str | None``, the answer that an
+    expert gave to this very query (of the training data; never taken from ``example.reference``), with
+    ``encode_answer(answer) -> ids [T]``, its tokens without any end token: what supervised methods train on.
     """
 
     processing_class: Any

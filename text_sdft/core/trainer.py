@@ -190,17 +190,18 @@ class SDFTTrainer(Trainer):
 
         # 4. Token divergence, mean over a completion's scored tokens, then over completions.
         scored = _scored_tokens(rollout, args.loss_tokens_to_skip, args.masks_truncated)
-        loss = student_NH.new_zeros((), dtype=torch.float32)
+        dtype = torch.promote_types(student_NH.dtype, torch.float32)
+        loss = student_NH.new_zeros((), dtype=dtype)
         losses_B: list[float] = []
         for side, teacher in zip(sides, teacher_states, strict=True):
             keep_N = torch.cat(scored[side.rows]).to(student_NH.device)
             counts = [int(mask.sum()) for mask in scored[side.rows]]
-            weight_N = torch.cat([torch.full((n,), side.weight / n) for n in counts if n] or [torch.zeros(0)])
+            weights = [torch.full((n,), side.weight / n, dtype=dtype) for n in counts if n]
+            weight_N = torch.cat(weights or [torch.zeros(0, dtype=dtype)]).to(student_NH.device)
             ids_N, sampler_logp_N = (
                 torch.cat(values[side.rows]).to(student_NH.device)[keep_N] for values in (rollout.ids, rollout.logps)
             )
             states_NH = torch.cat(student_rows[side.rows])[keep_N]
-            weight_N = weight_N.to(student_NH.device)
             if teacher is None:
                 side_loss, loss_N = self.likelihood_loss(states_NH, head, ids_N, weight_N)
             else:
@@ -285,7 +286,7 @@ class SDFTTrainer(Trainer):
         return super().train(*args, **kwargs)
 
     def check_prompts(self) -> None:
-        """Read and encode each training prompt in both views, so that errors come before training and not within it."""
+        """Read and encode each training prompt in the views that are used, so that errors come before training."""
         if self._prompts_checked:
             return
         if not self.queries:
@@ -298,8 +299,9 @@ class SDFTTrainer(Trainer):
         dropped = 0
         for example in self.queries:
             encode_student(self.adapter, [example], self.prompt_limit)
-            context = TeacherContext(draw_seed(self.args.seed, 0, example.id, 0))
-            dropped += encode_teacher(self.adapter, [example], [context], self.prompt_limit)[1]
+            if self.query_teacher is not None:
+                context = TeacherContext(draw_seed(self.args.seed, 0, example.id, 0))
+                dropped += encode_teacher(self.adapter, [example], [context], self.prompt_limit)[1]
         for example in self.retained:
             encode_student(self.adapter, [example], self.prompt_limit)
         if dropped:

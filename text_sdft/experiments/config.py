@@ -52,6 +52,7 @@ class Experiment:
         peft_config: LoRA, or None.
         eval: evaluation settings.
         settings: the whole resolved YAML, for ``config.yaml``.
+        method: what trains, see `text_sdft.experiments.methods`.
     """
 
     model: str
@@ -61,3 +62,4 @@ class Experiment:
     peft_config: LoraConfig | None
     eval: EvalSettings
     settings: dict[str, Any]
+    method: str = "sdft"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from text_sdft.experiments.config import Experiment
+from text_sdft.experiments.methods import find_method
 
 _SETTINGS = (
     "learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -21,7 +22,7 @@ def model_card(experiment: Experiment, results: dict[str, Any]) -> str:
         "---",
         f"library_name: {'peft' if lora else 'transformers'}",
         *([f"base_model: {experiment.model}"] if not experiment.model.startswith("builtin:") else []),
-        "tags: [sdft, self-distillation, vlm-sdft]",
+        f"tags: [{experiment.method.partition('/')[0]}, vlm-sdft]",
         "---",
     ]
     rows = [
@@ -32,13 +33,11 @@ def model_card(experiment: Experiment, results: dict[str, Any]) -> str:
         [
             *header,
             "",
-            f"# {experiment.model}, taught with self-distillation",
+            f"# {experiment.model}, taught with {experiment.method}",
             "",
             f"Trained with vlm-sdft on `{settings['data']['path']}`. " + results["trained"],
             "",
-            "**Method.** Self-Distillation Fine-Tuning (SDFT, [arXiv 2601.19897](https://arxiv.org/abs/2601.19897)): the "
-            "model answers each query, the same model with expert demonstrations in its context scores the same tokens, "
-            "and the model moves towards those scores.",
+            f"**Method.** {find_method(experiment.method).summary}",
             "",
             "| measured (95 % interval) | before | after |",
             "|---|---|---|",

@@ -15,6 +15,7 @@ from text_sdft.core.modeling import training_summary
 from text_sdft.core.rollout import draw_seed
 from text_sdft.core.views import encode_student, encode_teacher
 from text_sdft.experiments.config import Experiment
+from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.run import make_trainer
 
 SHOWN, COUNTED = 3, 64
@@ -24,14 +25,14 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     """Prompts of the first examples, token counts over the first 64, and an estimate of the peak memory.
 
     Returns:
-        ``examples`` (id, set, student and teacher {text, tokens}, images), ``tokens`` ({view: min, median, max,
-        image_median}), ``dropped`` demonstrations, ``limit``, ``trained``, ``memory`` ({what: bytes}).
+        ``examples`` (id, set, student, teacher and a given answer {text, tokens}, images), ``tokens`` ({view: min, median,
+        max, image_median}), ``dropped`` demonstrations, ``limit``, ``trained``, ``memory`` ({what: bytes}).
 
     Raises:
         UserError: as `run_training`.
     """
     trainer = make_trainer(experiment)
-    adapter, limit = experiment.adapter, trainer.prompt_limit
+    adapter, limit = trainer.adapter, trainer.prompt_limit
     queries = [*trainer.queries[:COUNTED]]
     if not queries:
         raise UserError("There are no training queries (retention prompts alone teach nothing).")
@@ -43,6 +44,8 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     for i, example in enumerate(queries[:SHOWN]):
         views = {"student": student, "teacher": teacher}
         texts = {name: {"text": _text(trainer, inputs, i), "tokens": inputs.lengths[i]} for name, inputs in views.items()}
+        if (answer := trainer.answers.get(example.id)) is not None:
+            texts["answer"] = {"text": _decoded(trainer, answer.ids), "tokens": len(answer.ids)}
         shown.append({"id": example.id, "set": "train", **texts, "images": _images(adapter, example, folder)})
     for example in trainer.retained[:1]:
         inputs = encode_student(adapter, [example], limit)
@@ -58,12 +61,15 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _text(trainer: SDFTTrainer, inputs: ModelInputs, row: int) -> str:
+def _text(trainer: MethodTrainer, inputs: ModelInputs, row: int) -> str:
     """The prompt as the model reads it, special tokens included; runs of an image's tokens shortened."""
-    processing = trainer.adapter.processing_class
-    tokenizer = getattr(processing, "tokenizer", processing)
-    text = tokenizer.decode(inputs.rows[row].tokens["input_ids"], skip_special_tokens=False)
+    text = _decoded(trainer, inputs.rows[row].tokens["input_ids"])
     return re.sub(r"(<[^<>\s]+>)\1+", lambda m: f"{m[1]}×{len(m[0]) // len(m[1])}", text)
+
+
+def _decoded(trainer: MethodTrainer, ids: torch.Tensor) -> str:
+    processing = trainer.adapter.processing_class
+    return getattr(processing, "tokenizer", processing).decode(ids, skip_special_tokens=False)
 
 
 def _images(adapter: Any, example: Example, folder: Path) -> list[str]:

@@ -20,6 +20,8 @@ from text_sdft.core import Example, SDFTConfig, SDFTTrainer, UserError
 from text_sdft.core.callbacks import append_jsonl
 from text_sdft.core.modeling import load_model, training_summary
 from text_sdft.experiments.config import Experiment
+from text_sdft.experiments.method_trainer import MethodTrainer
+from text_sdft.experiments.methods import find_method
 from text_sdft.experiments.model_card import model_card
 from text_sdft.experiments.scores import evaluate, sample
 
@@ -40,12 +42,14 @@ def run_training(experiment: Experiment, resume: bool = False) -> Results:
     Raises:
         UserError: the folder holds another run, or something in the data, model or settings cannot work.
     """
+    if not find_method(experiment.method).trains:
+        raise UserError(f"The method '{experiment.method}' trains nothing; `vlm-sdft compare` measures it.")
     folder = Path(str(experiment.args.output_dir))
     results = _stored(folder, resume)
     if "after" in results:
         return results
     trainer = make_trainer(experiment)
-    sets = _eval_sets(experiment)
+    sets = eval_sets(experiment)
     main = trainer.is_world_process_zero()
     checkpoint = newest_checkpoint(folder) if resume else None
     if main:
@@ -66,7 +70,7 @@ def run_training(experiment: Experiment, resume: bool = False) -> Results:
         }
         if main:
             append_jsonl(folder / "samples.jsonl", records)
-            _write(folder / "results.json", results)
+            write_json(folder / "results.json", results)
     started = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -79,7 +83,7 @@ def run_training(experiment: Experiment, resume: bool = False) -> Results:
     if main:
         append_jsonl(folder / "samples.jsonl", records)
         (folder / "model" / "README.md").write_text(model_card(experiment, results), encoding="utf-8")
-        _write(folder / "results.json", results)
+        write_json(folder / "results.json", results)
         if experiment.args.push_to_hub:
             _push(experiment.args, folder / "model")
     trainer.accelerator.end_training()
@@ -108,17 +112,19 @@ def run_evaluation(experiment: Experiment, folder: Path) -> Results:
         model = load_model(str(model_folder), experiment.adapter, experiment.args, None)
     trainer = SDFTTrainer(model, _local(experiment.args), adapter=experiment.adapter)
     settings = experiment.eval
-    scores, _ = evaluate(trainer, _eval_sets(experiment), settings.teacher, settings.batch_size, "eval")
-    _write(folder / "eval.json", scores)
+    scores, _ = evaluate(trainer, eval_sets(experiment), settings.teacher, settings.batch_size, "eval")
+    write_json(folder / "eval.json", scores)
     return scores
 
 
-def make_trainer(experiment: Experiment) -> SDFTTrainer:
-    """The trainer of an experiment."""
-    return SDFTTrainer(
+def make_trainer(experiment: Experiment, full_batches: bool = False) -> MethodTrainer:
+    """The trainer of an experiment's method; ``full_batches`` as in `MethodTrainer`."""
+    return MethodTrainer(
         experiment.model,
         _local(experiment.args),
         adapter=experiment.adapter,
+        method=experiment.method,
+        full_batches=full_batches,
         train_dataset=experiment.splits.train,
         eval_dataset=experiment.splits.evals.get("new"),
         peft_config=experiment.peft_config,
@@ -156,7 +162,8 @@ def _stored(folder: Path, resume: bool) -> Results:
     return {}
 
 
-def _eval_sets(experiment: Experiment) -> dict[str, list[Example]]:
+def eval_sets(experiment: Experiment) -> dict[str, list[Example]]:
+    """What is measured, by name; of each set at most ``eval.max_examples``."""
     limit = experiment.eval.max_examples
     evals = experiment.splits.evals
     return {name: sample(experiment.adapter.examples(rows), limit) for name, rows in evals.items() if len(rows)}
@@ -203,8 +210,9 @@ def _push(args: SDFTConfig, folder: Path) -> None:
         raise UserError(f"The model is in {folder}, but could not be pushed to the hub: {error}") from error
 
 
-def _write(file: Path, content: Any) -> None:
-    """JSON, whole or not at all."""
+def write_json(file: Path, content: Any) -> None:
+    """JSON, whole or not at all; the folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     part.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     part.replace(file)

@@ -1,0 +1,298 @@
+"""`vlm-sdft compare`: equal budgets, rates chosen off the test rows, a stopped comparison that ends in the same table."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import multiprocessing
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from scipy import stats
+
+from tests.tiny_text import save_tiny_text_model, tiny_text_model
+from tests.toy import toy_args
+from text_sdft import TextAdapter
+from text_sdft.core import Example, UserError
+from text_sdft.core.rollout import TransformersSampler
+from text_sdft.experiments.compare import selection_score, split_sets
+from text_sdft.experiments.costs import training_flops
+from text_sdft.experiments.method_trainer import MethodTrainer
+from text_sdft.experiments.scores import Accuracy
+from text_sdft.experiments.stats import Interval, Paired, pareto_front
+from vlm_sdft.cli import main
+
+OPTIONS = ("--methods", "icl,sft/no_retain,cpt,sdft", "--seeds", "2", "--lr_sweep", "[1e-3,1e-2]")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> str:
+    """A tiny model; answers of one letter to learn; as prior skills, what it answers to other prompts already."""
+    folder = tmp_path_factory.mktemp("config")
+    model, tokenizer = tiny_text_model()
+    adapter = TextAdapter()
+    adapter.bind(model, tokenizer)
+    train = [{"prompt": f"{a}{b}?", "golden_response": a} for a, b in itertools.product("xy", "12345")]
+    train += [{"prompt": f"{a}9?", "demonstrations": [{"prompt": "z?", "answer": "z"}]} for a in "xy"]
+    test = [{"prompt": f"{a}{b}?", "reference": a} for a, b in itertools.product("xy", "678")]
+    old = [{"prompt": f"old {i}?"} for i in range(9)]
+    sampler = TransformersSampler(4)
+    for row in old:
+        inputs = adapter.encode([[{"role": "user", "content": row["prompt"]}]])
+        row["reference"] = adapter.decode(sampler.sample(model, inputs, None).ids[0])
+    retain = [{"prompt": f"keep {i}?"} for i in range(4)]
+    for name, rows in (("train", train), ("test", test), ("old", old), ("retain", retain)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {"path": "train", "test": "test", "old": "old", "retain": "retain"}
+    settings = {
+        "model": save_tiny_text_model(folder / "model"),
+        "adapter": "text",
+        "data": {key: str(folder / f"{name}.jsonl") for key, name in files.items()},
+        "lora": {"enabled": False},
+        "train": {
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "max_steps": 6,
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 1,
+            "max_completion_length": 4,
+        },
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    return str(folder / "config.yaml")
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory) -> Path:
+    """A comparison that nothing stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert main(["compare", config, *OPTIONS, "--train.output_dir", str(folder)]) == 0
+    return folder
+
+
+def table(folder: Path) -> dict[str, Any]:
+    """All that was found, without the seconds."""
+    results = json.loads((folder / "compare.json").read_text())
+    for row in results["methods"].values():
+        row.pop("seconds")
+    return results
+
+
+def cells(folder: Path, part: str, method: str = "*") -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted((folder / "cells").glob(f"{method}/{part}-*.json"))]
+
+
+def mean(scores: dict[str, float]) -> float:
+    return sum(scores.values()) / len(scores)
+
+
+# ---- the table ----
+
+
+def test_the_table_says_what_was_compared(finished):
+    results = table(finished)
+    assert list(results["methods"]) == ["base", "icl", "sft/no_retain", "sdft"]
+    assert results["methods"]["base"]["prior"]["over_seeds"]["mean"] == 1.0
+    assert results["methods"]["sft/no_retain"]["new"]["change"] > 0.2, "six steps teach something"
+    assert "privileged_context" in results["skipped"]["cpt"] and results["failed"] == {}
+    text = (finished / "compare.md").read_text()
+    assert "| sft/no_retain | " in text and "**cpt** was left out" in text and "FLOPs ≈" in text
+    assert "new: 2 and 4; old: 3 and 6" in text
+    assert (finished / "compare.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_every_number_follows_from_the_cells(finished):
+    results = table(finished)
+    for name, row in results["methods"].items():
+        tests = cells(finished, "test", name.replace("/", "+"))
+        new = [mean(cell["test"]["new"]) for cell in tests]
+        assert row["new"]["over_seeds"]["mean"] == pytest.approx(np.mean(new))
+        if len(new) > 1 and new[0] != new[1]:
+            low, high = stats.t.interval(0.95, 1, loc=np.mean(new), scale=stats.sem(new))
+            assert (row["new"]["over_seeds"]["low"], row["new"]["over_seeds"]["high"]) == pytest.approx((low, high))
+    mine, theirs = cells(finished, "test", "sft+no_retain"), cells(finished, "test", "sdft")
+    pairs = [
+        (a["test"]["old"][i], b["test"]["old"][i]) for a, b in zip(mine, theirs, strict=True) for i in a["test"]["old"]
+    ]
+    paired = results["methods"]["sft/no_retain"]["prior"]["paired"]
+    assert (paired["better"], paired["worse"]) == (sum(a > b for a, b in pairs), sum(a < b for a, b in pairs))
+
+
+def test_rates_are_chosen_on_validation_rows_and_tests_run_at_the_chosen_one_only(finished):
+    for name in ("sft+no_retain", "sdft"):
+        sweep = {cell["learning_rate"]: cell["validation"] for cell in cells(finished, "validation", name)}
+        assert list(sweep) == [0.001, 0.01]
+        scores = {rate: selection_score({k: mean(v) for k, v in sets.items()}) for rate, sets in sweep.items()}
+        best = max(scores, key=lambda rate: (scores[rate], -rate))
+        tests = cells(finished, "test", name)
+        assert [(cell["learning_rate"], cell["seed"]) for cell in tests] == [(best, 0), (best, 1)]
+        for part in ("new", "old"):
+            assert not sweep[best][part].keys() & tests[0]["test"][part].keys()
+    assert not list(finished.rglob("*.safetensors")), "kept weights are removed when their test is done"
+
+
+def test_a_test_with_kept_weights_is_that_of_a_model_trained_again(finished, config, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    [file] = folder.glob("cells/sdft/test-*-seed0.json")
+    kept = json.loads(file.read_text())["test"]
+    file.unlink()
+    assert main(["compare", config, *OPTIONS, "--train.output_dir", str(folder)]) == 0
+    assert json.loads(file.read_text())["test"] == kept
+
+
+# ---- stopped, resumed, failed ----
+
+
+def test_a_killed_comparison_ends_in_the_same_table(finished, config, tmp_path):
+    command = ["compare", config, *OPTIONS, "--train.output_dir", str(tmp_path)]
+    process = multiprocessing.get_context("fork").Process(target=main, args=(command,))  # a fork need not import again
+    process.start()
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("cells/sdft/validation-*.json")) and time.monotonic() < deadline:
+        assert process.is_alive()
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    assert not (tmp_path / "compare.json").exists()
+    done = {file: file.stat().st_mtime_ns for file in tmp_path.glob("cells/*/*.json")}
+    assert len(done) >= 6
+    assert main(command) == 0
+    assert {file: file.stat().st_mtime_ns for file in done} == done, "finished cells are not run again"
+    assert table(tmp_path) == table(finished)
+
+
+def test_a_cell_that_fails_says_why_and_the_others_go_on(config, tmp_path, monkeypatch, capsys):
+    train = MethodTrainer.train
+
+    def fails_at_the_high_rate(self: MethodTrainer, *args: Any) -> Any:
+        if self.method.name == "sft" and self.args.learning_rate > 5e-3:
+            raise RuntimeError("out of memory")
+        return train(self, *args)
+
+    monkeypatch.setattr(MethodTrainer, "train", fails_at_the_high_rate)
+    command = ["compare", config, *OPTIONS, "--methods", "sft", "--seeds", "1", "--train.output_dir", str(tmp_path)]
+    assert main(command) == 0
+    results = table(tmp_path)
+    assert results["failed"] == {"sft, validation, learning rate 0.01, seed 0": "RuntimeError: out of memory"}
+    assert results["methods"]["sft"]["learning_rate"] == 0.001
+    assert "Failed: sft, validation, learning rate 0.01" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert main(command) == 0
+    assert table(tmp_path)["failed"] == {}, "the next run tries again"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--methods", "sft_techer"), "no method 'sft_techer'. Did you mean 'sft_teacher'"),
+        (("--lr_sweep", "[fast]"), "write 1e-5,3e-5,1e-4"),
+        (("--lr_sweep", "[0]"), "learning rates above 0"),
+        (("--seeds", "0"), "at least one seed"),
+        (("--eval.max_examples", "2"), "at least 3 rows"),
+    ],
+)
+def test_bad_input_is_one_message(config, tmp_path, capsys, options, message):
+    assert main(["compare", config, "--train.output_dir", str(tmp_path / "new"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*lr*.json"))
+
+
+def test_cells_of_other_settings_are_refused(finished, config, capsys):
+    assert main(["compare", config, *OPTIONS, "--train.output_dir", str(finished), "--train.max_steps", "7"]) == 2
+    assert "train.max_steps 6, not 7" in capsys.readouterr().err
+
+
+def test_preview_shows_the_answer_that_is_learnt(config, tmp_path, capsys):
+    assert main(["preview", config, "--method", "sft", "--train.output_dir", str(tmp_path)]) == 0
+    assert "answer (2 tokens)\nx<|im_end|>" in capsys.readouterr().out
+
+
+def test_train_takes_a_method_and_measures_it(config, tmp_path, capsys):
+    assert main(["train", config, "--method", "sft", "--train.output_dir", str(tmp_path / "run")]) == 0
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["method"] == "sft"
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "taught with sft" in card and "cross-entropy on the expert's answers" in card
+    assert main(["train", config, "--method", "icl", "--train.output_dir", str(tmp_path / "icl")]) == 2
+    assert "'icl' trains nothing" in capsys.readouterr().err
+    assert main(["train", config, "--method", "cpt", "--train.output_dir", str(tmp_path / "cpt")]) == 2
+    assert "needs training rows with a privileged_context" in capsys.readouterr().err
+
+
+# ---- its parts ----
+
+
+def test_validation_rows_are_a_fixed_third_or_the_datas_own():
+    sets = {name: [Example(f"{name}{i}", [], reference="r") for i in range(9)] for name in ("new", "old", "validation")}
+    validation, test, how = split_sets({name: sets[name] for name in ("new", "old")})
+    for name in ("new", "old"):
+        ids = [{example.id for example in part[name]} for part in (validation, test)]
+        assert [len(part) for part in ids] == [3, 6] and not ids[0] & ids[1]
+    assert (
+        split_sets({name: sets[name] for name in ("new", "old")})[0] == validation and "a fixed third of each set;" in how
+    )
+    validation, test, how = split_sets(sets)
+    assert validation["new"] == sets["validation"] and test["new"] == sets["new"] and len(validation["old"]) == 3
+    assert "the set validation" in how and set(test) == {"new", "old"}
+    with pytest.raises(UserError, match="at least 3 rows"):
+        split_sets({"new": sets["new"][:2]})
+
+
+def test_intervals_and_tests_agree_with_independent_formulas():
+    values = [0.91, 0.95, 0.87, 0.92]
+    ours = Interval.over_seeds(values)
+    assert (ours.low, ours.high) == pytest.approx(stats.t.interval(0.95, 3, np.mean(values), stats.sem(values)))
+    assert Interval.over_seeds([0.5]) == Interval(0.5, None, None)
+    n, k, z = 50, 37, stats.norm.ppf(0.975)
+    centre, half = k / n + z * z / (2 * n), z * math.sqrt(k / n * (1 - k / n) / n + z * z / (4 * n * n))
+    wilson = Accuracy.of([1.0] * k + [0.0] * (n - k))
+    assert (wilson.low, wilson.high) == pytest.approx([(centre + s * half) / (1 + z * z / n) for s in (-1, 1)])
+    paired = Paired.of([1.0] * 9 + [0.0] * 11, [0.0] * 7 + [1.0] * 4 + [0.0] * 9)
+    assert (paired.better, paired.worse) == (7, 2)
+    assert paired.p == pytest.approx(2 * sum(math.comb(9, i) for i in (0, 1, 2)) / 2**9)
+    assert Paired.of([1.0, 0.0], [1.0, 0.0]).p == 1.0
+
+
+def test_the_front_is_what_nothing_dominates():
+    g = np.random.default_rng(0)
+    points = [tuple(point) for point in g.random((30, 2)).round(1)]
+    front = [points[i] for i in pareto_front(points)]
+    dominated = [any(a >= p and b >= q and (a, b) != (p, q) for a, b in points) for p, q in points]
+    assert set(front) == {point for point, beaten in zip(points, dominated, strict=True) if not beaten}
+    assert front == sorted(front) and len(front) == len(set(front))
+
+
+def test_flops_follow_the_stated_formula(tmp_path):
+    """One SFT step and one SDFT step, counted by hand from prompts and completions."""
+    for method in ("sft", "sdft"):
+        model, tokenizer = tiny_text_model()
+        trainer = MethodTrainer(
+            model, toy_args(tmp_path, max_steps=1, per_device_train_batch_size=1), adapter=TextAdapter(), method=method,
+            train_dataset=[{"prompt": "A question?", "golden_response": "yes"}], processing_class=tokenizer,
+        )  # fmt: skip
+        lengths: dict[str, int] = {}
+        complete = trainer.complete
+
+        def watched(inputs: Any, *args: Any, lengths: Any = lengths, complete: Any = complete) -> Any:
+            rollout = complete(inputs, *args)
+            lengths["prompt"], lengths["completion"] = inputs.lengths[0], len(rollout.ids[0])
+            return rollout
+
+        trainer.complete = watched  # type: ignore[method-assign]
+        trainer.train()
+        P = sum(p.numel() for p in trainer.module.parameters())
+        student = lengths["prompt"] + lengths["completion"]
+        expected = 6 * P * student
+        if method == "sdft":
+            [context] = trainer.contexts(trainer.queries, [0])
+            prompt = trainer.adapter.encode([trainer.adapter.teacher_messages(trainer.queries[0], context)]).lengths[0]
+            assert prompt > lengths["prompt"]
+            expected += 2 * P * student + 2 * P * (prompt + lengths["completion"])
+        assert training_flops(trainer) == pytest.approx(expected)
+    assert torch.get_num_threads() == 1

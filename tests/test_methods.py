@@ -1,0 +1,392 @@
+"""Each method's loss against a direct formula, the rows it takes, and that the starting teacher's answers are stored."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny_text import tiny_text_model
+from tests.toy import EOS, ToyAdapter, toy_args, toy_model, toy_rows
+from text_sdft import TextAdapter
+from text_sdft.core import Example, ModelInputs, SDFTTrainer, TransformersSampler, UserError, default_lora
+from text_sdft.core.rollout import Rollout
+from text_sdft.experiments.method_trainer import MethodTrainer
+from text_sdft.experiments.methods import METHODS, Unsupported, find_method
+from vlm_sdft import DemoSet, ImageAdapter
+from vlm_sdft.zoo import resolve_data
+
+
+class ExpertToy(ToyAdapter):
+    """Rows may have the expert's answer: "answer": ids."""
+
+    def examples(self, rows: Any) -> list[Example]:
+        rows = list(rows)
+        if all(isinstance(row, Example) for row in rows):
+            return rows
+        made = super().examples(rows)
+        return [Example(**{**vars(e), "meta": {"answer": row.get("answer")}}) for e, row in zip(made, rows, strict=True)]
+
+    def expert_answer(self, example: Example) -> str | None:
+        ids = example.meta["answer"]
+        return None if ids is None else " ".join(map(str, ids))
+
+    def encode_answer(self, answer: str) -> Tensor:
+        return torch.tensor([int(part) for part in answer.split()])
+
+    def encode(self, conversations: Any) -> ModelInputs:
+        """Assistant turns are words; none is ended here, so the model's own end token is taken."""
+
+        def ids(message: Any) -> Any:
+            content = message["content"]
+            return {**message, "content": self.encode_answer(content).tolist()} if isinstance(content, str) else message
+
+        return super().encode([[ids(message) for message in conversation] for conversation in conversations])
+
+
+def rows(labelled: int = 4, unlabelled: int = 0, retained: int = 0, old: bool = False) -> list[dict[str, Any]]:
+    """Toy rows; the reference ("5") is not what the expert answered."""
+    made = toy_rows(labelled + unlabelled, retained)
+    for i, row in enumerate(made):
+        if i < labelled or (old and row.get("retain")):
+            row["answer"] = [7 + i, 9, 11 + i][: 2 + i % 2]
+    return made
+
+
+def trainer_of(method: str, tmp_path: Any, data: Any, model: Any = None, **settings: Any) -> MethodTrainer:
+    settings.setdefault("distillation_is_clip", None)
+    model = model if model is not None else toy_model(dtype=torch.float64)
+    return MethodTrainer(model, toy_args(tmp_path, **settings), adapter=ExpertToy(), method=method, train_dataset=data)
+
+
+def step_of(trainer: SDFTTrainer, examples: list[Example] | None = None) -> tuple[Tensor, Rollout, list[Example]]:
+    """One step's loss, with the completions it learns from, and their examples."""
+    seen: dict[str, Any] = {}
+    complete = trainer.complete
+
+    def watched(inputs: Any, examples: list[Example], seeds: list[int]) -> Rollout:
+        seen["examples"], seen["rollout"] = examples, complete(inputs, examples, seeds)
+        return seen["rollout"]
+
+    trainer.complete = watched  # type: ignore[method-assign]
+    loss = trainer.compute_loss(trainer.model, {"examples": examples or trainer.queries})
+    return loss, seen["rollout"], seen["examples"]
+
+
+def log_probabilities(model: Any, prompt: list[int], completion: list[int]) -> Tensor:
+    """[T, V] at the completion's tokens, by one plain forward pass."""
+    logits = model(torch.tensor([prompt + completion])).logits[0]
+    return logits[len(prompt) - 1 : -1].log_softmax(-1)
+
+
+def prompt_of(example: Example, trainer: SDFTTrainer, context: Any = None) -> list[int]:
+    view = (
+        trainer.adapter.student_messages(example) if context is None else trainer.adapter.teacher_messages(example, context)
+    )
+    return [token for message in view for token in message["content"]]
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+# ---- losses ----
+
+
+@pytest.mark.parametrize("method", ["sft", "dft", "sft_attention"])
+def test_supervised_losses_and_gradients_are_those_of_the_formula(tmp_path, method):
+    trainer = trainer_of(method, tmp_path, rows(), distillation_chunk_size=3, temperature=0.7, num_loss_tokens_to_skip=2)
+    loss, _, _ = step_of(trainer)
+    loss.backward()
+    ours = gradients(trainer.module)
+    total = 0.0
+    for row in rows():
+        answer = [*row["answer"], EOS]
+        logp = log_probabilities(trainer.module, row["prompt"], answer)[torch.arange(len(answer)), answer]
+        weights = logp.detach().exp() if method == "dft" else torch.ones_like(logp)
+        total = total - (weights * logp).mean() / 4
+    total.backward()
+    theirs = gradients(trainer.module)
+    torch.testing.assert_close(loss, total)
+    assert ours.keys() == theirs.keys() and len(ours) == (8 if method == "sft_attention" else 20)
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-6)  # tokens' weights are fp32
+
+
+def test_offline_is_the_divergence_to_the_teacher_on_its_own_answers(tmp_path):
+    trainer = trainer_of("offline", tmp_path, rows(2, 2), temperature=0.8)
+    trainer.store_answers()
+    start = toy_model(dtype=torch.float64)
+    with torch.no_grad():
+        for p in trainer.module.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    loss, rollout, examples = step_of(trainer)
+    total = 0.0
+    for example, ids in zip(examples, rollout.ids, strict=True):
+        answer = trainer.answers[example.id]
+        assert answer.ids.tolist() == ids.tolist()
+        [context] = trainer.contexts([example], [123])
+        temperature = 0.8
+        p = log_probabilities(trainer.module, prompt_of(example, trainer), ids.tolist())
+        q = log_probabilities(start, prompt_of(example, trainer, context), ids.tolist())
+        p, q = (p / temperature).log_softmax(-1), (q / temperature).log_softmax(-1)
+        total = total + (q.exp() * (q - p)).sum(-1).mean() / 4
+    torch.testing.assert_close(loss, total)
+
+
+def test_retention_beside_sft_is_the_divergence_to_the_start(tmp_path):
+    trainer = trainer_of("sft", tmp_path, rows(4, retained=3), retain_weight=0.5)
+    start = toy_model(dtype=torch.float64)
+    with torch.no_grad():
+        for p in trainer.module.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    loss, rollout, examples = step_of(trainer)
+    assert [example.retain for example in examples] == [False] * 4 + [True] * 4
+    total = 0.0
+    for example, ids in zip(examples, rollout.ids, strict=True):
+        p = log_probabilities(trainer.module, prompt_of(example, trainer), ids.tolist())
+        if example.retain:
+            q = log_probabilities(start, prompt_of(example, trainer), ids.tolist())
+            total = total + 0.5 * (q.exp() * (q - p)).sum(-1).mean() / 4
+        else:
+            total = total - p[torch.arange(len(ids)), ids].mean() / 4
+    torch.testing.assert_close(loss, total)
+
+
+def test_without_retention_prompts_none_are_drawn(tmp_path):
+    for trainer in (
+        trainer_of("sft/no_retain", tmp_path, rows(4, retained=3)),
+        trainer_of("sft", tmp_path, rows(4, retained=3), retain_ratio=0.0),
+    ):
+        _, _, examples = step_of(trainer)
+        assert len(examples) == 4 and not any(example.retain for example in examples)
+
+
+def test_replay_learns_old_rows_with_their_experts_answers(tmp_path):
+    trainer = trainer_of("replay", tmp_path, rows(4, retained=3, old=True))
+    loss, rollout, examples = step_of(trainer)
+    assert [example.id[0] for example in examples] == ["q"] * 4 + ["r"] * 4
+    total = 0.0
+    for example, ids in zip(examples, rollout.ids, strict=True):
+        assert ids.tolist() == [*example.meta["answer"], EOS]
+        p = log_probabilities(trainer.module, prompt_of(example, trainer), ids.tolist())
+        total = total - p[torch.arange(len(ids)), ids].mean() / 4
+    torch.testing.assert_close(loss, total)
+
+
+def test_reinvoke_distils_the_start_on_retention_prompts_in_the_second_half(tmp_path):
+    trainer = trainer_of("sft_reinvoke", tmp_path, rows(4, retained=3))
+    trainer.state.max_steps = 4
+    for trainer.state.global_step in (0, 1):
+        _, _, examples = step_of(trainer)
+        assert [example.id[0] for example in examples] == ["q"] * 4
+    start = toy_model(dtype=torch.float64)
+    with torch.no_grad():
+        for p in trainer.module.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    for trainer.state.global_step in (2, 3):
+        loss, rollout, examples = step_of(trainer)
+        assert [example.id[0] for example in examples] == ["r"] * 4
+        total = 0.0
+        for example, ids in zip(examples, rollout.ids, strict=True):
+            p = log_probabilities(trainer.module, prompt_of(example, trainer), ids.tolist())
+            q = log_probabilities(start, prompt_of(example, trainer), ids.tolist())
+            total = total + (q.exp() * (q - p)).sum(-1).mean() / 4
+        torch.testing.assert_close(loss, total)
+
+
+def test_continued_pretraining_is_the_models_own_loss_on_the_raw_text(tmp_path):
+    model, tokenizer = tiny_text_model()
+    text = "The storm made landfall near Ostrava. It was the ninth of the year."
+    data = [{"prompt": f"Question {i}?", "privileged_context": text} for i in range(3)] + [{"prompt": "Nothing known?"}]
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    for length, parts in ((len(ids[0]) - 1, 1), (20, 4)):
+        args = toy_args(tmp_path, max_completion_length=length)
+        trainer = MethodTrainer(
+            model, args, adapter=TextAdapter(), method="cpt", train_dataset=data, processing_class=tokenizer
+        )
+        trainer.check_prompts()
+        assert len(trainer.queries) == parts, "one text, once, whatever the number of its questions"
+        learnt = torch.cat([trainer.answers[query.id].ids for query in trainer.queries])
+        assert learnt.tolist() == ids[0, 1:].tolist()
+        if parts == 1:
+            loss, _, _ = step_of(trainer)
+            torch.testing.assert_close(loss, model(ids, labels=ids).loss)
+
+
+# ---- rows ----
+
+
+def test_sft_leaves_unlabelled_rows_out_and_never_learns_the_reference(tmp_path):
+    trainer = trainer_of("sft", tmp_path, rows(4, 3))
+    assert [query.id for query in trainer.queries] == ["q0", "q1", "q2", "q3"]
+    assert all(query.reference == "5" for query in trainer.queries)
+    assert not any(5 in answer.ids.tolist() for answer in trainer.answers.values())
+    with pytest.raises(Unsupported, match="'sft' needs training rows with an expert's answer"):
+        trainer_of("sft", tmp_path, rows(0, 3))
+
+
+@pytest.mark.parametrize("method", ["sdft", "sft_teacher", "offline"])
+def test_teachers_methods_take_unlabelled_rows_unless_told_otherwise(tmp_path, method):
+    assert len(trainer_of(method, tmp_path, rows(4, 3)).queries) == 7
+    assert len(trainer_of(f"{method}/labelled", tmp_path, rows(4, 3)).queries) == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "missing"),
+    [("cpt", "privileged_context"), ("sft_reinvoke", "retention prompts"), ("replay", "retention rows with an expert's")],
+)
+def test_what_the_data_cannot_support_is_one_clear_error(tmp_path, method, missing):
+    with pytest.raises(Unsupported, match=missing):
+        trainer_of(method, tmp_path, rows(4))
+
+
+def test_unknown_methods_and_variants_name_the_nearest():
+    with pytest.raises(UserError, match=r"no method 'sft_techer'. Did you mean 'sft_teacher'"):
+        find_method("sft_techer")
+    with pytest.raises(UserError, match=r"no variant 'noretain'. Did you mean 'no_retain'"):
+        find_method("sft/noretain")
+    for name in ("sft/reverse", "offline/ema", "base/jsd"):
+        with pytest.raises(UserError, match="has no divergence, or no moving teacher"):
+            find_method(name)
+    assert find_method("sdft/no_retain/labelled").name == "sdft/labelled/no_retain"
+
+
+def test_an_experts_answer_longer_than_the_limit_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"'q1' has 4 tokens, but max_completion_length is 3"):
+        trainer_of("sft", tmp_path, rows(), max_completion_length=3)
+
+
+def test_text_rows_expert_is_the_golden_response_ended_as_the_template_ends_it(tmp_path):
+    model, tokenizer = tiny_text_model()
+    data = [
+        {"prompt": "A?", "golden_response": "yes", "reference": "no"},
+        {"prompt": "B?", "demonstrations": [{"prompt": "C?", "answer": "other"}], "reference": "no"},
+        {"prompt": "D?", "privileged_context": "context", "reference": "no"},
+    ]
+    trainer = MethodTrainer(
+        model, toy_args(tmp_path), adapter=TextAdapter(system_prompt="Be brief."), method="sft", train_dataset=data,
+        processing_class=tokenizer,
+    )  # fmt: skip
+    assert [query.id for query in trainer.queries] == ["row 0"]
+    assert tokenizer.decode(trainer.answers["row 0"].ids) == "yes<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("variant", "alpha", "kind"),
+    [
+        ("sdft/reverse", 1.0, "ema"),
+        ("sdft/jsd/frozen", 0.5, "base"),
+        ("sdft/live", 0.3, "live"),
+        ("offline/forward", 0.0, "base"),
+    ],
+)
+def test_variants_stand_for_settings(tmp_path, variant, alpha, kind):
+    args = toy_args(tmp_path, distillation_alpha=0.3, teacher_model_kind="ema")
+    trainer = MethodTrainer(toy_model(), args, adapter=ExpertToy(), method=variant, train_dataset=rows())
+    assert (trainer.divergence_settings.alpha, trainer.args.teacher_model_kind) == (alpha, kind)
+    assert (args.distillation_alpha, args.teacher_model_kind) == (0.3, "ema"), "the caller's settings are left alone"
+
+
+def test_an_images_expert_is_its_label(tmp_path):
+    """Rows of the test have labels too; they are never an expert's answers."""
+    folder = resolve_data("builtin:novel-objects", tmp_path, n_types=2, n_unlabelled=2, n_test=1, n_retain=1, n_old=1)
+    demos = DemoSet.from_folder(folder)
+    adapter = ImageAdapter(demos)
+    everything = adapter.examples([*demos.train, *demos.test, *demos.old])
+    args = toy_args(tmp_path, max_completion_length=16)
+    trainer = MethodTrainer("builtin:tiny-qwen3-vl", args, adapter=adapter, method="sft", train_dataset=everything)
+    assert sorted(query.id for query in trainer.queries) == sorted(row.id for row in demos.labelled)
+    tokenizer = adapter.processing_class.tokenizer
+    for query in trainer.queries:
+        ids = trainer.answers[query.id].ids
+        assert adapter.decode(ids) == query.meta["row"].answer and ids[-1] == tokenizer.eos_token_id
+    step_of(trainer)[0].backward()
+
+
+# ---- training ----
+
+
+def test_the_starting_teacher_answers_once_and_its_answers_are_stored(tmp_path):
+    trainer = trainer_of("sft_teacher", tmp_path, rows(3, 3), model=toy_model(), max_steps=3)
+    trainer.train()
+    stored = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [record["id"] for record in stored] == [f"q{i}" for i in range(6)]
+    start, sampler = toy_model(), TransformersSampler(6)
+    for record, query in zip(stored, trainer.queries, strict=True):
+        [context] = trainer.contexts([query], [0])
+        inputs = trainer.adapter.encode([trainer.adapter.teacher_messages(query, context)])
+        assert sampler.sample(start, inputs, [record["seed"]]).ids[0].tolist() == record["ids"]
+        assert trainer.answers[query.id].ids.tolist() == record["ids"]
+    moved = sampler.sample(trainer.module, inputs, [record["seed"]]).ids[0].tolist()
+    assert moved != record["ids"], "the model has moved: answers sampled now would be others"
+
+
+def test_a_resumed_run_reads_the_stored_answers(tmp_path):
+    trainer = trainer_of("sft_teacher", tmp_path, rows(3, 3))
+    trainer.store_answers()
+    lines = (tmp_path / "answers.jsonl").read_text().splitlines()
+    changed = [json.dumps({**json.loads(line), "ids": [3, EOS]}) for line in lines]
+    (tmp_path / "answers.jsonl").write_text("\n".join(changed))
+    trainer.store_answers(resume=True)
+    assert {tuple(answer.ids.tolist()) for answer in trainer.answers.values()} == {(3, EOS)}
+    trainer.store_answers()
+    assert (tmp_path / "answers.jsonl").read_text().splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    "method", [name for name, method in METHODS.items() if method.trains and name not in ("cpt", "sdft")]
+)
+def test_every_method_trains_in_the_same_loop(tmp_path, method):
+    trainer = trainer_of(method, tmp_path, rows(4, 2, 3, old=True), model=toy_model(), max_steps=2)
+    before = {name: p.clone() for name, p in trainer.module.named_parameters()}
+    trainer.train()
+    assert trainer.state.global_step == 2
+    moved = {name for name, p in trainer.module.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if method != "sft_attention" or "self_attn" in name}
+    assert trainer.tokens["student"] > 0
+
+
+def test_sdft_is_the_trainer_itself(tmp_path):
+    ours = trainer_of("sdft", tmp_path / "a", rows(4, 2, 3), model=toy_model())
+    theirs = SDFTTrainer(
+        toy_model(), toy_args(tmp_path / "b", distillation_is_clip=None), adapter=ExpertToy(), train_dataset=rows(4, 2, 3)
+    )
+    ours.train()
+    theirs.train()
+    for a, b in zip(ours.module.parameters(), theirs.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("method", ["base", "icl"])
+def test_what_trains_nothing_says_so(tmp_path, method):
+    with pytest.raises(UserError, match="trains nothing"):
+        trainer_of(method, tmp_path, rows()).train()
+
+
+def test_attention_alone_is_what_a_lora_adapter_goes_on(tmp_path):
+    trainer = MethodTrainer(
+        toy_model(), toy_args(tmp_path), adapter=ExpertToy(), method="sft_attention", train_dataset=rows(),
+        peft_config=default_lora(),
+    )  # fmt: skip
+    trained = {name for name, p in trainer.module.named_parameters() if p.requires_grad}
+    assert len(trained) == 16 and all("self_attn" in name and "lora_" in name for name in trained)
+
+
+def test_full_batches_give_every_method_as_many_prompts(tmp_path):
+    for labelled, unlabelled in ((3, 0), (3, 4)):
+        trainer = MethodTrainer(
+            toy_model(), toy_args(tmp_path, max_steps=5), adapter=ExpertToy(), train_dataset=rows(labelled, unlabelled),
+            full_batches=True,
+        )  # fmt: skip
+        batches = [[example.id for example in batch["examples"]] for batch in trainer.get_train_dataloader()]
+        assert [len(batch) for batch in batches] == [4] * 5
+        seen = [name for batch in batches for name in batch]
+        n = labelled + unlabelled
+        for start in range(0, len(seen) - n + 1, n):
+            assert len(set(seen[start : start + n])) == n, "every row once a round"

@@ -1,0 +1,144 @@
+"""What a comparison shows: one table (Markdown and JSON) and the plot of the new task against prior skills."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from text_sdft.experiments.config import Experiment
+from text_sdft.experiments.costs import FORMULA
+from text_sdft.experiments.methods import METHODS
+from text_sdft.experiments.plots import plot_pareto
+from text_sdft.experiments.run import write_json
+from text_sdft.experiments.scores import Accuracy
+from text_sdft.experiments.stats import Interval, Paired
+
+if TYPE_CHECKING:
+    from text_sdft.experiments.compare import Comparison
+
+NEW, REFERENCE = "new", "sdft"
+
+
+def write_tables(comparison: Comparison, experiment: Experiment, folder: Path) -> dict[str, Any]:
+    """Write ``compare.json``, ``compare.md`` and ``compare.png``; returns the first.
+
+    Returns:
+        ``plan``; ``methods`` ({name: learning_rate, seeds, new and prior (each over_seeds, pooled, change, paired), sets,
+        seconds, flops}); ``validation`` ({name: {rate: {set: accuracy}}}); ``skipped``, ``failed``.
+    """
+    results = {
+        "model": experiment.model,
+        "data": experiment.settings["data"]["path"],
+        "plan": comparison.plan,
+        "methods": {name: _row(comparison, name) for name, cells in comparison.tests.items() if cells},
+        "validation": {
+            name: {f"{rate:g}": accuracy for rate, accuracy in by_rate.items()}
+            for name, by_rate in comparison.validation.items()
+        },
+        "skipped": comparison.skipped,
+        "failed": comparison.failed,
+    }
+    write_json(folder / "compare.json", results)
+    plotted = plot_pareto(comparison.validation, comparison.chosen, folder / "compare.png")
+    (folder / "compare.md").write_text(markdown(results, plotted), encoding="utf-8")
+    return results
+
+
+def markdown(results: dict[str, Any], plotted: bool) -> str:
+    """The table with all that is needed to read it."""
+    plan = results["plan"]
+    lines = [
+        f"# {results['model']} on {results['data']}: {len(results['methods'])} methods",
+        "",
+        f"Every method: {plan['steps']} optimiser steps of the same number of prompts, learning rates "
+        f"{', '.join(f'{rate:g}' for rate in plan['learning_rates'])}, {plan['seeds']} seeds at the chosen one. "
+        f"{plan['validation']} With seed 0, by the mean of new and of the mean of the other sets.",
+        "",
+        "| method | lr | new | 95 % pooled | change | p | prior skills | 95 % pooled | change | p | seconds | FLOPs |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        *(_line(name, row) for name, row in results["methods"].items()),
+        "",
+        "In points of accuracy. *new*, *prior skills* (mean of the other sets): mean over seeds ± 95 % (Student's t). "
+        "*95 % pooled*: Wilson's interval over the items of all seeds, which takes them for independent; seeds share their "
+        f"items. *change*: against base. *p*: exact McNemar test against {REFERENCE} on the same items of all seeds, not "
+        "corrected for the number of methods. *seconds*, *FLOPs*: of one training run. " + FORMULA,
+        "",
+    ]
+    if plotted:
+        lines += ["![New task against prior skills on validation rows](compare.png)", ""]
+    names = [name for name in results["methods"] if name.partition("/")[0] in METHODS]
+    lines += [f"- **{name}**: {_summary(name)}" for name in names]
+    lines += [f"- **{name}** was left out: {why}" for name, why in results["skipped"].items()]
+    lines += [f"- Failed: {name}: {why}" for name, why in results["failed"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _row(comparison: Comparison, name: str) -> dict[str, Any]:
+    cells = comparison.tests[name]
+    sets = list(cells[0]["test"])
+    prior = [part for part in sets if part != NEW]
+    row: dict[str, Any] = {
+        "learning_rate": comparison.chosen[name],
+        "seeds": [cell["seed"] for cell in cells],
+        "sets": {part: asdict(Interval.over_seeds([_mean(cell, [part]) for cell in cells])) for part in sets},
+        "seconds": sum(cell["seconds"] for cell in cells) / len(cells),
+        "flops": sum(cell["flops"] for cell in cells) / len(cells),
+    }
+    base = comparison.tests.get("base")
+    for key, parts in (("new", [NEW]), ("prior", prior)):
+        if not parts:
+            continue
+        over_seeds = Interval.over_seeds([_mean(cell, parts) for cell in cells])
+        items = [score for cell in cells for part in parts for score in cell["test"][part].values()]
+        row[key] = {
+            "over_seeds": asdict(over_seeds),
+            "pooled": asdict(Accuracy.of(items)),
+            "change": over_seeds.mean - _mean(base[0], parts) if base else None,
+            "paired": _paired(cells, comparison.tests.get(REFERENCE), parts) if name != REFERENCE else None,
+        }
+    return row
+
+
+def _mean(cell: dict[str, Any], parts: list[str]) -> float:
+    """Mean over sets of a set's mean score."""
+    means = [sum(cell["test"][part].values()) / len(cell["test"][part]) for part in parts]
+    return sum(means) / len(means)
+
+
+def _paired(cells: list[dict[str, Any]], reference: list[dict[str, Any]] | None, parts: list[str]) -> dict[str, Any] | None:
+    """On the items of all seeds that both have; a method without seeds (base) stands beside each of the reference's."""
+    first: list[float] = []
+    second: list[float] = []
+    by_seed = {cell["seed"]: cell["test"] for cell in cells}
+    for other in reference or []:
+        mine = by_seed.get(other["seed"]) if cells[0]["method"] != "base" else cells[0]["test"]
+        if mine is not None:
+            first += [mine[part][item] for part in parts for item in other["test"][part]]
+            second += [score for part in parts for score in other["test"][part].values()]
+    return asdict(Paired.of(first, second)) if first else None
+
+
+def _line(name: str, row: dict[str, Any]) -> str:
+    parts = [name, f"{row['learning_rate']:g}" if row["learning_rate"] else "–"]
+    for key in ("new", "prior"):
+        if key not in row:
+            parts += ["–"] * 4
+            continue
+        over, pooled, paired = row[key]["over_seeds"], row[key]["pooled"], row[key]["paired"]
+        half = "" if over["low"] is None else f" ± {100 * (over['high'] - over['mean']):.1f}"
+        change = row[key]["change"]
+        parts += [
+            f"{100 * over['mean']:.1f}{half}",
+            f"{100 * pooled['low']:.1f}–{100 * pooled['high']:.1f}",
+            "–" if change is None or name == "base" else f"{100 * change:+.1f}",
+            "–" if paired is None else f"{paired['p']:.2g}",
+        ]
+    parts += [f"{row['seconds']:.0f}", f"{row['flops']:.1e}"] if row["flops"] else ["–", "–"]
+    return "| " + " | ".join(parts) + " |"
+
+
+def _summary(name: str) -> str:
+    base, *variants = name.split("/")
+    words = {"labelled": "without queries that no expert answered", "no_retain": "without retention prompts"}
+    return METHODS[base].summary + (f" Here {', '.join(words.get(v, v) for v in variants)}." if variants else "")

@@ -1,0 +1,40 @@
+"""Training the attention weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from text_sdft.core import Model, UserError
+
+
+def attention_only(model: Model, frozen: Sequence[str], peft_config: Any | None) -> Any | None:
+    """Freeze all but the attention modules (those whose class is named so), or direct a LoRA adapter to them.
+
+    Args:
+        frozen: modules that stay untouched anyway.
+
+    Returns:
+        the LoRA config, or None.
+
+    Raises:
+        UserError: the model has no such module.
+    """
+    parts = [name for name, module in model.named_modules() if type(module).__name__.endswith("Attention")]
+    parts = [part for part in parts if not any(f".{name}." in f".{part}." for name in frozen)]
+    if not parts:
+        raise UserError("sft_attention finds no attention modules in this model (no class is named …Attention).")
+    if peft_config is None:
+        for name, parameter in model.named_parameters():
+            if not any(name.startswith(f"{part}.") for part in parts):
+                parameter.requires_grad_(False)
+        return None
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and any(name.startswith(f"{part}.") for part in parts)
+    ]
+    return replace(peft_config, target_modules=linear)

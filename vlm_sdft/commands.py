@@ -1,0 +1,116 @@
+"""What each command does: wires an experiment to the function that runs it, and prints what comes back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlm_sdft.parsing import read_comparison, read_experiment
+
+if TYPE_CHECKING:
+    from text_sdft.experiments.config import Experiment
+
+
+def train_command(argv: list[str]) -> None:
+    from text_sdft.experiments.run import run_training
+    from vlm_sdft.tables import print_results
+
+    resume = "--resume" in argv
+    experiment = read_experiment("train", [arg for arg in argv if arg != "--resume"])
+    _print_report(experiment)
+    results = run_training(experiment, resume)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print_results(results, Path(str(experiment.args.output_dir)))
+
+
+def preview_command(argv: list[str]) -> None:
+    from text_sdft.experiments.preview import preview
+    from vlm_sdft.tables import print_preview
+
+    experiment = read_experiment("preview", argv)
+    _print_report(experiment)
+    print_preview(preview(experiment))
+
+
+def probe_command(argv: list[str]) -> int:
+    import json
+
+    from text_sdft.experiments.probe import probe
+    from vlm_sdft.tables import print_probe
+
+    experiment = read_experiment("probe", argv)
+    experiment.method = "sdft"  # the question is whether there is a teacher, whatever is trained in the end
+    _print_report(experiment)
+    numbers = probe(experiment)
+    file = Path(str(experiment.args.output_dir)) / "probe.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    print_probe(numbers, file)
+    return 0 if numbers["verdict"]["train"] else 3
+
+
+def eval_command(argv: list[str]) -> None:
+    import json
+
+    from text_sdft.core import UserError
+    from text_sdft.experiments.run import run_evaluation
+    from vlm_sdft.tables import print_results
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: vlm-sdft eval RUN [--key value …]\n\nMeasures the final model of the run's folder RUN again.")
+        return
+    folder = Path(argv[0])
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is not a run's folder (it has no config.yaml). Give what --train.output_dir named.")
+    experiment = read_experiment("eval", [str(folder / "config.yaml"), *argv[1:], "--train.output_dir", str(folder)])
+    measured = run_evaluation(experiment, folder)
+    file = folder / "results.json"
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    print_results({"before": stored.get("after", {}), "after": measured}, folder, ("stored", "measured now"))
+
+
+def init_command(argv: list[str]) -> None:
+    from text_sdft.core import UserError
+    from vlm_sdft.init import init_config
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            "usage: vlm-sdft init FOLDER [--model NAME]\n\n"
+            "Reads a folder of images (train/<type>/*, optional test, unlabelled, retain, old) and prints a commented\n"
+            "config for it:  vlm-sdft init my_objects --model Qwen/Qwen3-VL-8B-Instruct > my_objects.yaml"
+        )
+        return
+    folder, *options = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--model=") else [arg])]
+    if folder.startswith("-") or (options and (len(options) != 2 or options[0] != "--model")):
+        raise UserError(f"init takes a folder and --model NAME; it got: {' '.join(argv)}")
+    print(init_config(folder, options[1] if options else "builtin:tiny-qwen3-vl"), end="")
+
+
+def compare_command(argv: list[str]) -> None:
+    from text_sdft.experiments.compare import compare
+    from text_sdft.experiments.compare_table import markdown
+
+    experiment, chosen = read_comparison(argv)
+    _print_report(experiment)
+    results = compare(experiment, **chosen)
+    folder = Path(str(experiment.args.output_dir))
+    print(markdown(results, plotted=False))
+    print(f"Everything is in {folder}/ (compare.md, compare.json, compare.png; finished cells in cells/).")
+
+
+def _print_report(experiment: Experiment) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        for sentence in experiment.splits.report:
+            print(sentence)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
+    "init": init_command,
+    "probe": probe_command,
+    "preview": preview_command,
+    "train": train_command,
+    "eval": eval_command,
+    "compare": compare_command,
+}
