@@ -29,9 +29,10 @@ def preview_command(argv: list[str]) -> None:
     from text_sdft.experiments.preview import preview
     from vlm_sdft.tables import print_preview
 
-    experiment = read_experiment("preview", argv)
+    measure = "--measure" in argv
+    experiment = read_experiment("preview", [arg for arg in argv if arg != "--measure"])
     _print_report(experiment)
-    print_preview(preview(experiment))
+    print_preview(preview(experiment, measure))
 
 
 def probe_command(argv: list[str]) -> int:

@@ -74,6 +74,9 @@ def print_preview(preview: dict[str, Any]) -> None:
     for name, size in {**preview["memory"], "together": together}.items():
         memory.add_row(name, f"{size / scale:.1f}")
     console.print(memory)
+    if preview["step"] is not None:
+        seconds, peak = preview["step"]["seconds"], preview["step"]["peak"] / 2**30
+        console.print(f"Measured on a few micro-batches: {seconds:.2f} s a step, {peak:.2f} GiB at most (AdamW included).")
 
 
 def _cell(accuracy: dict[str, Any] | None) -> str:
