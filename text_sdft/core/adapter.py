@@ -39,8 +39,8 @@ class ModalityAdapter(Protocol):
     - ``policy``: ``"ladder"`` asks for hints that grow (`text_sdft.experiments.ladder`);
     - ``example_images(example)``: what to look at in a preview;
     - ``expert_answer(example) -> str | None``: the answer that an expert gave to this very query (of the training data;
-      never taken from ``example.reference``), with ``encode_answer(answer) -> ids [T]``, its tokens without any end token: what
-      supervised methods train on.
+      never taken from ``example.reference``), with ``encode_answer(answer) -> ids [T]``, its tokens without any end token:
+      what supervised methods train on.
     """
 
     processing_class: Any
