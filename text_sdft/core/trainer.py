@@ -189,7 +189,7 @@ class SDFTTrainer(Trainer):
         head = head_of(module, args.temperature)
 
         # 4. Token divergence, mean over a completion's scored tokens, then over completions.
-        scored = _scored_tokens(rollout, args.loss_tokens_to_skip, args.masks_truncated)
+        scored = self.scored_tokens(examples, rollout)
         dtype = torch.promote_types(student_NH.dtype, torch.float32)
         loss = student_NH.new_zeros((), dtype=dtype)
         losses_B: list[float] = []
@@ -242,6 +242,10 @@ class SDFTTrainer(Trainer):
     def contexts(self, queries: list[Example], seeds: list[int]) -> list[TeacherContext]:
         """The teacher's context for each query."""
         return [TeacherContext(seed) for seed in seeds]
+
+    def scored_tokens(self, examples: list[Example], rollout: Rollout) -> list[Tensor]:
+        """B masks [T_b]: the completion tokens that count; a completion without any weighs nothing."""
+        return _scored_tokens(rollout, self.args.loss_tokens_to_skip, self.args.masks_truncated)
 
     def likelihood_loss(self, student_NH: Tensor, head: Head, ids_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted sum of the tokens' losses, and each one's (no gradient), where there is no `query_teacher`."""
