@@ -29,13 +29,14 @@ def step_cost(trainer: SDFTTrainer, warm: int = 2) -> dict[str, float]:
         trainer.create_optimizer()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    trainer.model.train()
+    model = trainer.model_wrapped
+    model.train()
     seconds = 0.0
     for number in range(warm + 1):
         start = number * size % len(trainer.queries)
         queries = (trainer.queries * 2)[start : start + size]
         started = time.perf_counter()
-        trainer.training_step(trainer.model, {"examples": queries})
+        trainer.training_step(model, {"examples": queries})
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
