@@ -10,7 +10,6 @@ Shapes: B rows of a micro-batch · N scored tokens · H hidden size.
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from text_sdft.core.data import Example, Model, TeacherContext, UserError
 from text_sdft.core.divergence import DivergenceSettings, Head, divergence
 from text_sdft.core.evaluation import answer
 from text_sdft.core.inputs import ModelInputs
+from text_sdft.core.metrics import StepMetrics
 from text_sdft.core.modeling import load_model, prepare_model, prompt_limit, training_summary
 from text_sdft.core.prefix import PrefixStore
 from text_sdft.core.rollout import Rollout, Sampler, TransformersSampler, draw_seed, eos_ids, evaluating
@@ -135,8 +135,7 @@ class SDFTTrainer(Trainer):
             # `Trainer.train` does this too; but what is measured before it must end at the same tokens.
             align_special_tokens(module, self.processing_class)
         self._prompts_checked = False
-        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # metric -> [sum, count] since the last log
-        self._samples: list[dict[str, Any]] = []
+        self.metrics = StepMetrics()
         logger.warning_once(f"{training_summary(module, adapter.frozen_modules(module))} {_loss_summary(args)}")
 
     @property
@@ -218,7 +217,7 @@ class SDFTTrainer(Trainer):
             loss = loss + side_loss
             losses_B += [float(row.mean()) if len(row) else 0.0 for row in loss_N.split(counts)]
 
-        self._record(examples, rollout, losses_B, dropped)
+        self.metrics.record(self.adapter, step, examples, rollout, losses_B, dropped)
         total = num_items_in_batch if num_items_in_batch is not None else len(queries) * self.accelerator.num_processes
         # Data parallelism averages gradients over processes; the total already counts all of them.
         return loss * self.accelerator.num_processes / total
@@ -357,45 +356,11 @@ class SDFTTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the step's own metrics to a training log, and writes the newest completions to ``samples.jsonl``."""
         if "loss" in logs:
-            names = ("distillation/loss", "retain/loss", "completions/length", "completions/clipped", "dropped", "reused")
-            self._sums["reused"] = [float(count) for count in self.prefixes.take_counts()]
-            sums = torch.tensor([self._sums[name] for name in names], dtype=torch.float64, device="cpu")
-            sums = self.accelerator.reduce(sums.to(self.args.device, torch.float32), reduction="sum")
-            means = {name: (s / c).item() for name, (s, c) in zip(names, sums, strict=True) if c > 0}
-            renamed = {
-                "completions/length": "completions/mean_length",
-                "completions/clipped": "completions/clipped_ratio",
-                "dropped": "teacher/dropped_demonstrations",
-                "reused": "teacher/reused_tokens",  # share of its prompts' tokens
-            }
-            logs = {**logs, **{renamed.get(name, name): value for name, value in means.items()}}
-            self._sums.clear()
+            self.metrics.add_reused(*self.prefixes.take_counts())
+            logs = {**logs, **self.metrics.take(self.accelerator, self.args.device)}
             if self.is_world_process_zero():
-                append_jsonl(Path(str(self.args.output_dir)) / "samples.jsonl", self._samples)
+                append_jsonl(Path(str(self.args.output_dir)) / "samples.jsonl", self.metrics.samples)
         super().log(logs, start_time)
-
-    def _record(self, examples: list[Example], rollout: Rollout, losses_B: list[float], dropped: int) -> None:
-        queries = sum(not example.retain for example in examples)
-        for name, values in (
-            ("distillation/loss", losses_B[:queries]),
-            ("retain/loss", losses_B[queries:]),
-            ("completions/length", [len(ids) for ids in rollout.ids]),
-            ("completions/clipped", [float(not finished) for finished in rollout.finished]),
-            ("dropped", [dropped / max(queries, 1)]),
-        ):
-            self._sums[name][0] += sum(values)
-            self._sums[name][1] += len(values)
-        self._samples = [
-            {
-                "step": self.state.global_step,
-                "id": example.id,
-                "retain": example.retain,
-                "completion": self.adapter.decode(ids),
-                "loss": round(loss, 6),
-                "score": self.adapter.score(example, self.adapter.decode(ids)),
-            }
-            for example, ids, loss in zip(examples, rollout.ids, losses_B, strict=True)
-        ]
 
     # ---- checkpoints ----
 
