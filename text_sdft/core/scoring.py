@@ -19,6 +19,11 @@ from text_sdft.core.data import Model, UserError
 from text_sdft.core.divergence import Head
 from text_sdft.core.inputs import ModelInputs
 
+#: A batch of so many tokens is never split by length: more forwards would cost more than padding.
+SMALL = 2048
+#: Share of a larger batch that must be tokens.
+PADDING = 0.9
+
 
 def completion_hidden_states(model: nn.Module, module: Model, inputs: ModelInputs, completions: Sequence[Tensor]) -> Tensor:
     """Hidden states [N, H] at the positions that predict the completions' tokens, row after row.
@@ -29,13 +34,41 @@ def completion_hidden_states(model: nn.Module, module: Model, inputs: ModelInput
         inputs: prompts of this view.
         completions: B id tensors [T_b], the same in every view.
     """
-    # A completion's last token predicts nothing that is scored.
-    batch = inputs.batch([c[:-1] for c in completions], device=module.device)
-    T = max(len(c) for c in completions)
+    lengths = [prompt + len(c) - 1 for prompt, c in zip(inputs.lengths, completions, strict=True)]
+    states: dict[int, Tensor] = {}
+    for rows in by_length(lengths):
+        given = [completions[i] for i in rows]
+        states.update(zip(rows, _forward(model, module, inputs.select(rows), given), strict=True))
+    return torch.cat([states[i] for i in range(len(inputs))])
+
+
+def by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows in batches of similar length: at most a tenth of a batch is padding, unless all of it is small.
+
+    Args:
+        lengths: tokens of each row.
+    """
+    batches: list[list[int]] = []
+    longest = total = 0
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        padded = (len(batches[-1]) + 1) * longest if batches else 0
+        if batches and (padded <= SMALL or PADDING * padded <= total + lengths[i]):
+            batches[-1].append(i)
+            total += lengths[i]
+        else:
+            batches.append([i])
+            longest = total = lengths[i]
+    return batches
+
+
+def _forward(model: nn.Module, module: Model, inputs: ModelInputs, completions: Sequence[Tensor]) -> list[Tensor]:
+    """Hidden states [T_b, H] of each row."""
+    fed = [completion[:-1] for completion in completions]  # the last token predicts nothing that is scored
+    batch = inputs.batch(fed, device=module.device, padding_side="right")
     with without_head(module):
-        hidden_BTH = model(**batch, use_cache=False, logits_to_keep=T).logits
-    keep_BT = torch.stack([torch.arange(T) < len(c) for c in completions]).to(hidden_BTH.device)
-    return hidden_BTH[keep_BT]
+        hidden_BLH = model(**batch, use_cache=False).logits
+    firsts = [length - 1 for length in inputs.lengths]
+    return [hidden_BLH[b, n : n + len(c)] for b, (n, c) in enumerate(zip(firsts, completions, strict=True))]
 
 
 def head_of(module: Model, temperature: float) -> Head:
