@@ -1,0 +1,98 @@
+"""Five tasks of five drawn types, one after the other: `python benchmarks/sequence.py --seeds 2`.
+
+`configs/sequences/novel-objects.yaml` with SDFT, naive SFT, SFT with retention prompts and SFT with replay, and SDFT on all
+tasks at once as the upper bound. What is finished is not run again. Prints a table of means over seeds and writes JSON.
+
+*other images*: beside pictures of the old types, retention prompts show pictures of drawn types that are neither old nor
+taught (validation types, without labels), as a user would take from anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from vlm_sdft.cli import main as vlm_sdft
+from vlm_sdft.zoo import resolve_data
+
+CONFIG = Path(__file__).parent.parent / "configs" / "sequences" / "novel-objects.yaml"
+#: row -> (method, whether retention prompts show other images too)
+ROWS = {
+    "sdft": ("sdft", False),
+    "sdft, other images": ("sdft", True),
+    "sft, no retention": ("sft/no_retain", False),
+    "sft": ("sft", False),
+    "sft, other images": ("sft", True),
+    "replay": ("replay", False),
+}
+COLUMNS = ("mean_final", "share_of_joint", "backward_transfer", "forgetting", "forward_transfer")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/sequence.json"))
+    args = parser.parse_args()
+    cells: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    for seed in range(args.seeds):
+        for method in args.rows:
+            key = f"{method}/{seed}"
+            if key not in cells:
+                cells[key] = run(method, seed)
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                args.out.write_text(json.dumps(cells, indent=1) + "\n")
+    print(table(cells))
+
+
+def run(row: str, seed: int) -> dict[str, Any]:
+    """One sequence; with plain SDFT also the run on all tasks at once."""
+    method, others = ROWS[row]
+    folder = Path("runs/sequences") / f"{row.replace(', ', '-').replace(' ', '-')}-{seed}"
+    argv = ["sequence", str(CONFIG), "--method", method, "--train.output_dir", str(folder), "--train.disable_tqdm", "true"]
+    argv += ["--data.options", json.dumps({"n_types": 25, "seed": seed}), "--train.seed", str(seed), "--resume"]
+    if others:
+        drawn = resolve_data("builtin:novel-objects", Path("runs/data"), split="validation", n_types=25, seed=seed)
+        argv += ["--data.retain", str(drawn / "unlabelled")]
+    if vlm_sdft([*argv, "--joint"] if row == "sdft" else argv):
+        raise SystemExit(f"{row}, seed {seed} failed")
+    found = json.loads((folder / "sequence.json").read_text())
+    return {key: found[key] for key in ("before", "after", "joint", "n", "summary")}
+
+
+def table(cells: dict[str, Any]) -> str:
+    """Markdown: means over seeds, in brackets each seed; all in points but the share of joint training, in per cent."""
+    seeds = sorted({key.partition("/")[2] for key in cells})
+    old = list(cells[next(iter(cells))]["before"]["old"])
+    lines = [f"| method | {' | '.join(name.replace('_', ' ') for name in COLUMNS)} | {' | '.join(old)} |"]
+    lines.append("|---|" + "---|" * (len(COLUMNS) + len(old)))
+    for method in ROWS:
+        rows = []
+        for seed in seeds:
+            if (cell := cells.get(f"{method}/{seed}")) and (joint := cells.get(f"sdft/{seed}")):
+                share = cell["summary"]["mean_final"] / joint["summary"]["joint"]
+                rows.append([*({**cell["summary"], "share_of_joint": share}[name] for name in COLUMNS),
+                             *(cell["after"][-1]["old"][name] for name in old)])  # fmt: skip
+        if rows:
+            lines.append(_line(method, rows))
+    joints = [cell["joint"] for key, cell in sorted(cells.items()) if key.startswith("sdft/")]
+    if joints:
+        rows = [[sum(j["new"]) / len(j["new"]), *(j["old"][name] for name in old)] for j in joints]
+        line = _line("all at once (sdft)", rows)
+        first, mean, *rest = line.strip("| ").split(" | ")
+        lines.append("| " + " | ".join([first, mean, *["–"] * (len(COLUMNS) - 1), *rest]) + " |")
+    return "\n".join(lines)
+
+
+def _line(name: str, rows: list[list[float]]) -> str:
+    cells = [
+        f"{100 * sum(column) / len(column):.1f} ({', '.join(f'{100 * v:.1f}' for v in column)})"
+        for column in zip(*rows, strict=True)
+    ]
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()
