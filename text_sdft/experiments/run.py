@@ -37,8 +37,8 @@ def run_training(experiment: Experiment, resume: bool = False) -> Results:
         resume: continue the run in ``args.output_dir`` from its newest complete checkpoint.
 
     Returns:
-        What ``results.json`` holds: ``before`` and ``after`` ({set: {accuracy, n, low, high}}), ``trained``, ``seconds``,
-        ``settings``, ``versions``.
+        What ``results.json`` holds: ``before`` and ``after`` ({set: {accuracy, n, low, high}}), ``trained``, ``seconds``
+        and ``tokens`` of training (of this process, where a run was resumed), ``settings``, ``versions``.
 
     Raises:
         UserError: the folder holds another run, or something in the data, model or settings cannot work.
@@ -66,6 +66,7 @@ def run_training(experiment: Experiment, resume: bool = False) -> Results:
             "before": before,
             "trained": training_summary(trainer.module, experiment.adapter.frozen_modules(trainer.module)),
             "seconds": 0.0,
+            "tokens": {},
             "settings": experiment.settings,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         }
@@ -78,6 +79,7 @@ def run_training(experiment: Experiment, resume: bool = False) -> Results:
     except KeyboardInterrupt as error:
         raise UserError(f"Stopped. The same command with --resume goes on from the last checkpoint in {folder}.") from error
     results["seconds"] += time.monotonic() - started
+    results["tokens"] = dict(trainer.tokens)
     after, records = evaluate(trainer, sets, settings.teacher, settings.batch_size, "after")
     results["after"] = after
     trainer.save_model(str(folder / "model"))

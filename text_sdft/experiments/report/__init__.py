@@ -138,6 +138,9 @@ def _costs(run: Run) -> list[tuple[str, str]]:
     seconds = run.results["seconds"]
     costs = [("training", f"{seconds:.0f} s"), ("optimiser steps", f"{steps}")]
     costs += [("seconds a step", f"{seconds / steps:.2f}")] if steps else []
+    for use, label in (("student", "tokens that the student read"), ("sampled", "tokens read and written in sampling")):
+        if count := run.results.get("tokens", {}).get(use):
+            costs.append((label, f"{count:,}"))
     costs += [("tokens a completion, mean", f"{sum(lengths) / len(lengths):.1f}")] if lengths else []
     if run.probe:
         for view in ("student", "teacher"):
