@@ -1,10 +1,11 @@
 """Five tasks of five drawn types, one after the other: `python benchmarks/sequence.py --seeds 2`.
 
-`configs/sequences/novel-objects.yaml` with SDFT, naive SFT, SFT with retention prompts and SFT with replay, and SDFT on all
-tasks at once as the upper bound. What is finished is not run again. Prints a table of means over seeds and writes JSON.
+`configs/sequences/novel-objects.yaml` with SDFT, naive SFT and SFT with replay, and SDFT on all tasks at once as the upper
+bound. What is finished is not run again. Prints a table of means over seeds and writes JSON.
 
 *other images*: beside pictures of the old types, retention prompts show pictures of drawn types that are neither old nor
-taught (validation types, without labels), as a user would take from anywhere.
+taught (validation types, without labels), as a user would take from anywhere. *earlier images*: they show the unlabelled
+pictures of earlier tasks, which a user kept.
 """
 
 from __future__ import annotations
@@ -14,19 +15,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from vlm_sdft.cli import main as vlm_sdft
+from vlm_sdft.config import ImageData
 from vlm_sdft.zoo import resolve_data
 
 CONFIG = Path(__file__).parent.parent / "configs" / "sequences" / "novel-objects.yaml"
-#: row -> (method, whether retention prompts show other images too)
+#: row -> (method, what retention prompts show beside pictures of old types)
 ROWS = {
-    "sdft": ("sdft", False),
-    "sdft, other images": ("sdft", True),
-    "sft, no retention": ("sft/no_retain", False),
-    "sft": ("sft", False),
-    "sft, other images": ("sft", True),
-    "replay": ("replay", False),
+    "sdft": ("sdft", None),
+    "sdft, other images": ("sdft", "other"),
+    "sdft, earlier images": ("sdft", "earlier"),
+    "sft, no retention": ("sft/no_retain", None),
+    "replay": ("replay", None),
 }
+DATA = Path("runs/data")
 COLUMNS = ("mean_final", "share_of_joint", "backward_transfer", "forgetting", "forward_transfer")
 
 
@@ -49,17 +53,38 @@ def main() -> None:
 
 def run(row: str, seed: int) -> dict[str, Any]:
     """One sequence; with plain SDFT also the run on all tasks at once."""
-    method, others = ROWS[row]
+    method, shown = ROWS[row]
     folder = Path("runs/sequences") / f"{row.replace(', ', '-').replace(' ', '-')}-{seed}"
-    argv = ["sequence", str(CONFIG), "--method", method, "--train.output_dir", str(folder), "--train.disable_tqdm", "true"]
-    argv += ["--data.options", json.dumps({"n_types": 25, "seed": seed}), "--train.seed", str(seed), "--resume"]
-    if others:
-        drawn = resolve_data("builtin:novel-objects", Path("runs/data"), split="validation", n_types=25, seed=seed)
+    options = {"n_types": 25, "seed": seed}
+    config = earlier_images(options) if shown == "earlier" else CONFIG
+    argv = ["sequence", str(config), "--method", method, "--train.output_dir", str(folder), "--train.disable_tqdm", "true"]
+    argv += ["--train.seed", str(seed), "--resume"]
+    argv += ["--data.options", json.dumps(options)] if shown != "earlier" else []
+    if shown == "other":
+        drawn = resolve_data("builtin:novel-objects", DATA, split="validation", **options)
         argv += ["--data.retain", str(drawn / "unlabelled")]
     if vlm_sdft([*argv, "--joint"] if row == "sdft" else argv):
         raise SystemExit(f"{row}, seed {seed} failed")
     found = json.loads((folder / "sequence.json").read_text())
     return {key: found[key] for key in ("before", "after", "joint", "n", "summary")}
+
+
+def earlier_images(options: dict[str, Any]) -> Path:
+    """The sequence as a list of tasks, each with a folder of links to the unlabelled pictures of those before it."""
+    settings = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    parts = ImageData("builtin:novel-objects", options=options).split(settings.pop("tasks"))
+    drawn = [resolve_data("builtin:novel-objects", DATA, **part["options"]) / "unlabelled" for part in parts]
+    tasks = []
+    for k, part in enumerate(parts):
+        kept = DATA / f"earlier-{options['seed']}-{k}"
+        kept.mkdir(exist_ok=True)
+        for j, folder in enumerate(drawn[:k]):
+            if not (kept / str(j)).exists():
+                (kept / str(j)).symlink_to(folder.resolve())
+        tasks.append({"data": part | ({"retain": str(kept)} if k else {})})
+    file = DATA / f"earlier-{options['seed']}.yaml"
+    file.write_text(yaml.safe_dump({**settings, "tasks": tasks}), encoding="utf-8")
+    return file
 
 
 def table(cells: dict[str, Any]) -> str:

@@ -117,9 +117,7 @@ def sequence_command(argv: list[str]) -> None:
     tasks, folder, joint = read_sequence(Path(options[0]), options[1:], "--joint" in argv)
     for task in tasks:
         _print_report(task)
-    found = run_sequence(tasks, folder, "--resume" in argv, joint)
-    if int(os.environ.get("RANK", "0")) == 0:
-        print_sequence(found, folder)
+    print_sequence(run_sequence(tasks, folder, "--resume" in argv, joint), folder)
 
 
 def init_command(argv: list[str]) -> None:

@@ -66,7 +66,8 @@ def evaluate(
         phase: ``"before"`` or ``"after"``, written into the records.
 
     Returns:
-        {set or "teacher": {accuracy, n, low, high}}, and a record for each answer.
+        {set or "teacher": {accuracy, n, low, high}}, and a record for each answer; before training the teacher's also hold
+        what it saw, which stays the same.
     """
     results: dict[str, dict[str, float]] = {}
     records: list[dict[str, Any]] = []
@@ -89,7 +90,7 @@ def evaluate(
                 "answer": text,
                 "reference": example.reference,
                 "score": score,
-                **(_shown(trainer, example) if in_context else {}),
+                **(_shown(trainer, example) if in_context and phase == "before" else {}),
             }
             for example, text, score in scored
         ]

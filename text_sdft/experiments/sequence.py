@@ -51,6 +51,8 @@ def run_sequence(
     """
     if len(tasks) < 2:
         raise UserError("A sequence needs at least two tasks.")
+    if tasks[0].args.world_size > 1:
+        raise UserError("sequence runs in one process: start it without `accelerate launch`.")
     found = _stored(folder, tasks, resume)
     model: Model | None = None
     if "before" not in found:
