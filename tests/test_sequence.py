@@ -209,6 +209,16 @@ def test_tasks_of_text_from_files(tmp_path):
     assert read_sequence(config, ["--train.output_dir", str(run)], True)[2].args.max_steps == 2, "the tasks' steps together"
 
 
+def test_the_config_that_comes_along_is_read(tmp_path):
+    file = Path(__file__).parent.parent / "configs" / "sequences" / "novel-objects.yaml"
+    options = ["--data.cache", str(tmp_path), "--data.options", json.dumps({**SMALL, "n_types": 25})]
+    tasks, folder, joint = read_sequence(file, options, joint=True)
+    types = [{row.type for row in task.adapter.demos.labelled} for task in tasks]
+    assert [len(names) for names in types] == [5] * 5 and len(set.union(*types)) == 25
+    assert joint.args.max_steps == sum(task.args.max_steps for task in tasks) and folder == Path("runs/sequence")
+    assert {row.type for row in joint.adapter.demos.labelled} == set.union(*types)
+
+
 # ---- splitting data ----
 
 
