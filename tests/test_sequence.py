@@ -182,6 +182,7 @@ def test_replay_brings_back_the_labelled_images_of_earlier_tasks(config, tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_another_method_runs_the_same_sequence(config, finished, tmp_path):
     run = learn(config, tmp_path, "--method", "replay", "--train.max_steps", "2")
     found = read(run / "sequence.json")
@@ -211,7 +212,8 @@ def test_tasks_of_text_from_files(tmp_path):
 
 def test_the_config_that_comes_along_is_read(tmp_path):
     file = Path(__file__).parent.parent / "configs" / "sequences" / "novel-objects.yaml"
-    options = ["--data.cache", str(tmp_path), "--data.options", json.dumps({**SMALL, "n_types": 25})]
+    few = {**SMALL, "n_types": 25, "n_test": 1, "n_unlabelled": 1, "n_old": 1, "n_retain": 0}
+    options = ["--data.cache", str(tmp_path), "--data.options", json.dumps(few)]
     tasks, folder, joint = read_sequence(file, options, joint=True)
     types = [{row.type for row in task.adapter.demos.labelled} for task in tasks]
     assert [len(names) for names in types] == [5] * 5 and len(set.union(*types)) == 25
