@@ -88,34 +88,35 @@ def earlier_images(options: dict[str, Any]) -> Path:
 
 
 def table(cells: dict[str, Any]) -> str:
-    """Markdown: means over seeds, in brackets each seed; all in points but the share of joint training, in per cent."""
-    seeds = sorted({key.partition("/")[2] for key in cells})
-    old = list(cells[next(iter(cells))]["before"]["old"])
-    lines = [f"| method | {' | '.join(name.replace('_', ' ') for name in COLUMNS)} | {' | '.join(old)} |"]
+    """Markdown: means over seeds, in brackets each seed; in points, the share of joint training in per cent."""
+    old = list(next(iter(cells.values()))["before"]["old"])
+    lines = [f"| method | {' | '.join(name.replace('_', ' ') for name in (*COLUMNS, *old))} |"]
     lines.append("|---|" + "---|" * (len(COLUMNS) + len(old)))
-    for method in ROWS:
-        rows = []
-        for seed in seeds:
-            if (cell := cells.get(f"{method}/{seed}")) and (joint := cells.get(f"sdft/{seed}")):
-                share = cell["summary"]["mean_final"] / joint["summary"]["joint"]
-                rows.append([*({**cell["summary"], "share_of_joint": share}[name] for name in COLUMNS),
-                             *(cell["after"][-1]["old"][name] for name in old)])  # fmt: skip
-        if rows:
-            lines.append(_line(method, rows))
-    joints = [cell["joint"] for key, cell in sorted(cells.items()) if key.startswith("sdft/")]
-    if joints:
-        rows = [[sum(j["new"]) / len(j["new"]), *(j["old"][name] for name in old)] for j in joints]
-        line = _line("all at once (sdft)", rows)
-        first, mean, *rest = line.strip("| ").split(" | ")
-        lines.append("| " + " | ".join([first, mean, *["–"] * (len(COLUMNS) - 1), *rest]) + " |")
+    joint = {key.partition("/")[2]: cell["joint"] for key, cell in cells.items() if cell["joint"]}
+    means = {seed: sum(row["new"]) / len(row["new"]) for seed, row in joint.items()}
+    for row in ROWS:
+        mine = {key.partition("/")[2]: cell for key, cell in sorted(cells.items()) if key.rpartition("/")[0] == row}
+        columns = {name: [cell["summary"].get(name) for cell in mine.values()] for name in COLUMNS}
+        finals = zip(mine, columns["mean_final"], strict=True)
+        columns["share_of_joint"] = [final / means[seed] if seed in means else None for seed, final in finals]
+        columns |= {name: [cell["after"][-1]["old"][name] for cell in mine.values()] for name in old}
+        lines += [_line(row, list(columns.values()))] if mine else []
+    if joint:
+        unknown: list[list[float | None]] = [[None]] * (len(COLUMNS) - 1)
+        lines.append(
+            _line(
+                "sdft, all at once", [list(means.values()), *unknown, *([r["old"][n] for r in joint.values()] for n in old)]
+            )
+        )
     return "\n".join(lines)
 
 
-def _line(name: str, rows: list[list[float]]) -> str:
-    cells = [
-        f"{100 * sum(column) / len(column):.1f} ({', '.join(f'{100 * v:.1f}' for v in column)})"
-        for column in zip(*rows, strict=True)
-    ]
+def _line(name: str, columns: list[list[float | None]]) -> str:
+    cells = []
+    for column in columns:
+        known = [100 * value for value in column if value is not None]
+        each = f" ({', '.join(f'{value:.1f}' for value in known)})" if len(known) > 1 else ""
+        cells.append(f"{sum(known) / len(known):.1f}{each}" if known else "–")
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
