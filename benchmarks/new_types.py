@@ -23,7 +23,7 @@ import transformers
 
 from text_sdft.core import SDFTConfig
 from text_sdft.experiments.method_trainer import MethodTrainer
-from text_sdft.experiments.scores import evaluate
+from text_sdft.experiments.scores import contexts_for, evaluate
 from vlm_sdft import DemoSet, ImageAdapter, vlm
 from vlm_sdft.zoo import resolve_data
 
@@ -97,7 +97,8 @@ def run(split: str, seed: int, method: str, rate: float, args: argparse.Namespac
     scores, _ = evaluate(trainer, sets, teacher=True, batch_size=32, phase="eval")
     result = {name: score["accuracy"] for name, score in scores.items()}
     if not trainer.method.trains:
-        nearest = adapter.rivals(sets["new"])["1-nearest-neighbour"]
+        answers_by_name = adapter.rivals(sets["new"], contexts_for(trainer, sets["new"]))
+        nearest = answers_by_name["nearest labelled image (own features)"]
         result["1-NN"] = sum(given == e.reference for given, e in zip(nearest, sets["new"], strict=True)) / len(nearest)
     return result
 

@@ -222,7 +222,7 @@ def test_bad_data_is_an_error_before_anything_is_loaded(tmp_path, capsys):
 
 def test_data_may_be_given_short_and_names_the_run(tmp_path, data, model, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "--model", model, "--data", data, *options(FAST)]) == 0
+    assert main(["train", "--force", "--model", model, "--data", data, *options(FAST)]) == 0
     assert written(tmp_path / "runs" / "my objects")["data"]["path"] == data
     monkeypatch.chdir(data)
     output = tmp_path / "here"
@@ -238,7 +238,7 @@ def test_options_override_the_config_wherever_it_stands(tmp_path, data, model):
         ["--model", model, f"--config={file}", "--train.seed", "2"],
     ]
     for i, argv in enumerate(orders):
-        assert main(["train", *argv, "--train.output_dir", str(tmp_path / f"run{i}")]) == 0
+        assert main(["train", "--force", *argv, "--train.output_dir", str(tmp_path / f"run{i}")]) == 0
         got = written(tmp_path / f"run{i}")
         assert (got["model"], got["data"]["question"], got["train"]["seed"]) == (model, "From the file?", 2)
 
@@ -247,7 +247,7 @@ def test_the_learning_rate_suits_what_is_trained(tmp_path, data, model):
     file = config(tmp_path / "c.yaml", model=model, data={"path": data}, train=FAST)
     rates = {}
     for name, argv in {"lora": [], "all": ["--lora.enabled=false"], "own": ["--train.learning_rate", "0.5"]}.items():
-        assert main(["train", file, *argv, "--train.output_dir", str(tmp_path / name)]) == 0
+        assert main(["train", file, "--force", *argv, "--train.output_dir", str(tmp_path / name)]) == 0
         rates[name] = written(tmp_path / name)["train"]["learning_rate"]
     assert rates == {"lora": 2e-4, "all": 2e-5, "own": 0.5}
 
@@ -266,7 +266,7 @@ def test_init_prints_a_config_that_train_accepts(name, tmp_path, model, monkeypa
     assert (settings["demonstrations"]["n_types"], settings["demonstrations"]["shots"]) == (2, 2)
     assert "5 labelled images" in text.splitlines()[0]
     (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
-    assert main(["train", "c.yaml", *options({**FAST, "bf16": False})]) == 0
+    assert main(["train", "c.yaml", "--force", *options({**FAST, "bf16": False})]) == 0
     assert (tmp_path / "runs" / name / "model").is_dir()
 
 
@@ -292,7 +292,7 @@ def test_preview_shows_both_prompts_and_leaves_no_run(tmp_path, data, model, cap
     assert "dax<|im_end|>" in teacher.split("image:")[0] and "wug<|im_end|>" in teacher.split("image:")[0]
     assert "retain/any/0.png" in shown and "Tokens of a prompt" in shown and "Expected peak memory" in shown
     assert not list((tmp_path / "run").rglob("*")), "nothing is written"
-    assert main(["train", *argv]) == 0, "and the run may follow in the same folder"
+    assert main(["train", "--force", *argv]) == 0, "and the run may follow in the same folder"
 
 
 def test_the_report_on_the_data_is_printed(tmp_path, model, capsys):

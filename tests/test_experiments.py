@@ -126,7 +126,8 @@ def test_everything_is_in_the_runs_folder(finished):
 
 def test_results_hold_accuracies_settings_and_versions(finished):
     results = read(finished / "results.json")
-    assert set(results) == {"before", "after", "trained", "seconds", "tokens", "settings", "versions"}
+    assert set(results) == {"before", "after", "probe", "trained", "seconds", "tokens", "settings", "versions"}
+    assert results["probe"]["decision"] in ("train", "try first") and results["probe"]["reason"]
     for phase in ("before", "after"):
         assert set(results[phase]) == {"new", "old", "old skills", "teacher"}
         for accuracy in results[phase].values():
@@ -171,7 +172,7 @@ def test_the_card_of_an_adapter_names_its_base_model(tmp_path):
     fill(tmp_path / "data", WHOLE)
     run = tmp_path / "run"
     options = ["--train.max_steps", "1", "--train.use_cpu", "true", "--train.max_completion_length", "2"]
-    argv = ["train", "--model", base, "--data", str(tmp_path / "data"), "--train.output_dir", str(run), *options]
+    argv = ["train", "--force", "--model", base, "--data", str(tmp_path / "data"), "--train.output_dir", str(run), *options]
     assert main(argv) == 0
     header = yaml.safe_load((run / "model" / "README.md").read_text().split("---")[1])
     assert header["base_model"] == base and header["library_name"] == "peft"
@@ -190,7 +191,7 @@ def test_train_vision_trains_the_vision_tower(tmp_path):
     base = str(family_folder("qwen3_vl"))
     fill(tmp_path / "data", WHOLE)
     run = tmp_path / "run"
-    argv = ["train", "--model", base, "--data", str(tmp_path / "data"), "--data.train_vision", "true"]
+    argv = ["train", "--force", "--model", base, "--data", str(tmp_path / "data"), "--data.train_vision", "true"]
     argv += [
         "--lora.enabled",
         "false",
@@ -348,7 +349,7 @@ def test_a_text_model_is_trained_measured_and_loaded(tmp_path, capsys):
     (tmp_path / "text.yaml").write_text(yaml.safe_dump(settings))
     assert main(["preview", str(tmp_path / "text.yaml")]) == 0
     assert "Colour of a dax?" in capsys.readouterr().out
-    assert main(["train", str(tmp_path / "text.yaml")]) == 0
+    assert main(["train", str(tmp_path / "text.yaml"), "--force"]) == 0
     run = tmp_path / "run"
     results = read(run / "results.json")
     assert {name: score["n"] for name, score in results["after"].items()} == {"new": 3, "old": 1, "teacher": 3}

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from scipy import stats
 
 from tests.tiny_text import save_tiny_text_model
-from text_sdft.core import Example, TeacherContext
-from text_sdft.experiments.probe import gap_between, verdict
-from text_sdft.experiments.scores import Accuracy, sample
-from vlm_sdft import DemoSet, ImageAdapter
+from text_sdft.core import Demonstration, Example, SDFTConfig, SDFTTrainer, TeacherContext
+from text_sdft.experiments.measure import positions, right_answers
+from text_sdft.experiments.scores import contexts_for, sample
+from text_sdft.experiments.verdict import Evidence, Gap, paired_gap, verdict
+from vlm_sdft import DemoSet, ImageAdapter, vlm
 from vlm_sdft.cli import main
 from vlm_sdft.controls import CONTROLS
-from vlm_sdft.images import load_image
 from vlm_sdft.zoo import resolve_data
 
-CLEAR = {"mean": 0.8, "low": 0.7, "high": 0.9}
-NONE = {"mean": 0.02, "low": -0.05, "high": 0.09}
+BUILTIN = "builtin:tiny-qwen3-vl"
+CLEAR, NONE = Gap(0.8, 0.7, 0.9, 100), Gap(0.01, -0.03, 0.05, 100)
+UP, DOWN = Gap(0.1, 0.02, 0.18, 100), Gap(-0.3, -0.4, -0.2, 100)
 
 
 @pytest.fixture(scope="module")
@@ -28,22 +33,57 @@ def folder(tmp_path_factory):
     )
 
 
+def bound(folder, **options) -> SDFTTrainer:
+    """An untrained trainer on these images; they are its adapter's demonstrations."""
+    adapter = ImageAdapter(DemoSet.from_folder(folder), n_types=4, **options)
+    return SDFTTrainer(BUILTIN, SDFTConfig("runs/x", **{**vlm(), "use_cpu": True}), adapter=adapter)
+
+
 def test_verdicts():
-    good = verdict(0.1, 0.9, CLEAR, {"blank images": 0.2}, {"1-NN": 0.5})
+    good = verdict(Evidence(0.1, 0.9, CLEAR, kept={"blank images": (0.2, DOWN)}, rivals={"1-NN": 0.5}))
     assert good.train and not good.notes and "teacher 90 %, student 10 %" in good.reason
-    assert verdict(0.1, 0.9, CLEAR, {}, {"1-NN": 0.9}).notes[0].startswith("1-NN")
-    no_gap = verdict(0.8, 0.82, NONE, {}, {})
-    assert not no_gap.train and "no better" in no_gap.reason and "stronger model" in no_gap.notes[0]
-    blind = verdict(0.1, 0.9, CLEAR, {"blank images": 0.6, "shuffled labels": 0.1}, {})
-    assert not blind.train and "blank images: 60 %" in blind.reason
+    assert verdict(Evidence(0.1, 0.9, CLEAR, rivals={"1-NN": 0.9})).notes[0].startswith("1-NN is right in 90 %")
+    blind = verdict(Evidence(0.1, 0.9, CLEAR, kept={"blank images": (0.6, UP), "shuffled labels": (0.1, DOWN)}))
+    assert blind.decision == "do not train" and "blank images: 60 %" in blind.reason
+    cued = verdict(Evidence(0.1, 0.9, CLEAR, others={"--demonstrations.rung 3": (1.0, CLEAR, UP)}))
+    assert cued.train and cued.option == "--demonstrations.rung 3" and "100 %" in cued.reason
 
 
-def test_the_gaps_interval():
-    """Newcombe (1998), table II, method 10: 56/70 against 48/80 gives 0.0524 to 0.3339; and it never collapses."""
-    gap = gap_between(Accuracy.of([1.0] * 56 + [0.0] * 14), Accuracy.of([1.0] * 48 + [0.0] * 32))
-    assert gap["mean"] == pytest.approx(0.2)
-    assert (gap["low"], gap["high"]) == (pytest.approx(0.0524, abs=1e-4), pytest.approx(0.3339, abs=1e-4))
-    assert gap_between(Accuracy.of([1.0]), Accuracy.of([0.0]))["low"] < 0
+def test_verdicts_without_a_gap():
+    no_gap = verdict(Evidence(0.8, 0.81, NONE))
+    assert no_gap.decision == "do not train" and "no better" in no_gap.reason and "stronger model" in no_gap.notes[0]
+    assert "Even with the right answer" in verdict(Evidence(0.1, 0.11, NONE, answer_alone=0.2)).notes[0]
+    assert "knows this already" in verdict(Evidence(0.99, 1.0, NONE)).reason
+    instead = verdict(Evidence(0.1, 0.11, NONE, others={"--demonstrations.shots 4": (0.5, CLEAR, UP)}))
+    assert instead.decision == "try first" and instead.option == "--demonstrations.shots 4"
+    unclear = verdict(Evidence(0.1, 0.2, Gap(0.1, -0.1, 0.3, 20)))
+    assert unclear.decision == "try first" and unclear.option == "--eval.max_examples 80"
+
+
+def test_notes_on_a_teacher_that_does_not_follow_its_context():
+    assert "exchanged" in verdict(Evidence(0.1, 0.9, CLEAR, permuted=0.3)).notes[0]
+    assert "positions" in verdict(Evidence(0.1, 0.9, CLEAR, permuted=0.9, position_p=1e-5)).notes[0]
+
+
+@pytest.mark.parametrize(("both", "first", "second", "neither"), [(120, 90, 30, 160), (10, 5, 60, 325), (380, 10, 4, 6)])
+def test_the_paired_gap_agrees_with_the_bootstrap(both, first, second, neither):
+    pairs = [(1.0, 1.0)] * both + [(1.0, 0.0)] * first + [(0.0, 1.0)] * second + [(0.0, 0.0)] * neither
+    a, b = (np.array(side) for side in zip(*pairs, strict=True))
+    gap = paired_gap(a.tolist(), b.tolist())
+    drawn = stats.bootstrap(
+        (a, b), lambda x, y, axis: (x - y).mean(axis), paired=True, n_resamples=4000, rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert gap.mean == pytest.approx((first - second) / len(pairs))
+    assert (gap.low, gap.high) == (pytest.approx(drawn.low, abs=0.012), pytest.approx(drawn.high, abs=0.012))
+
+
+def test_the_paired_gap_never_collapses_and_takes_shares():
+    assert paired_gap([1.0], [0.0]).low < 0 < paired_gap([1.0] * 40, [0.0] * 40).low < 1
+    same = paired_gap([1.0] * 40, [1.0] * 40)
+    assert same.low < 0 < same.high
+    a, b = [0.2, 0.9, 0.4, 0.7], [0.1, 0.5, 0.4, 0.2]
+    gap, reference = paired_gap(a, b), stats.ttest_rel(a, b).confidence_interval()
+    assert (gap.low, gap.high) == (pytest.approx(reference.low), pytest.approx(reference.high))
 
 
 def test_a_sample_is_drawn_from_all():
@@ -55,24 +95,35 @@ def test_a_sample_is_drawn_from_all():
 
 def test_the_builtin_model_can_teach_itself_and_only_through_its_demonstrations(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code = main(["probe", "--model", "builtin:tiny-qwen3-vl", "--data", str(folder), "--train.output_dir", "runs/x"])
+    code = main(["probe", "--model", BUILTIN, "--data", str(folder), "--train.output_dir", "runs/x", "--sweep"])
     numbers = json.loads(Path("runs/x/probe.json").read_text())
     accuracy = {name: value["accuracy"] for name, value in numbers["accuracy"].items()}
     assert code == 0 and numbers["verdict"]["train"]
     assert accuracy["student"] <= 0.1 and accuracy["teacher"] >= 0.9
-    assert max(accuracy[control] for control in CONTROLS) <= 0.4  # 4 types: chance is 0.25
+    assert max(accuracy[name] for name in (*CONTROLS, "own type missing")) <= 0.4  # 4 types: chance is 0.25
+    assert accuracy["permuted label words"] >= 0.9, "it follows its context"
+    assert accuracy["the answer alone"] >= 0.9
+    assert {"--demonstrations.shots 1", "--demonstrations.selection random"} <= set(numbers["gaps"])
+    assert numbers["answer"]["teacher"]["logp_answer"] > -1 > numbers["answer"]["student"]["logp_answer"]
+    assert sum(numbers["positions"]["counts"]) >= 20
     assert numbers["tokens"]["teacher"] > numbers["tokens"]["student"]
     assert numbers["divergence"] > 0.5
-    assert "Train: with demonstrations" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Train: with demonstrations" in printed and "nearest demonstration" in printed
 
 
 def test_a_student_that_sees_the_demonstrations_itself_has_nothing_to_learn(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    args = ["--model", "builtin:tiny-qwen3-vl", "--data", str(folder), "--train.output_dir", "runs/x"]
-    assert main(["probe", *args, "--demonstrations.context", "both"]) == 3
+    args = ["--model", BUILTIN, "--data", str(folder), "--train.output_dir", "runs/x", "--demonstrations.context", "both"]
+    assert main(["probe", *args]) == 3
     assert "Do not train" in capsys.readouterr().out
     numbers = json.loads(Path("runs/x/probe.json").read_text())
     assert numbers["divergence"] < 0.2
+    train = ["train", *args, "--train.max_steps", "1", "--train.output_dir", "runs/y", "--eval.max_examples", "8"]
+    assert main(train) == 3
+    assert "Do not train" in capsys.readouterr().err and not list(Path("runs/y").iterdir())
+    assert main([*train, "--force", "--train.disable_tqdm", "true"]) == 0
+    assert Path("runs/y/results.json").exists()
 
 
 def test_text_is_probed_too(tmp_path, monkeypatch, capsys):
@@ -83,24 +134,51 @@ def test_text_is_probed_too(tmp_path, monkeypatch, capsys):
     args = ["--adapter", "text", "--model", model, "--data", "rows.jsonl", "--data.test", "rows.jsonl"]
     assert main(["probe", *args, "--train.max_completion_length", "4"]) == 3
     numbers = json.loads(Path("runs/rows/probe.json").read_text())
-    assert set(numbers["accuracy"]) == {"student", "teacher"}
+    assert set(numbers["accuracy"]) == {"student", "teacher", "the answer alone"}
     assert main(["probe", *args[:6], "--train.max_completion_length", "4"]) == 2
     assert "with a reference" in capsys.readouterr().err
 
 
-def test_controls_spoil_what_they_say(folder):
-    demos = DemoSet.from_folder(folder)
-    adapter = ImageAdapter(demos, selection="fixed", n_types=4)
-    example = adapter.examples(demos.test)[0]
-    right = adapter.demonstrations(example, TeacherContext(3))
+def test_how_probable_the_right_answer_is(folder):
+    """Against the model's own forward on prompt and answer, one example at a time."""
+    trainer = bound(folder)
+    examples = trainer.adapter.examples(trainer.adapter.demos.test)[:3]
+    contexts = contexts_for(trainer, examples)
+    read = right_answers(trainer, examples, contexts, size=2)
+    logps, entropies = [], []
+    tokenizer = trainer.adapter.processing_class.tokenizer
+    for example, context in zip(examples, contexts, strict=True):
+        inputs = trainer.adapter.encode([trainer.adapter.teacher_messages(example, context)])
+        ids = torch.tensor([*tokenizer(example.reference)["input_ids"], tokenizer.eos_token_id])
+        with torch.no_grad():
+            logits_LV = trainer.module(**inputs.batch([ids])).logits[0].float()
+        logp_TV = logits_LV[-len(ids) - 1 : -1].log_softmax(-1)
+        logps.append(logp_TV.gather(-1, ids[:, None]).squeeze(-1))
+        entropies.append(-(logp_TV.exp() * logp_TV).sum(-1))
+    assert read is not None
+    assert read["logp_answer"] == pytest.approx(float(torch.stack([row.sum() for row in logps]).mean()), abs=1e-4)
+    assert read["logp_token"] == pytest.approx(float(torch.cat(logps).mean()), abs=1e-4)
+    assert read["entropy"] == pytest.approx(float(torch.cat(entropies).mean()), abs=1e-4)
 
-    def parts(shown):
-        return [(d.messages[0]["content"][0]["image"], d.messages[-1]["content"]) for d in shown]
 
-    blank, shuffled, missing = (parts(adapter.demonstrations(example, TeacherContext(3, control=c))) for c in CONTROLS)
-    assert [answer for _, answer in blank] == [answer for _, answer in parts(right)]
-    assert all(len(load_image(image).getcolors() or []) == 1 for image, _ in blank)
-    pairs = {(before, after) for (_, before), (_, after) in zip(parts(right), shuffled, strict=True)}
-    assert len(pairs) == 4 and all(before != after for before, after in pairs), "one wrong answer for each type"
-    assert [image for image, _ in shuffled] == [image for image, _ in parts(right)]
-    assert example.reference not in {answer for _, answer in missing} and len(missing) == 6
+class Shown:
+    """Ten answers in an order drawn by the seed."""
+
+    def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
+        words = random.Random(context.seed).sample([f"word {i}" for i in range(5)] * 2, 10)
+        return [Demonstration([{"role": "user", "content": "?"}, {"role": "assistant", "content": w}]) for w in words]
+
+
+def test_positions_that_are_favoured_show():
+    examples = [Example(str(i), []) for i in range(300)]
+    contexts = [TeacherContext(seed) for seed in range(300)]
+    shown = [
+        [d.messages[-1]["content"] for d in Shown().demonstrations(e, c)] for e, c in zip(examples, contexts, strict=True)
+    ]
+    fair = positions(Shown(), examples, contexts, ["Word 3."] * 300)
+    last = positions(Shown(), examples, contexts, [words[-1] for words in shown])
+    assert fair is not None and sum(fair["counts"]) == 300 and fair["p"] > 0.01
+    assert last is not None and last["p"] < 1e-6 and last["counts"][-1] == max(last["counts"])
+    assert positions(Shown(), examples, contexts, ["other"] * 300) is None
+    few = positions(Shown(), examples[:9], contexts[:9], ["word 1"] * 9)
+    assert few is not None and few["p"] is None

@@ -79,7 +79,7 @@ def test_eight_rows_equal_four_times_two_and_any_order(tmp_path):
         for p in trainer.model.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     whole, gradients = loss_and_gradients(trainer, trainer.queries)
-    assert sum(s["loss"] for s in trainer._samples if s["retain"]) > 0.01
+    assert sum(s["loss"] for s in trainer.metrics.samples if s["retain"]) > 0.01
     parts = [trainer.queries[i : i + 2] for i in range(0, 8, 2)]
     for split in (parts, parts[::-1], [trainer.queries[::-1]]):
         results = [loss_and_gradients(trainer, part, total=8) for part in split]
@@ -112,9 +112,9 @@ def test_the_last_smaller_batch_weighs_its_rows_alike(tmp_path):
 def test_truncated_completions_are_left_out_where_asked(tmp_path):
     trainer = make(tmp_path, mask_truncated_completions=True, max_completion_length=1)
     _, gradients = loss_and_gradients(trainer, trainer.queries)
-    finished = [r for r in trainer._samples if r["completion"] == ""]  # only the end-of-sequence token
+    finished = [r for r in trainer.metrics.samples if r["completion"] == ""]  # only the end-of-sequence token
     assert len(finished) < 8
-    assert sum(r["loss"] > 0 for r in trainer._samples) == len(finished)
+    assert sum(r["loss"] > 0 for r in trainer.metrics.samples) == len(finished)
     assert all(g.isfinite().all() for g in gradients.values())
 
 
@@ -122,7 +122,7 @@ def test_a_retention_prompt_of_an_unmoved_student_costs_nothing(tmp_path):
     rows = toy_rows(4, retained=4)
     trainer = make(tmp_path, rows)
     loss_and_gradients(trainer, trainer.queries)
-    losses = [r["loss"] for r in trainer._samples if r["retain"]]
+    losses = [r["loss"] for r in trainer.metrics.samples if r["retain"]]
     assert len(losses) == 4 and max(losses) < 1e-6
 
 
@@ -156,7 +156,7 @@ def test_fewer_retention_prompts_than_queries(tmp_path, ratio):
 def test_several_completions_of_a_query_differ_and_weigh_alike(tmp_path):
     trainer = make(tmp_path, num_generations=3)
     loss, _ = loss_and_gradients(trainer, trainer.queries[:2], total=6)
-    samples = trainer._samples
+    samples = trainer.metrics.samples
     assert [s["id"] for s in samples] == ["q0"] * 3 + ["q1"] * 3
     assert len({s["completion"] for s in samples}) > 2
     assert loss.item() == pytest.approx(sum(s["loss"] for s in samples) / 6, abs=1e-5)
@@ -287,7 +287,7 @@ def test_demonstrations_that_do_not_fit_are_left_out_whole(tmp_path):
     rows = [{"id": "q", "prompt": [3] * 4, "context": [[5] * 10, [6] * 10, [7] * 10]}]
     trainer = make(tmp_path, rows, max_prompt_length=26)
     loss_and_gradients(trainer, trainer.queries)
-    assert trainer._sums["dropped"][0] == 1.0
+    assert trainer.metrics._sums["teacher/dropped_demonstrations"][0] == 1.0
     short = make(tmp_path, rows, max_prompt_length=13)
     with pytest.raises(UserError, match=r"'q'.*cannot be shortened"):
         short.train()

@@ -139,23 +139,35 @@ class TextAdapter:
 
     def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
         """The row's own, in their order, the last ones where not all fit; none beside a whole teacher prompt."""
-        hidden = example.retain or example.meta.get("teacher_messages")
+        rung = self._rung_of(example, context)
+        if rung == 5:
+            return [Demonstration([example.messages[-1], {"role": "assistant", "content": _known_answer(example)}])]
+        hidden = example.retain or rung == 0 or example.meta.get("teacher_messages")
         kept = [] if hidden else list(example.demonstrations)
         limit = context.max_demonstrations
         return kept if limit is None else kept[max(0, len(kept) - limit) :]
 
     def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
         """The query with its demonstrations and privileged context, or the row's own teacher prompt."""
-        if example.retain:
+        rung = self._rung_of(example, context)
+        if example.retain or rung == 0:
             return self.student_messages(example)
+        shown = self.demonstrations(example, context)
+        if rung == 5:
+            return render(example.messages, shown, None, self._template or "paper")
         if example.meta.get("teacher_messages"):
             return list(example.meta["teacher_messages"])
-        shown = self.demonstrations(example, context)
         template = self._template
         if template is None:
             quoted = isinstance(example.privileged_context, str) and not shown
             template = "paper" if example.meta.get("golden") else "context" if quoted else "turns"
         return render(example.messages, shown, example.privileged_context, template)
+
+    def rungs(self, example: Example) -> tuple[int, ...]:
+        """Nothing, the row's own context, and, where an expert's answer is known, that answer alone."""
+        if example.retain:
+            return ()
+        return (0, 2, 5) if _known_answer(example) is not None else (0, 2)
 
     def encode(self, conversations: Sequence[Conversation]) -> ModelInputs:
         """Ids [L] of each conversation through the chat template, generation prompt appended.
@@ -207,3 +219,13 @@ class TextAdapter:
         if self._scorer is not None:
             return float(self._scorer(example, answer))
         return float(" ".join(answer.casefold().split()) == " ".join(example.reference.casefold().split()))
+
+    def _rung_of(self, example: Example, context: TeacherContext) -> int:
+        return context.rung if context.rung in self.rungs(example) else 2  # type: ignore[return-value]
+
+
+def _known_answer(example: Example) -> str | None:
+    """An expert's answer to this very prompt: the row's own, else the reference."""
+    if example.meta.get("golden") and example.demonstrations:
+        return str(example.demonstrations[-1].messages[-1]["content"])
+    return example.reference

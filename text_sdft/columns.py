@@ -37,7 +37,7 @@ READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "cs
 
 
 def load_rows(path: str) -> list[dict[str, Any]]:
-    """Rows of a JSONL, JSON, Parquet or CSV file, or of a hub dataset's train split.
+    """Rows of a JSONL, JSON, Parquet or CSV file, of a folder that ``datasets`` saved, or of a hub dataset's train split.
 
     Raises:
         UserError: the file does not exist or cannot be read.
@@ -55,6 +55,8 @@ def load_rows(path: str) -> list[dict[str, Any]]:
         except Exception as error:
             raise UserError(f"{file} cannot be read as {READERS[file.suffix]}: {error}") from error
     try:
+        if (file / "dataset_info.json").is_file():
+            return list(datasets.load_from_disk(path))
         return list(datasets.load_dataset(path, split="train"))
     except Exception as error:
         kinds = ", ".join(READERS)
@@ -72,7 +74,7 @@ def to_example(row: Any, number: int, system_prompt: str | None = None) -> Examp
     if not isinstance(row, Mapping):
         raise UserError(f"Row {number} is a {type(row).__name__}; it must be a mapping with the column 'prompt'.")
     _check_names(row, number)
-    messages = _messages(row.get("prompt"), "prompt", number)
+    messages = messages_of(row.get("prompt"), "prompt", number)
     if system_prompt and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system_prompt}, *messages]
     golden = row.get("golden_response")
@@ -93,7 +95,7 @@ def to_example(row: Any, number: int, system_prompt: str | None = None) -> Examp
         reference=None if row.get("reference") is None else str(row["reference"]),
         retain=_flag(row.get("retain"), number),
         meta={
-            "teacher_messages": None if not teacher_prompt else _messages(teacher_prompt, "teacher_prompt", number),
+            "teacher_messages": None if not teacher_prompt else messages_of(teacher_prompt, "teacher_prompt", number),
             "golden": bool(answers),
         },
     )
@@ -101,7 +103,11 @@ def to_example(row: Any, number: int, system_prompt: str | None = None) -> Examp
 
 def to_examples(rows: Iterable[Any], system_prompt: str | None = None) -> list[Example]:
     """All rows as examples, with unique ids. Raises `UserError`."""
-    examples = [to_example(row, number, system_prompt) for number, row in enumerate(rows)]
+    return unique([to_example(row, number, system_prompt) for number, row in enumerate(rows)])
+
+
+def unique(examples: list[Example]) -> list[Example]:
+    """The examples, after a look at their ids. Raises `UserError` where two are the same."""
     seen: set[str] = set()
     for example in examples:
         if example.id in seen:
@@ -119,7 +125,8 @@ def _check_names(row: Mapping[str, Any], number: int) -> None:
             raise UserError(f"Row {number} has the column '{name}'; did you mean '{near[0]}'? Rename it.")
 
 
-def _messages(given: Any, column: str, number: int) -> Conversation:
+def messages_of(given: Any, column: str, number: int) -> Conversation:
+    """A query from a string or from messages that end in a user turn. Raises `UserError` naming row and column."""
     if isinstance(given, str) and given.strip():
         return [{"role": "user", "content": given}]
     if _are_messages(given):

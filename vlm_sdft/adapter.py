@@ -8,17 +8,19 @@ Shapes: R rows · D embedding width · T completion tokens.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.nn.functional import normalize
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from text_sdft.core import (
+    RUNGS,
     Conversation,
     Demonstration,
     Example,
@@ -33,12 +35,13 @@ from text_sdft.core.rollout import draw_seed
 from text_sdft.templates import check_template, render
 from vlm_sdft.answers import is_right
 from vlm_sdft.config import ImageData, ImageDemonstrations, load_demos, vlm
-from vlm_sdft.controls import BLANK, CONTROLS, MISSING, spoiled
+from vlm_sdft.controls import BLANK, CONTROLS, SHUFFLED, moved_answers, spoiled, with_cues
 from vlm_sdft.demos import DemoSet, ImageRow, Split
 from vlm_sdft.embedding import ImageEmbedder
 from vlm_sdft.encoding import RowEncoder, check_by_forward
 from vlm_sdft.families import FAMILIES, Family, bound_images, find_family, vision_modules
 from vlm_sdft.features import ImageFeatures
+from vlm_sdft.rivals import images_of, mean_embedding, nearest_answers, zero_shot_answers
 from vlm_sdft.selection import DemonstrationSelector, Selection
 from vlm_sdft.zoo import resolve_model
 
@@ -51,6 +54,8 @@ class ImageAdapter:
         selection: how demonstrations are chosen: see `DemonstrationSelector`.
         n_types: types of objects among a query's demonstrations.
         shots: demonstrations a type.
+        rung: how much the teacher is shown (`text_sdft.core.RUNGS`), where a query has that rung.
+        policy: ``"fixed"``, or ``"ladder"`` for hints that grow (`text_sdft.experiments.ladder`).
         context: whose view holds the demonstrations; ``"teacher"`` is self-distillation, the others are controls.
         template: ``"turns"`` or a quoted template (see `text_sdft.templates`).
         embedder: what retrieval compares: see `ImageEmbedder`.
@@ -71,6 +76,8 @@ class ImageAdapter:
         selection: Selection = "retrieved",
         n_types: int = 5,
         shots: int = 2,
+        rung: int = 2,
+        policy: Literal["fixed", "ladder"] = "fixed",
         context: Literal["teacher", "student", "both"] = "teacher",
         template: str = "turns",
         embedder: str = "model",
@@ -82,7 +89,12 @@ class ImageAdapter:
         check_template(template)
         if context not in ("teacher", "student", "both"):
             raise UserError(f"context is '{context}'; use 'teacher', 'student' or 'both'.")
+        if rung not in RUNGS:
+            raise UserError(
+                f"demonstrations.rung is {rung}; use {', '.join(f'{r} ({name})' for r, name in RUNGS.items())}."
+            )
         self.demos = demos
+        self.policy, self.rung = policy, rung
         self.processing_class: Any = None
         self._train_vision, self._image_features_gib = train_vision, image_features_gib
         self._trust: dict[str, Any] = {}  # the model's own code was trusted: so is its processor's
@@ -193,16 +205,21 @@ class ImageAdapter:
 
     def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
         """What the teacher is shown before the query: none with ``context="student"``, or for a retention row."""
-        if self._context == "student":
+        rung = self._rung_of(example, context)
+        if self._context == "student" or rung == 0:
             return []
-        if context.control == MISSING:
-            return self._demonstrations(example, context.seed, context.max_demonstrations, without=self._type_of(example))
-        shown = self._demonstrations(example, context.seed, context.max_demonstrations)
+        if rung == 5:  # the answer alone, as the paper shows it: the very same query, answered
+            return [Demonstration([example.messages[-1], {"role": "assistant", "content": example.reference}])]
+        without = self._type_of(example) if rung == 1 else None
+        shown = self._demonstrations(example, context.seed, context.max_demonstrations, without)
+        if rung == 3:
+            shown = with_cues(shown, {kind.answer: kind.cues for kind in self.demos.types.values()})
         return spoiled(shown, context.control, context.seed)
 
     def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
         """The query after its demonstrations."""
-        privileged = None if example.retain else example.privileged_context
+        hidden = example.retain or self._rung_of(example, context) in (0, 5)
+        privileged = None if hidden else example.privileged_context
         return render(example.messages, self.demonstrations(example, context), privileged, self._template)
 
     def encode(self, conversations: Sequence[Conversation]) -> ModelInputs:
@@ -237,8 +254,7 @@ class ImageAdapter:
 
     def example_images(self, example: Example) -> list[Any]:
         """The images of the query, as they were given."""
-        contents = [m["content"] for m in example.messages if not isinstance(m["content"], str)]
-        return [part["image"] for content in contents for part in content if part["type"] == "image"]
+        return images_of(example.messages)
 
     def embed(self, sources: Sequence[Any]) -> Tensor:
         """L2-normalised embeddings [R, D] of R images, as retrieval compares them; each is computed once."""
@@ -248,18 +264,68 @@ class ImageAdapter:
             self._embedder = ImageEmbedder(self._embedder_name, self._features, device)
         return self._embedder(sources)
 
-    @property
-    def controls(self) -> tuple[str, ...]:
-        """See `vlm_sdft.controls`; among one type there is nothing to exchange or to leave out."""
-        types = {row.type for row in self.demos.labelled}
-        return CONTROLS if min(len(types), self._selector.n_types) > 1 else (BLANK,)
+    def rungs(self, example: Example) -> tuple[int, ...]:
+        """Rungs that this query has: 1 and 3 need a set of types, 5 a known answer."""
+        if example.retain or self._context == "student":
+            return ()
+        chosen = not example.demonstrations and example.meta.get("row") is not None
+        typed = chosen and self.demos.one_answer_a_type and self._type_of(example) is not None
+        cued = chosen and any(kind.cues for kind in self.demos.types.values())
+        known = example.reference is not None
+        return (0, *(1,) * (typed and self._several_types), 2, *(3,) * cued, *(5,) * known)
 
-    def rivals(self, examples: Sequence[Example]) -> dict[str, list[str]]:
-        """Answers of cheap rivals that see the same labelled images: the nearest one's answer, by this embedder."""
-        labelled, rows = self.demos.labelled, [example.meta["row"] for example in examples]
-        labelled_RD, queries_RD = self._embed_rows(labelled), self._embed_rows(rows)
-        nearest = (queries_RD @ labelled_RD.T).argmax(-1).tolist()
-        return {"1-nearest-neighbour": [str(labelled[i].answer) for i in nearest]}
+    def controls(self, example: Example) -> tuple[str, ...]:
+        """See `vlm_sdft.controls`. Labels are shuffled between types: not where a row brings its own demonstrations or
+        answers, or only one type is shown."""
+        own = example.demonstrations
+        shown = any(images_of(d.messages) for d in own) if own else example.meta.get("row") is not None
+        if example.retain or self._context == "student" or not shown:
+            return ()
+        shuffled = not own and self.demos.one_answer_a_type and self._several_types
+        return CONTROLS if shuffled else (BLANK,)
+
+    def relabelled(self, example: Example, context: TeacherContext) -> Example | None:
+        """The query with the answer of its type under *shuffled labels*; None where its type is not shown."""
+        if context.control != SHUFFLED:
+            return None
+        moved = moved_answers(self.demonstrations(example, replace(context, control=None)), context.seed)
+        answer = moved.get(str(example.reference))
+        return None if answer is None else replace(example, reference=answer, meta={})
+
+    def rivals(self, examples: Sequence[Example], contexts: Sequence[TeacherContext]) -> dict[str, list[str]]:
+        """Answers of cheap rivals, by this adapter's embedder: the nearest of the demonstrations that the teacher sees, the
+        nearest of all labelled images, and for open_clip the nearest name of a demonstrated type."""
+        shown = [self.demonstrations(e, context) for e, context in zip(examples, contexts, strict=True)]
+        queries_RD = torch.stack([mean_embedding(self.example_images(e), self.embed) for e in examples])
+        labelled = self.demos.labelled
+        nearest = (queries_RD @ self._embed_rows(labelled).T).argmax(-1).tolist()
+        by = "open_clip" if self._embedder_name.startswith("open_clip:") else "own features"
+        answers = {
+            f"nearest demonstration ({by})": nearest_answers(queries_RD, shown, self.embed),
+            f"nearest labelled image ({by})": [str(labelled[i].answer) for i in nearest],
+        }
+        if by == "open_clip":
+            names = [list(dict.fromkeys(str(d.messages[-1]["content"]) for d in row)) for row in shown]
+            answers["zero-shot by name (open_clip)"] = zero_shot_answers(queries_RD, names, self._embedder_name)
+        return answers
+
+    def variants(self) -> dict[str, ImageAdapter]:
+        """This adapter, bound to the same model, with other numbers of demonstrations and other selections."""
+        others = {}
+        for option, selector in self._selector.variants().items():
+            others[option] = copy.copy(self)
+            others[option]._selector = selector
+        return others
+
+    @cached_property
+    def _several_types(self) -> bool:
+        """Whether a query sees several types: among one there is nothing to exchange or to leave out."""
+        return min(len({row.type for row in self.demos.labelled}), self._selector.n_types) > 1
+
+    def _rung_of(self, example: Example, context: TeacherContext) -> int:
+        """The rung that a query is shown: the one asked for where it has it, else 2."""
+        rung = self.rung if context.rung is None else context.rung
+        return rung if rung == 2 or rung in self.rungs(example) else 2
 
     def _bound(self) -> Family:
         if self._family is None:
@@ -326,9 +392,8 @@ class ImageAdapter:
 
     def _embed_rows(self, rows: Sequence[ImageRow]) -> Tensor:
         """Embeddings [R, D] of rows: the mean over a row's images, normalised."""
-        images_RD = self.embed([image for row in rows for image in row.images])
-        parts = images_RD.split([len(row.images) for row in rows])
-        return normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
+        self.embed([image for row in rows for image in row.images])  # all at once; then from its cache
+        return torch.stack([mean_embedding(row.images, self.embed) for row in rows])
 
 
 def _question(row: ImageRow) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The command `vlm-sdft`: finds what was called and reports mistakes.
 
-Exit codes: 0 good, 2 the user's mistake (one message), 1 ours; `probe` exits 3 where its verdict is not to train.
+Exit codes: 0 good, 2 the user's mistake (one message), 1 ours; `probe` exits 3 where its verdict is not to train, and
+`train` where its short probe says so.
 
 Heavy imports wait until a command runs, so that ``vlm-sdft --help`` answers at once.
 """

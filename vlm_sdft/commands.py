@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,37 +14,46 @@ if TYPE_CHECKING:
     from text_sdft.experiments.config import Experiment
 
 
-def train_command(argv: list[str]) -> None:
-    from text_sdft.experiments.run import run_training
+def train_command(argv: list[str]) -> int:
+    from text_sdft.experiments.run import NotWorthTraining, run_training
     from vlm_sdft.tables import print_results
 
-    resume = "--resume" in argv
-    experiment = read_experiment("train", [arg for arg in argv if arg != "--resume"])
+    resume, force = "--resume" in argv, "--force" in argv
+    experiment = read_experiment("train", [arg for arg in argv if arg not in ("--resume", "--force")])
     _print_report(experiment)
-    results = run_training(experiment, resume)
-    if int(os.environ.get("RANK", "0")) == 0:
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    try:
+        results = run_training(experiment, resume, force)
+    except NotWorthTraining as found:
+        if main_process:
+            print(f"{found}\n`vlm-sdft probe` measures more; --force trains all the same.", file=sys.stderr)
+        return 3
+    if main_process:
         print_results(results, Path(str(experiment.args.output_dir)))
+    return 0
 
 
 def preview_command(argv: list[str]) -> None:
     from text_sdft.experiments.preview import preview
     from vlm_sdft.tables import print_preview
 
-    experiment = read_experiment("preview", argv)
+    measure = "--measure" in argv
+    experiment = read_experiment("preview", [arg for arg in argv if arg != "--measure"])
     _print_report(experiment)
-    print_preview(preview(experiment))
+    print_preview(preview(experiment, measure))
 
 
 def probe_command(argv: list[str]) -> int:
     import json
 
     from text_sdft.experiments.probe import probe
+    from text_sdft.experiments.run import make_trainer
     from vlm_sdft.tables import print_probe
 
-    experiment = read_experiment("probe", argv)
+    experiment = read_experiment("probe", [arg for arg in argv if arg != "--sweep"])
     experiment.method = "sdft"  # the question is whether there is a teacher, whatever is trained in the end
     _print_report(experiment)
-    numbers = probe(experiment)
+    numbers = probe(make_trainer(experiment), experiment, sweep="--sweep" in argv)
     file = Path(str(experiment.args.output_dir)) / "probe.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")

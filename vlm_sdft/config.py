@@ -106,6 +106,17 @@ class ImageDemonstrations:
     )
     n_types: int = field(default=5, metadata={"help": "Types shown to the teacher with each query."})
     shots: int = field(default=2, metadata={"help": "Images of each type."})
+    rung: int = field(
+        default=2,
+        metadata={
+            "help": "What the teacher is shown: 0 nothing, 1 demonstrations without the query's type, 2 demonstrations, "
+            "3 also cues of types.yaml in words, 5 the answer alone. A query without that rung is shown rung 2."
+        },
+    )
+    policy: Literal["fixed", "ladder"] = field(
+        default="fixed",
+        metadata={"help": "fixed (the same rung for all), or ladder: for each labelled query the lowest that helps."},
+    )
     context: Literal["teacher", "student", "both"] = field(
         default="teacher",
         metadata={"help": "Who sees the demonstrations; teacher is self-distillation, others are controls."},

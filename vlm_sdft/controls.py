@@ -1,14 +1,15 @@
-"""Demonstrations spoiled on purpose: without these, a teacher's accuracy means little.
+"""Demonstrations spoiled on purpose (without these, a teacher's accuracy means little), and with more in them.
 
-- *blank images*: every demonstration's image is an even grey. A teacher that stays as good does not look at them.
 - *shuffled labels*: the types' answers change places among each other. A teacher that reads its demonstrations now gives
-  the wrong answer; one that stays as good as before answers from what it knew.
-- *own type missing*: the query's type is left out. What remains right was not learnt from demonstrations.
+  the other type's answer (`moved_answers`); one that stays as good as before answers from what it knew.
+- *blank images*: every demonstration's image is an even grey. A teacher that stays as good does not look at them.
+
+That the query's own type is left out is no spoiling but rung 1 of the privilege ladder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,23 +18,54 @@ from PIL import Image
 from text_sdft.core import Demonstration, Message
 from vlm_sdft.images import load_image
 
-BLANK, SHUFFLED, MISSING = CONTROLS = ("blank images", "shuffled labels", "own type missing")
+SHUFFLED, BLANK = CONTROLS = ("shuffled labels", "blank images")
 _GREY = (128, 128, 128)
 
 
 def spoiled(demonstrations: Sequence[Demonstration], control: str | None, seed: int) -> list[Demonstration]:
-    """The demonstrations under a control ("own type missing" is a matter of selection and changes nothing here)."""
+    """The demonstrations under a control; under None as they are."""
     if control == BLANK:
         return [replace(d, messages=[_blank(message) for message in d.messages]) for d in demonstrations]
     if control == SHUFFLED:
-        answers = list(dict.fromkeys(str(d.messages[-1]["content"]) for d in demonstrations))
-        step = 1 + seed % max(len(answers) - 1, 1)
-        moved = {answer: answers[(i + step) % len(answers)] for i, answer in enumerate(answers)}
+        moved = moved_answers(demonstrations, seed)
         return [
-            replace(d, messages=[*d.messages[:-1], {**d.messages[-1], "content": moved[str(d.messages[-1]["content"])]}])
+            replace(d, messages=[*d.messages[:-1], {**d.messages[-1], "content": moved[answer_of(d)]}])
             for d in demonstrations
         ]
     return list(demonstrations)
+
+
+def moved_answers(demonstrations: Sequence[Demonstration], seed: int) -> dict[str, str]:
+    """The answer that stands in each answer's place under *shuffled labels*: another one, each once."""
+    answers = list(dict.fromkeys(map(answer_of, demonstrations)))
+    step = 1 + seed % max(len(answers) - 1, 1)
+    return {answer: answers[(i + step) % len(answers)] for i, answer in enumerate(answers)}
+
+
+def with_cues(demonstrations: Sequence[Demonstration], cues: Mapping[str, Sequence[str]]) -> list[Demonstration]:
+    """Rung 3: after each demonstration's question, in brackets, the words that describe its type.
+
+    Args:
+        cues: words by answer; an answer without any changes nothing.
+    """
+    return [
+        replace(d, messages=[_described(d.messages[0], cues[answer_of(d)]), *d.messages[1:]])
+        if cues.get(answer_of(d))
+        else d
+        for d in demonstrations
+    ]
+
+
+def answer_of(demonstration: Demonstration) -> str:
+    """What the expert answered."""
+    return str(demonstration.messages[-1]["content"])
+
+
+def _described(message: Message, words: Sequence[str]) -> Message:
+    text = f" ({', '.join(words)})"
+    if isinstance(message["content"], str):
+        return {**message, "content": message["content"] + text}
+    return {**message, "content": [*message["content"], {"type": "text", "text": text}]}
 
 
 def _blank(message: Message) -> Message:

@@ -93,6 +93,12 @@ class DemoSet:
         """All that training takes: labelled and unlabelled queries, and retention prompts."""
         return [*self.labelled, *self.unlabelled, *self.retain]
 
+    @cached_property
+    def one_answer_a_type(self) -> bool:
+        """Whether the labelled images of a type share its answer, and no other type has it: answers stand for types."""
+        answers = {(row.type, normalise(str(row.answer))) for row in self.labelled}
+        return len(answers) == len({row.type for row in self.labelled}) == len({answer for _, answer in answers})
+
     @classmethod
     def from_folder(
         cls,

@@ -104,7 +104,8 @@ def _parser(command: str, adapter_type: Any, train_defaults: dict[str, Any]) -> 
     hints = get_type_hints(adapter_type.from_config)
     parser = ArgumentParser(
         prog=f"vlm-sdft {command}",
-        usage=f"vlm-sdft {command} [CONFIG.yaml] [--key value …]" + (" [--resume]" if command == "train" else ""),
+        usage=f"vlm-sdft {command} [CONFIG.yaml] [--key value …]"
+        + {"train": " [--resume] [--force]", "probe": " [--sweep]", "preview": " [--measure]"}.get(command, ""),
         description="Settings come from CONFIG.yaml, then from the options, which have the same names. "
         + "Every field of transformers.TrainingArguments works as --train.FIELD; the common ones are listed.",
         exit_on_error=False,

@@ -87,6 +87,22 @@ class DemonstrationSelector:
         rng.shuffle(shown)
         return [self.rows[index] for index in shown]
 
+    def variants(self) -> dict[str, DemonstrationSelector]:
+        """Selectors of the same rows with another number of images a type, or another selection, by the option for it."""
+        most = max(len(indices) for indices in self._by_type.values())
+        shots = [n for n in (1, 2, 4) if n != self.shots and n <= most][:2]
+        others: list[Selection] = [name for name in get_args(Selection) if name != self.selection]
+
+        def changed(shots: int, selection: Selection) -> DemonstrationSelector:
+            return DemonstrationSelector(
+                self.rows, self.embeddings_RD, selection=selection, n_types=self.n_types, shots=shots
+            )
+
+        return {
+            **{f"--demonstrations.shots {n}": changed(n, self.selection) for n in shots},
+            **{f"--demonstrations.selection {name}": changed(self.shots, name) for name in others},
+        }
+
     def _ranked(self, query: ImageRow, query_D: Tensor | None, rng: random.Random) -> dict[str, list[int]]:
         """Rows of each type, best first; types, best first; the query and its copies left out."""
         own = set(query.hashes)

@@ -27,24 +27,44 @@ def print_results(results: dict[str, Any], folder: Path, columns: tuple[str, str
 
 
 def print_probe(numbers: dict[str, Any], file: Path) -> None:
-    """Accuracies of student, teacher, controls and rivals, what a query costs, and the verdict."""
+    """Accuracies of student, teacher, rungs, controls and rivals, what a query costs, and the verdict."""
     table = Table(title="Before training: accuracy (95 % interval)", title_justify="left")
-    for heading in ("", "accuracy", "n"):
+    for heading in ("", "accuracy", "n", "seconds a query"):
         table.add_column(heading, justify="left" if not heading else "right")
     for name, accuracy in numbers["accuracy"].items():
-        table.add_row(name if name in ("student", "teacher") else f"  {name}", _cell(accuracy), str(accuracy["n"]))
+        label = name if name in ("student", "teacher") else f"  {name}"
+        seconds = numbers["seconds"].get(name)
+        table.add_row(label, _cell(accuracy), str(accuracy["n"]), f"{seconds:.2f}" if seconds is not None else "–")
     console, gap, tokens = Console(), numbers["gap"], numbers["tokens"]
     console.print(table)
     lines = [
-        f"Teacher minus student: {100 * gap['mean']:+.1f} points ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f}).",
+        f"Teacher minus student: {100 * gap['mean']:+.1f} points ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f}), "
+        "on the same examples.",
+        *(_reading(view, read) for view, read in numbers["answer"].items() if read is not None),
         f"Token divergence on the student's own answers: {numbers['divergence']:.3f} nats.",
+        *_places(numbers["positions"]),
         f"Tokens a query: student {tokens['student']:.0f}, teacher {tokens['teacher']:.0f}.",
+        *numbers["notes"],
         numbers["verdict"]["reason"],
         *numbers["verdict"]["notes"],
         f"The numbers are in {file}.",
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _reading(view: str, read: dict[str, float]) -> str:
+    return (
+        f"The right answer in the {view}'s eyes: log-probability {read['logp_answer']:.2f} an answer, "
+        f"{read['logp_token']:.2f} a token; entropy there {read['entropy']:.2f} nats."
+    )
+
+
+def _places(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    p = f"p = {found['p']:.2g} if all positions were alike" if found["p"] is not None else "too few to test"
+    return [f"Positions of the demonstrations whose answer the teacher gave: {found['counts']} ({p})."]
 
 
 def print_sequence(found: dict[str, Any], folder: Path) -> None:
@@ -92,6 +112,9 @@ def print_preview(preview: dict[str, Any]) -> None:
     for name, size in {**preview["memory"], "together": together}.items():
         memory.add_row(name, f"{size / scale:.1f}")
     console.print(memory)
+    if preview["step"] is not None:
+        seconds, peak = preview["step"]["seconds"], preview["step"]["peak"] / 2**30
+        console.print(f"Measured on a few micro-batches: {seconds:.2f} s a step, {peak:.2f} GiB at most (AdamW included).")
 
 
 def _cell(accuracy: dict[str, Any] | None) -> str:

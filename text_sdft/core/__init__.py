@@ -6,6 +6,7 @@ Read `trainer.py` first: `SDFTTrainer.compute_loss` is one training step, top to
 from text_sdft.core.adapter import ENTRY_POINT_GROUP, ConfigurableAdapter, ModalityAdapter, adapter_class
 from text_sdft.core.config import SDFTConfig, lora, paper
 from text_sdft.core.data import (
+    RUNGS,
     Conversation,
     Demonstration,
     Example,
@@ -25,6 +26,7 @@ from text_sdft.core.trainer import SDFTTrainer
 
 __all__ = [
     "ENTRY_POINT_GROUP",
+    "RUNGS",
     "ConfigurableAdapter",
     "Conversation",
     "Demonstration",

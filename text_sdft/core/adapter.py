@@ -28,11 +28,19 @@ class ModalityAdapter(Protocol):
     Attributes:
         processing_class: tokenizer or processor; set by `bind`, saved beside the model.
 
-    An adapter may also offer, and experiments then use: ``controls``, names of ways to spoil demonstrations that
-    ``TeacherContext.control`` asks for; ``rivals(examples) -> {name: answers}``, cheap methods on the same demonstrations;
-    ``example_images(example)``, what to look at in a preview; ``expert_answer(example) -> str | None``, the answer that an
-    expert gave to this very query (of the training data; never taken from ``example.reference``), with
-    ``encode_answer(answer) -> ids [T]``, its tokens without any end token: what supervised methods train on.
+    An adapter may also offer, and experiments then use:
+
+    - ``rungs(example)``: the rungs of the privilege ladder (`RUNGS`) that ``TeacherContext.rung`` may ask for;
+    - ``controls(example)``: names of ways to spoil its demonstrations that ``TeacherContext.control`` may ask for;
+    - ``relabelled(example, context)``: the example with the answer that its spoiled demonstrations call for, None where
+      they call for none;
+    - ``rivals(examples, contexts) -> {name: answers}``: cheap methods that see the demonstrations of those contexts;
+    - ``variants() -> {option: adapter}``: this adapter with other demonstrations, by the option that sets them;
+    - ``policy``: ``"ladder"`` asks for hints that grow (`text_sdft.experiments.ladder`);
+    - ``example_images(example)``: what to look at in a preview;
+    - ``expert_answer(example) -> str | None``: the answer that an expert gave to this very query (of the training data;
+      never taken from ``example.reference``), with ``encode_answer(answer) -> ids [T]``, its tokens without any end token:
+      what supervised methods train on.
     """
 
     processing_class: Any

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the Trainer's own files: the teachers' weights. And none is left half written."""
+"""What a checkpoint holds beside the Trainer's own files: the teachers' weights, and where their prompts were cut."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from text_sdft.core.data import UserError
+from text_sdft.core.prefix import PrefixStore
 from text_sdft.core.teacher import LiveTeacher
 
 TEACHER_FILE = "teacher.safetensors"
+PREFIXES_FILE = "prefixes.safetensors"
 
 
 def save_teachers(teachers: Mapping[str, LiveTeacher], folder: str | Path) -> None:
@@ -37,6 +39,18 @@ def load_teachers(teachers: Mapping[str, LiveTeacher], folder: str | Path) -> No
             teacher.load_state_dict(state)
         except ValueError as error:
             raise UserError(f"Cannot resume from {folder}: {error}.") from error
+
+
+def save_prefixes(prefixes: PrefixStore, folder: str | Path) -> None:
+    """Write where teacher prompts were cut, so that a resumed run rounds as this one would have."""
+    save_file(prefixes.state_dict(), Path(folder) / PREFIXES_FILE)
+
+
+def load_prefixes(prefixes: PrefixStore, teachers: Mapping[str, LiveTeacher], folder: str | Path) -> None:
+    """Restore what `save_prefixes` wrote; an older checkpoint has none."""
+    file = Path(folder) / PREFIXES_FILE
+    if file.exists():
+        prefixes.load_state_dict(load_file(file), {name: teacher.version for name, teacher in teachers.items()})
 
 
 @contextmanager

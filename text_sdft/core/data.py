@@ -38,7 +38,8 @@ class Example:
         messages: the query as the student sees it, ending in a user turn.
         demonstrations: demonstrations fixed for this example (an adapter may also retrieve others).
         privileged_context: further text or messages only the teacher sees.
-        reference: the right answer. Used to score answers, never trained on, never shown to the student.
+        reference: the right answer. Used to score answers, never trained on, never shown to the student; shown to the
+            teacher at rung 5 alone.
         retain: a retention prompt: no demonstrations, and its teacher is the model as it was at the start.
         meta: what the adapter wants to remember (a type's name, a file's path); the core never reads it.
     """
@@ -52,6 +53,17 @@ class Example:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
+#: The privilege ladder: how much the teacher is shown, from nothing to the answer itself. Rung 4 (a rationale that the
+#: model wrote itself) is not built.
+RUNGS = {
+    0: "nothing",
+    1: "own type missing",
+    2: "demonstrations",
+    3: "with cues in words",
+    5: "the answer alone",
+}
+
+
 @dataclass(frozen=True)
 class TeacherContext:
     """How the teacher's context is to be drawn for one example.
@@ -59,13 +71,16 @@ class TeacherContext:
     Attributes:
         seed: seeds the draw and the order of demonstrations; the same seed gives the same context.
         max_demonstrations: keep at most this many (set when a prompt would be too long); None keeps all.
-        control: spoil the demonstrations in a way that the adapter offers (``adapter.controls``), to find out what the
-            teacher's accuracy rests on; None leaves them right.
+        control: spoil the demonstrations in a way that the adapter offers (``adapter.controls(example)``), to find out what
+            the teacher's accuracy rests on; None leaves them right.
+        rung: how much to show, one of `RUNGS`; None shows what the adapter's settings say. A query without that rung
+            (no known answer, say) is shown rung 2.
     """
 
     seed: int = 0
     max_demonstrations: int | None = None
     control: str | None = None
+    rung: int | None = None
 
 
 @dataclass(frozen=True)

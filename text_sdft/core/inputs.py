@@ -36,7 +36,8 @@ class RowInputs:
     Attributes:
         tokens: per-token tensors [L]: always ``input_ids``, further ones (``mm_token_type_ids``, …) as the model wants.
         media: media tensors [K, …] (``pixel_values``, ``image_grid_thw``, …); empty for a row without images.
-        images: a handle for each image in order, equal for equal images, where a `MediaEncoder` holds their features.
+        images: a handle for each image in order, where a `MediaEncoder` holds their features; its ``key`` is a
+            hexadecimal hash of the image's content.
     """
 
     tokens: dict[str, Tensor]

@@ -10,7 +10,7 @@ Shapes: N scored tokens · H hidden size · L tokens of a prompt.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -43,12 +43,32 @@ class PrefixStore:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._stored: OrderedDict[tuple[Hashable, bytes], Layers] = OrderedDict()
-        self._recent: dict[Hashable, list[bytes]] = {}
-        self._owner_versions: dict[Hashable, int] = {}
+        self._stored: OrderedDict[tuple[str, bytes], Layers | None] = OrderedDict()  # None: known, not read yet
+        self._recent: dict[str, list[bytes]] = {}
+        self._owner_versions: dict[str, int] = {}
         self._bytes = 0
         self._trusted: dict[tuple[bool, bool], bool] = {}
         self._counts = (0, 0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next rows are compared with, as symbols [L]: a resumed run then cuts its prompts where this one did."""
+        state = {f"{owner}.stored.{i}": _tensor(prefix) for i, (owner, prefix) in enumerate(self._stored)}
+        recent = {f"{owner}.recent.{i}": _tensor(p) for owner, kept in self._recent.items() for i, p in enumerate(kept)}
+        return state | recent
+
+    def load_state_dict(self, state: dict[str, Tensor], versions: dict[str, int]) -> None:
+        """Restore what `state_dict` returned; prefixes are read when they are first needed.
+
+        Args:
+            versions: of the owners' weights now.
+        """
+        self._owner_versions.update(versions)
+        for name, symbols_L in sorted(state.items(), key=lambda item: int(item[0].rpartition(".")[2])):
+            owner, kind, _ = name.split(".")
+            if kind == "stored":
+                self._stored[owner, symbols_L.numpy().tobytes()] = None
+            else:
+                self._recent.setdefault(owner, []).append(symbols_L.numpy().tobytes())
 
     def take_counts(self) -> tuple[int, int]:
         """Prompt tokens that were not computed again, and all, since the last call."""
@@ -56,7 +76,7 @@ class PrefixStore:
         return counts
 
     def completion_hidden_states(
-        self, module: Model, inputs: ModelInputs, completions: Sequence[Tensor], owner: Hashable, version: int
+        self, module: Model, inputs: ModelInputs, completions: Sequence[Tensor], owner: str, version: int
     ) -> Tensor:
         """As `scoring.completion_hidden_states`, without gradient.
 
@@ -72,7 +92,7 @@ class PrefixStore:
         prefixes: dict[int, Layers] = {}  # by row; equal ones side by side
         reused: dict[int, int] = {}
         for prefix, numbers in groups:
-            stored = (owner, prefix) in self._stored
+            stored = self._stored.get((owner, prefix)) is not None
             layers = self._layers(module, inputs.select(numbers), prefix, owner)
             if layers is None:
                 alone += numbers
@@ -98,7 +118,7 @@ class PrefixStore:
         self._counts = (self._counts[0] + saved, self._counts[1] + sum(inputs.lengths))
         return torch.cat([states[i] for i in range(len(inputs))])
 
-    def _grouped(self, symbols: Sequence[bytes | None], owner: Hashable) -> tuple[list[tuple[bytes, list[int]]], list[int]]:
+    def _grouped(self, symbols: Sequence[bytes | None], owner: str) -> tuple[list[tuple[bytes, list[int]]], list[int]]:
         """Rows by their prefix: a stored one, or one in common with other rows, of this batch or recent; and the rest."""
         stored = sorted((prefix for own, prefix in self._stored if own == owner), key=len, reverse=True)
         by_prefix: dict[bytes, list[int]] = {}
@@ -124,18 +144,20 @@ class PrefixStore:
         self._recent[owner] = [*(symbols[i] or b"" for i in fresh), *recent][:RECENT]
         return list(by_prefix.items()), alone
 
-    def _layers(self, module: Model, rows: ModelInputs, prefix: bytes, owner: Hashable) -> Layers | None:
+    def _layers(self, module: Model, rows: ModelInputs, prefix: bytes, owner: str) -> Layers | None:
         """The prefix's keys and values; None where this model's cannot be shared."""
         key = (owner, prefix)
-        if key in self._stored:
+        stored = self._stored.get(key)
+        if stored is not None:
             self._stored.move_to_end(key)
-            return self._stored[key]
+            return stored
         layers = read_prefix(module, replace(rows, rows=[split(rows, 0, len(prefix) // 8)[0]]))
         if layers is None:
             logger.warning_once(f"{NOT_SHARED}: this model's cache cannot serve several prompts.")
             self._max_bytes = 0
             return None
         self._stored[key] = layers
+        self._stored.move_to_end(key)
         self._bytes += _bytes(layers)
         while self._bytes > self._max_bytes and len(self._stored) > 1:
             self._bytes -= _bytes(self._stored.popitem(last=False)[1])
@@ -160,7 +182,7 @@ class PrefixStore:
         if not agrees:
             logger.warning(f"{NOT_SHARED}: this model's results would differ by {gap:.2g} (relative).")
 
-    def _forget(self, owner: Hashable) -> None:
+    def _forget(self, owner: str) -> None:
         for key in [key for key in self._stored if key[0] == owner]:
             self._bytes -= _bytes(self._stored.pop(key))
         self._recent.pop(owner, None)
@@ -174,7 +196,7 @@ def _symbols(row: RowInputs, inputs: ModelInputs) -> bytes | None:
         lengths = inputs.media_encoder.lengths(row.images)
         if sum(lengths) != len(places) or any(len(media) != len(row.images) for media in row.media.values()):
             return None
-        images = [-1 - abs(hash(image)) for image in row.images]
+        images = [-1 - int(image.key[:15], 16) for image in row.images]
         symbols_L[places] = np.repeat(np.array(images, dtype=np.int64), lengths)
     elif row.media:
         logger.warning_once(f"{NOT_SHARED}: images of this model's family are not encoded one by one.")
@@ -214,5 +236,9 @@ def _common(a: bytes, b: bytes, a_is_prompt: bool) -> bytes:
     return a[: 8 * cut]
 
 
-def _bytes(layers: Layers) -> int:
-    return sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values) if t is not None)
+def _tensor(symbols: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(symbols, dtype=np.int64).copy())
+
+
+def _bytes(layers: Layers | None) -> int:
+    return sum(t.numel() * t.element_size() for layer in layers or () for t in (layer.keys, layer.values) if t is not None)

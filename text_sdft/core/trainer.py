@@ -10,7 +10,6 @@ Shapes: B rows of a micro-batch · N scored tokens · H hidden size.
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +25,13 @@ from transformers.utils import logging
 
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
-from text_sdft.core.checkpoints import load_teachers, save_teachers, whole_or_removed
+from text_sdft.core.checkpoints import load_prefixes, load_teachers, save_prefixes, save_teachers, whole_or_removed
 from text_sdft.core.config import SDFTConfig
 from text_sdft.core.data import Example, Model, TeacherContext, UserError
 from text_sdft.core.divergence import DivergenceSettings, Head, divergence
 from text_sdft.core.evaluation import answer
 from text_sdft.core.inputs import ModelInputs
+from text_sdft.core.metrics import StepMetrics
 from text_sdft.core.modeling import load_model, prepare_model, prompt_limit, training_summary
 from text_sdft.core.prefix import PrefixStore
 from text_sdft.core.rollout import Rollout, Sampler, TransformersSampler, draw_seed, eos_ids, evaluating
@@ -135,8 +135,7 @@ class SDFTTrainer(Trainer):
             # `Trainer.train` does this too; but what is measured before it must end at the same tokens.
             align_special_tokens(module, self.processing_class)
         self._prompts_checked = False
-        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # metric -> [sum, count] since the last log
-        self._samples: list[dict[str, Any]] = []
+        self.metrics = StepMetrics()
         logger.warning_once(f"{training_summary(module, adapter.frozen_modules(module))} {_loss_summary(args)}")
 
     @property
@@ -189,18 +188,19 @@ class SDFTTrainer(Trainer):
         head = head_of(module, args.temperature)
 
         # 4. Token divergence, mean over a completion's scored tokens, then over completions.
-        scored = _scored_tokens(rollout, args.loss_tokens_to_skip, args.masks_truncated)
-        loss = student_NH.new_zeros((), dtype=torch.float32)
+        scored = self.scored_tokens(examples, rollout)
+        dtype = torch.promote_types(student_NH.dtype, torch.float32)
+        loss = student_NH.new_zeros((), dtype=dtype)
         losses_B: list[float] = []
         for side, teacher in zip(sides, teacher_states, strict=True):
             keep_N = torch.cat(scored[side.rows]).to(student_NH.device)
             counts = [int(mask.sum()) for mask in scored[side.rows]]
-            weight_N = torch.cat([torch.full((n,), side.weight / n) for n in counts if n] or [torch.zeros(0)])
+            weights = [torch.full((n,), side.weight / n, dtype=dtype) for n in counts if n]
+            weight_N = torch.cat(weights or [torch.zeros(0, dtype=dtype)]).to(student_NH.device)
             ids_N, sampler_logp_N = (
                 torch.cat(values[side.rows]).to(student_NH.device)[keep_N] for values in (rollout.ids, rollout.logps)
             )
             states_NH = torch.cat(student_rows[side.rows])[keep_N]
-            weight_N = weight_N.to(student_NH.device)
             if teacher is None:
                 side_loss, loss_N = self.likelihood_loss(states_NH, head, ids_N, weight_N)
             else:
@@ -217,7 +217,7 @@ class SDFTTrainer(Trainer):
             loss = loss + side_loss
             losses_B += [float(row.mean()) if len(row) else 0.0 for row in loss_N.split(counts)]
 
-        self._record(examples, rollout, losses_B, dropped)
+        self.metrics.record(self.adapter, step, examples, rollout, losses_B, dropped)
         total = num_items_in_batch if num_items_in_batch is not None else len(queries) * self.accelerator.num_processes
         # Data parallelism averages gradients over processes; the total already counts all of them.
         return loss * self.accelerator.num_processes / total
@@ -242,6 +242,10 @@ class SDFTTrainer(Trainer):
         """The teacher's context for each query."""
         return [TeacherContext(seed) for seed in seeds]
 
+    def scored_tokens(self, examples: list[Example], rollout: Rollout) -> list[Tensor]:
+        """B masks [T_b]: the completion tokens that count; a completion without any weighs nothing."""
+        return _scored_tokens(rollout, self.args.loss_tokens_to_skip, self.args.masks_truncated)
+
     def likelihood_loss(self, student_NH: Tensor, head: Head, ids_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted sum of the tokens' losses, and each one's (no gradient), where there is no `query_teacher`."""
         raise NotImplementedError("a trainer without a teacher for its queries defines their loss")
@@ -251,7 +255,8 @@ class SDFTTrainer(Trainer):
         if side.teacher is None or side.view is None:
             return None
         with torch.no_grad(), side.teacher.applied(), evaluating(self.module):
-            ids, owner = rollout.ids[side.rows], id(side.teacher)
+            ids = rollout.ids[side.rows]
+            owner = next(name for name, teacher in self._teachers().items() if teacher is side.teacher)
             teacher_NH = self.prefixes.completion_hidden_states(self.module, side.view, ids, owner, side.teacher.version)
             return teacher_NH, frozen_head(head_of(self.module, self.args.temperature))
 
@@ -351,45 +356,11 @@ class SDFTTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the step's own metrics to a training log, and writes the newest completions to ``samples.jsonl``."""
         if "loss" in logs:
-            names = ("distillation/loss", "retain/loss", "completions/length", "completions/clipped", "dropped", "reused")
-            self._sums["reused"] = [float(count) for count in self.prefixes.take_counts()]
-            sums = torch.tensor([self._sums[name] for name in names], dtype=torch.float64, device="cpu")
-            sums = self.accelerator.reduce(sums.to(self.args.device, torch.float32), reduction="sum")
-            means = {name: (s / c).item() for name, (s, c) in zip(names, sums, strict=True) if c > 0}
-            renamed = {
-                "completions/length": "completions/mean_length",
-                "completions/clipped": "completions/clipped_ratio",
-                "dropped": "teacher/dropped_demonstrations",
-                "reused": "teacher/reused_tokens",  # share of its prompts' tokens
-            }
-            logs = {**logs, **{renamed.get(name, name): value for name, value in means.items()}}
-            self._sums.clear()
+            self.metrics.add_reused(*self.prefixes.take_counts())
+            logs = {**logs, **self.metrics.take(self.accelerator, self.args.device)}
             if self.is_world_process_zero():
-                append_jsonl(Path(str(self.args.output_dir)) / "samples.jsonl", self._samples)
+                append_jsonl(Path(str(self.args.output_dir)) / "samples.jsonl", self.metrics.samples)
         super().log(logs, start_time)
-
-    def _record(self, examples: list[Example], rollout: Rollout, losses_B: list[float], dropped: int) -> None:
-        queries = sum(not example.retain for example in examples)
-        for name, values in (
-            ("distillation/loss", losses_B[:queries]),
-            ("retain/loss", losses_B[queries:]),
-            ("completions/length", [len(ids) for ids in rollout.ids]),
-            ("completions/clipped", [float(not finished) for finished in rollout.finished]),
-            ("dropped", [dropped / max(queries, 1)]),
-        ):
-            self._sums[name][0] += sum(values)
-            self._sums[name][1] += len(values)
-        self._samples = [
-            {
-                "step": self.state.global_step,
-                "id": example.id,
-                "retain": example.retain,
-                "completion": self.adapter.decode(ids),
-                "loss": round(loss, 6),
-                "score": self.adapter.score(example, self.adapter.decode(ids)),
-            }
-            for example, ids, loss in zip(examples, rollout.ids, losses_B, strict=True)
-        ]
 
     # ---- checkpoints ----
 
@@ -401,11 +372,13 @@ class SDFTTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             save_teachers(self._teachers(), output_dir)
+            save_prefixes(self.prefixes, output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             load_teachers(self._teachers(), checkpoint)
+            load_prefixes(self.prefixes, self._teachers(), checkpoint)
 
     def _teachers(self) -> dict[str, LiveTeacher]:
         teachers = {"teacher": self.teacher}

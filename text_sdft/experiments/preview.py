@@ -15,14 +15,18 @@ from text_sdft.core.modeling import training_summary
 from text_sdft.core.rollout import draw_seed
 from text_sdft.core.views import encode_student, encode_teacher
 from text_sdft.experiments.config import Experiment
+from text_sdft.experiments.cost import step_cost
 from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.run import make_trainer
 
 SHOWN, COUNTED = 3, 64
 
 
-def preview(experiment: Experiment) -> dict[str, Any]:
+def preview(experiment: Experiment, measure: bool = False) -> dict[str, Any]:
     """Prompts of the first examples, token counts over the first 64, and an estimate of the peak memory.
+
+    Args:
+        measure: also run a few micro-batches, and say what a step will take (``step``: see `cost.step_cost`).
 
     Returns:
         ``examples`` (id, set, student, teacher and a given answer {text, tokens}, images), ``tokens`` ({view: min, median,
@@ -51,7 +55,9 @@ def preview(experiment: Experiment) -> dict[str, Any]:
         inputs = encode_student(adapter, [example], limit)
         text = {"text": _text(trainer, inputs, 0), "tokens": inputs.lengths[0]}
         shown.append({"id": example.id, "set": "retain", "student": text, "images": _images(adapter, example, folder)})
+    step = step_cost(trainer) if measure else None
     return {
+        "step": step,
         "examples": shown,
         "tokens": {"student": _counts(student), "teacher": _counts(teacher)},
         "dropped": dropped,

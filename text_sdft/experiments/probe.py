@@ -1,156 +1,235 @@
 """Can this model teach itself from these demonstrations? Measured before any training.
 
-What self-distillation gains at the end follows the gap between teacher and student before it (arXiv 2605.30070), so the
-probe measures that gap, and what it rests on: the adapter's controls spoil the demonstrations, its rivals need no teacher.
+The probe climbs the privilege ladder as far as the adapter has rungs, spoils the demonstrations, lets cheap rivals answer
+from the same ones, and ends in a verdict (`text_sdft.experiments.verdict`).
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from rich.progress import track
 
-from text_sdft.core import Example, SDFTTrainer, UserError, answer
-from text_sdft.core.views import encode_student, encode_teacher
+from text_sdft.core import RUNGS, Example, SDFTTrainer, TeacherContext, UserError
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.run import make_trainer
+from text_sdft.experiments.measure import answers, mean_tokens, positions, right_answers, score_all
 from text_sdft.experiments.scores import Accuracy, contexts_for, sample
+from text_sdft.experiments.verdict import SHARE, Evidence, Gap, Verdict, paired_gap, verdict
 
-#: Examples measured where ``eval.max_examples`` is unset.
-EXAMPLES = 100
-#: A rival within this of the teacher is worth a note.
-MARGIN = 0.05
-#: Where more than this share of the gap survives spoiled demonstrations, the gap does not come from them.
-SHARE = 0.5
+#: Examples measured where ``eval.max_examples`` is unset, and by the short probe before a training run.
+EXAMPLES, FEW = 100, 40
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether to train, and why.
+class Probe:
+    """One probe's examples, and what was measured of them so far.
 
     Attributes:
-        train: the answer.
-        reason: one sentence with the numbers behind it.
-        notes: what else a user should know.
+        scores: by view, one score an example (None: this example does not have that view).
+        texts: the answers, likewise.
+        seconds: a query, by view.
     """
 
-    train: bool
-    reason: str
-    notes: tuple[str, ...] = ()
+    def __init__(self, trainer: SDFTTrainer, examples: list[Example], size: int) -> None:
+        self.trainer, self.adapter, self.examples, self.size = trainer, trainer.adapter, examples, size
+        self.contexts = contexts_for(trainer, examples)
+        self.scores: dict[str, list[float | None]] = {}
+        self.texts: dict[str, list[str | None]] = {}
+        self.seconds: dict[str, float] = {}
+
+    def measure(self, name: str, contexts: Sequence[TeacherContext | None] | None, adapter: Any = None) -> None:
+        """Let the model answer in a view: one context an example (None: leave it out), or the student's (all None)."""
+        kept = [i for i in range(len(self.examples)) if contexts is None or contexts[i] is not None]
+        examples = [self.examples[i] for i in kept]
+        shown = None if contexts is None else [context for context in contexts if context is not None]
+        started = time.monotonic()
+        texts = answers(self.trainer, examples, shown, self.size, name, adapter)
+        self.seconds[name] = (time.monotonic() - started) / max(len(examples), 1)
+        self.texts[name] = _spread(texts, kept, len(self.examples))
+        self.scores[name] = _spread(score_all(self.adapter, examples, texts), kept, len(self.examples))
+
+    def measure_rungs(self) -> None:
+        """Rungs 1, 3 and 5, for the examples that have them (0 is the student's view, 2 the teacher's)."""
+        if not hasattr(self.adapter, "rungs"):
+            return
+        for rung in (1, 3, 5):
+            has = [rung in self.adapter.rungs(example) for example in self.examples]
+            if any(has):
+                self.measure(
+                    RUNGS[rung], [replace(c, rung=rung) if h else None for c, h in zip(self.contexts, has, strict=True)]
+                )
+
+    def measure_controls(self, first: bool = False) -> None:
+        """The adapter's controls (or the first alone), for the examples that have them."""
+        if not hasattr(self.adapter, "controls"):
+            return
+        has = [self.adapter.controls(example) for example in self.examples]
+        names = list(dict.fromkeys(name for mine in has for name in mine))
+        for name in names[:1] if first else names:
+            contexts = [replace(c, control=name) if name in h else None for c, h in zip(self.contexts, has, strict=True)]
+            self.measure(name, contexts)
+            self._follow(name, contexts)
+
+    def _follow(self, name: str, contexts: Sequence[TeacherContext | None]) -> None:
+        """Score the same answers by what the spoiled demonstrations call for: does the teacher follow its context?"""
+        followed: list[float | None] = []
+        for example, context, text in zip(self.examples, contexts, self.texts[name], strict=True):
+            if context is None or text is None or not hasattr(self.adapter, "relabelled"):
+                followed.append(None)
+                continue
+            moved = self.adapter.relabelled(example, context)
+            followed.append(None if moved is None else self.adapter.score(moved, text))
+        if any(score is not None for score in followed):
+            self.scores["permuted label words"] = followed
+
+    def gap(self, first: str, second: str) -> Gap:
+        """First minus second over the examples that have both."""
+        return paired_gap(*self._pairs(first, second))
+
+    def kept(self, name: str) -> tuple[float, Gap]:
+        """What is left under spoiled demonstrations, and how much more of the gap than `SHARE` that is."""
+        spoilt, teacher = self._pairs(name, "teacher")
+        _, student = self._pairs(name, "student")
+        half = [s + SHARE * (t - s) for t, s in zip(teacher, student, strict=True)]
+        return sum(spoilt) / len(spoilt), paired_gap(spoilt, half)
+
+    def accuracy(self, name: str) -> Accuracy:
+        """Over the examples that have this view."""
+        return Accuracy.of([score for score in self.scores[name] if score is not None])
+
+    def _pairs(self, first: str, second: str) -> tuple[list[float], list[float]]:
+        both = zip(self.scores[first], self.scores[second], strict=True)
+        pairs = [(a, b) for a, b in both if a is not None and b is not None]
+        return [a for a, _ in pairs], [b for _, b in pairs]
 
 
-def probe(experiment: Experiment) -> dict[str, Any]:
-    """Measure student, teacher, controls and rivals on the set ``new``.
+def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> dict[str, Any]:
+    """Measure student, teacher, rungs, controls and rivals on the set ``new``.
+
+    Args:
+        trainer: of the experiment, untrained.
+        sweep: also measure the adapter's variants (other numbers of demonstrations, other selections).
 
     Returns:
-        ``accuracy`` ({student, teacher, each control, each rival: {accuracy, n, low, high}}), ``gap`` (teacher minus
-        student with its 95 % interval), ``divergence`` (mean token divergence on the student's own completions: the
-        training signal), ``tokens`` and ``seconds`` a query of both views, ``verdict``.
+        ``accuracy`` ({view: {accuracy, n, low, high}}), ``gap`` (teacher minus student: mean, low, high, n), ``gaps`` (each
+        rung and variant minus the student), ``answer`` (how student and teacher read the right answer: `right_answers`),
+        ``divergence`` (mean token divergence on the student's own completions: the training signal), ``positions``,
+        ``tokens`` and ``seconds`` a query, ``verdict``, ``notes`` (views that not every example has).
 
     Raises:
         UserError: there is nothing with a reference to measure on.
     """
-    trainer, adapter = make_trainer(experiment), experiment.adapter
-    examples = [e for e in adapter.examples(experiment.splits.evals.get("new", ())) if e.reference is not None]
-    examples = sample(examples, experiment.eval.max_examples or EXAMPLES)
+    examples = _examples(experiment, experiment.eval.max_examples or EXAMPLES)
     if not examples:
         raise UserError("The probe needs examples of the task with a reference: test/<type>/* or data.test.")
-    size = experiment.eval.batch_size
-    batches = [examples[i : i + size] for i in range(0, len(examples), size)]
-    scores: dict[str, list[float]] = {}
-    seconds = {}
-    views: dict[str, str | None] = {"student": None, "teacher": None}
-    views |= {control: control for control in getattr(adapter, "controls", ())}
-    for name, control in views.items():
-        started = time.monotonic()
-        scores[name] = _scores(trainer, batches, name, control)
-        seconds[name] = (time.monotonic() - started) / len(examples)
+    run = Probe(trainer, examples, experiment.eval.batch_size)
+    adapter: Any = trainer.adapter
+    run.measure("student", None)
+    run.measure("teacher", run.contexts)
+    run.measure_rungs()
+    run.measure_controls()
+    rivals: dict[str, float] = {}
     if hasattr(adapter, "rivals"):
-        for name, texts in adapter.rivals(examples).items():
-            scores[name] = [adapter.score(e, text) or 0.0 for e, text in zip(examples, texts, strict=True)]
-    numbers = {name: Accuracy.of(values) for name, values in scores.items()}
-    gap = gap_between(numbers["teacher"], numbers["student"])
-    controls = {name: numbers[name].accuracy for name in views if name not in ("student", "teacher")}
-    rivals = {name: value.accuracy for name, value in numbers.items() if name not in views}
+        for name, texts in adapter.rivals(examples, run.contexts).items():
+            run.scores[name] = list(score_all(adapter, examples, texts))
+            rivals[name] = run.accuracy(name).accuracy
+    variants = adapter.variants() if sweep and hasattr(adapter, "variants") else {}
+    for option, variant in variants.items():
+        run.measure(option, run.contexts, variant)
+    gaps = {name: run.gap(name, "student") for name in (*RUNGS.values(), *variants) if name in run.scores}
+    answer = {
+        "student": right_answers(trainer, examples, None, run.size),
+        "teacher": right_answers(trainer, examples, run.contexts, run.size),
+    }
+    places = positions(adapter, examples, run.contexts, [text or "" for text in run.texts["teacher"]])
+    found = _evidence(run, rivals, variants, places)
     return {
-        "accuracy": {name: asdict(value) for name, value in numbers.items()},
-        "gap": gap,
-        "divergence": _divergence(trainer, batches),
-        "tokens": _tokens(trainer, examples),
-        "seconds": {name: seconds[name] for name in ("student", "teacher")},
-        "verdict": asdict(verdict(numbers["student"].accuracy, numbers["teacher"].accuracy, gap, controls, rivals)),
+        "accuracy": {name: asdict(run.accuracy(name)) for name in run.scores},
+        "gap": asdict(found.gap),
+        "gaps": {name: asdict(gap) for name, gap in gaps.items()},
+        "answer": answer,
+        "divergence": _divergence(trainer, examples, run.size),
+        "positions": places,
+        "tokens": {
+            "student": mean_tokens(trainer, examples, None, run.size),
+            "teacher": mean_tokens(trainer, examples, run.contexts, run.size),
+        },
+        "seconds": run.seconds,
+        "verdict": {**asdict(drawn := verdict(found)), "train": drawn.train},
+        "notes": _partial(run),
     }
 
 
-def gap_between(teacher: Accuracy, student: Accuracy) -> dict[str, float]:
-    """Difference of two accuracies and its 95 % interval from theirs (Newcombe 1998, method 10).
+def short_probe(trainer: SDFTTrainer, experiment: Experiment) -> Verdict | None:
+    """Student, teacher and one control on at most 40 examples; None where there is nothing to measure on."""
+    examples = _examples(experiment, min(FEW, experiment.eval.max_examples or FEW))
+    if not examples:
+        return None
+    run = Probe(trainer, examples, experiment.eval.batch_size)
+    run.measure("student", None)
+    run.measure("teacher", run.contexts)
+    run.measure_controls(first=True)
+    return verdict(_evidence(run, {}, {}, None))
 
-    It keeps its width where all answers agree, and is wider than need be because both answer the same examples.
-    """
-    mean = teacher.accuracy - student.accuracy
-    low = mean - math.hypot(teacher.accuracy - teacher.low, student.high - student.accuracy)
-    high = mean + math.hypot(teacher.high - teacher.accuracy, student.accuracy - student.low)
-    return {"mean": mean, "low": low, "high": high}
+
+def _examples(experiment: Experiment, limit: int) -> list[Example]:
+    rows = experiment.splits.evals.get("new", ())
+    return sample([e for e in experiment.adapter.examples(rows) if e.reference is not None], limit)
 
 
-def verdict(
-    student: float, teacher: float, gap: dict[str, float], controls: dict[str, float], rivals: dict[str, float]
-) -> Verdict:
-    """The rule: train where the teacher is better beyond its interval, and only through its demonstrations.
+def _evidence(run: Probe, rivals: dict[str, float], variants: dict[str, Any], places: dict[str, Any] | None) -> Evidence:
+    """The measured scores as the verdict takes them."""
+    controls = {name for e in run.examples for name in getattr(run.adapter, "controls", lambda _: ())(e)}
+    spoilt = [name for name in run.scores if name in controls or name == RUNGS[1]]
+    options = {f"--demonstrations.rung {rung}": RUNGS[rung] for rung in (3,) if RUNGS[rung] in run.scores}
+    options |= {option: option for option in variants}
 
-    Args:
-        student, teacher: accuracies.
-        gap: see `gap_between`.
-        controls: the teacher's accuracy under spoiled demonstrations.
-        rivals: accuracies of cheap rivals on the same demonstrations.
-    """
-    notes = tuple(
-        f"{name} on the same demonstrations is right in {100 * accuracy:.0f} %: if names are all you need, it is cheaper."
-        for name, accuracy in rivals.items()
-        if accuracy >= teacher - MARGIN
+    def mean(name: str) -> float | None:
+        return run.accuracy(name).accuracy if name in run.scores else None
+
+    return Evidence(
+        student=run.accuracy("student").accuracy,
+        teacher=run.accuracy("teacher").accuracy,
+        gap=run.gap("teacher", "student"),
+        kept={name: run.kept(name) for name in spoilt},
+        others={
+            option: (run.accuracy(name).accuracy, run.gap(name, "student"), run.gap(name, "teacher"))
+            for option, name in options.items()
+        },
+        answer_alone=mean(RUNGS[5]),
+        rivals=rivals,
+        permuted=mean("permuted label words"),
+        position_p=places["p"] if places else None,
     )
-    percent = f"teacher {100 * teacher:.0f} %, student {100 * student:.0f} %"
-    if gap["low"] <= 0:
-        reason = f"Do not train: with demonstrations the model is no better than without ({percent})."
-        advice = "Show more images of fewer types, images nearer to the query, or take a stronger model."
-        return Verdict(False, reason, (advice, *notes))
-    spoilt = {name: accuracy for name, accuracy in controls.items() if accuracy - student > SHARE * (teacher - student)}
-    if spoilt:
-        name, accuracy = max(spoilt.items(), key=lambda item: item[1])
-        reason = (
-            f"Do not train: the teacher ({percent}) stays good with spoiled demonstrations ({name}: "
-            f"{100 * accuracy:.0f} %), so most of what it knows more does not come from them."
-        )
-        return Verdict(False, reason, notes)
-    return Verdict(True, f"Train: with demonstrations the model is better, and because of them ({percent}).", notes)
 
 
-def _scores(trainer: SDFTTrainer, batches: Sequence[list[Example]], view: str, control: str | None) -> list[float]:
-    scores = []
-    for batch in track(batches, f"probe: {view}", transient=True):
-        contexts = None if view == "student" else contexts_for(trainer, batch, control)
-        texts = answer(trainer.module, trainer.adapter, trainer.sampler, batch, trainer.prompt_limit, contexts)
-        scores += [trainer.adapter.score(e, text) or 0.0 for e, text in zip(batch, texts, strict=True)]
-    return scores
+def _partial(run: Probe) -> list[str]:
+    """Sentences on views that some examples do not have."""
+    total = len(run.examples)
+    return [
+        f"'{name}' is measured on {n} of {total} examples: the others have their own demonstrations or answers, or lack it."
+        for name in run.scores
+        if (n := sum(score is not None for score in run.scores[name])) < total
+    ]
 
 
 @torch.no_grad()
-def _divergence(trainer: SDFTTrainer, batches: Sequence[list[Example]]) -> float:
+def _divergence(trainer: SDFTTrainer, examples: Sequence[Example], size: int) -> float:
     """Mean loss of a training step on these queries, retention left out."""
     retained, trainer.retained = trainer.retained, []
+    batches = [list(examples[i : i + size]) for i in range(0, len(examples), size)]
     try:
         total = sum(float(trainer.compute_loss(trainer.module, {"examples": batch})) * len(batch) for batch in batches)
     finally:
         trainer.retained = retained
-    return total / sum(len(batch) for batch in batches)
+    return total / len(examples)
 
 
-def _tokens(trainer: SDFTTrainer, examples: Sequence[Example]) -> dict[str, float]:
-    student = encode_student(trainer.adapter, examples, trainer.prompt_limit)
-    teacher, _ = encode_teacher(trainer.adapter, examples, contexts_for(trainer, examples), trainer.prompt_limit)
-    return {name: sum(view.lengths) / len(examples) for name, view in (("student", student), ("teacher", teacher))}
+def _spread(values: Sequence[Any], kept: Sequence[int], length: int) -> list[Any]:
+    """Values back at their examples' places, None elsewhere."""
+    spread: list[Any] = [None] * length
+    for place, value in zip(kept, values, strict=True):
+        spread[place] = value
+    return spread

@@ -9,6 +9,7 @@ import copy
 import json
 import platform
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,28 +21,41 @@ from text_sdft.core import Example, Model, SDFTConfig, SDFTTrainer, UserError
 from text_sdft.core.callbacks import append_jsonl
 from text_sdft.core.modeling import load_model, training_summary
 from text_sdft.experiments.config import Experiment
+from text_sdft.experiments.ladder import LadderTrainer
 from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.methods import find_method
 from text_sdft.experiments.model_card import model_card
+from text_sdft.experiments.probe import short_probe
 from text_sdft.experiments.report import write_report
 from text_sdft.experiments.scores import evaluate, sample
+from text_sdft.experiments.verdict import Verdict
 
 LIBRARIES = ("vlm-sdft", "torch", "transformers", "peft", "accelerate", "datasets")
 Results = dict[str, Any]
 
 
-def run_training(experiment: Experiment, resume: bool = False) -> Results:
+class NotWorthTraining(Exception):
+    """The short probe before training found that this model cannot teach itself from these demonstrations."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(" ".join([verdict.reason, *verdict.notes]))
+
+
+def run_training(experiment: Experiment, resume: bool = False, force: bool = True) -> Results:
     """Train, measuring before and after.
 
     Args:
         resume: continue the run in ``args.output_dir`` from its newest complete checkpoint.
+        force: train without asking a short probe first (a resumed run does not ask again).
 
     Returns:
-        What ``results.json`` holds: ``before`` and ``after`` ({set: {accuracy, n, low, high}}), ``trained``, ``seconds``
-        and ``tokens`` of training (of this process, where a run was resumed), ``settings``, ``versions``.
+        What ``results.json`` holds: ``before`` and ``after`` ({set: {accuracy, n, low, high}}), ``probe`` (the verdict of
+        the short probe, where it was asked), ``trained``, ``seconds`` and ``tokens`` of training (of this process, where a
+        run was resumed), ``settings``, ``versions``.
 
     Raises:
         UserError: the folder holds another run, or something in the data, model or settings cannot work.
+        NotWorthTraining: the short probe's verdict is not to train; nothing was written.
     """
     if not find_method(experiment.method).trains:
         raise UserError(f"The method '{experiment.method}' trains nothing; `vlm-sdft compare` measures it.")
@@ -50,6 +64,9 @@ def run_training(experiment: Experiment, resume: bool = False) -> Results:
     if "after" in results:
         return results
     trainer = make_trainer(experiment)
+    found = short_probe(trainer, experiment) if not force and not resume and experiment.method == "sdft" else None
+    if found is not None and found.decision == "do not train":
+        raise NotWorthTraining(found)
     sets = eval_sets(experiment)
     main = trainer.is_world_process_zero()
     checkpoint = newest_checkpoint(folder) if resume else None
@@ -64,6 +81,7 @@ def run_training(experiment: Experiment, resume: bool = False) -> Results:
         before, records = evaluate(trainer, sets, settings.teacher, settings.batch_size, "before")
         results = {
             "before": before,
+            **({"probe": asdict(found)} if found is not None else {}),
             "trained": training_summary(trainer.module, experiment.adapter.frozen_modules(trainer.module)),
             "seconds": 0.0,
             "tokens": {},
@@ -119,13 +137,15 @@ def run_evaluation(experiment: Experiment, folder: Path) -> Results:
 def make_trainer(experiment: Experiment, full_batches: bool = False) -> MethodTrainer:
     """The trainer of an experiment's method; ``full_batches`` as in `MethodTrainer`.
 
-    With ``eval_strategy: steps`` it logs ``eval_SET_accuracy`` of each set.
+    SDFT has hints that grow where its adapter's policy is ``ladder``. With ``eval_strategy: steps`` it logs
+    ``eval_SET_accuracy`` of each set.
     """
     args = _local(experiment.args)
     if args.metric_for_best_model == "accuracy":
         args.metric_for_best_model = "new_accuracy"
     model = experiment.model if experiment.start is None else experiment.start
-    return MethodTrainer(
+    ladder = experiment.method == "sdft" and getattr(experiment.adapter, "policy", None) == "ladder"
+    return (LadderTrainer if ladder else MethodTrainer)(
         model,
         args,
         adapter=experiment.adapter,

@@ -1,0 +1,67 @@
+"""What the benchmarks on drawn types share: a trainer on the builtin model, scores, and a file of finished cells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from text_sdft.core import SDFTConfig, SDFTTrainer
+from text_sdft.experiments.scores import evaluate
+from vlm_sdft import DemoSet, ImageAdapter, vlm
+from vlm_sdft.zoo import resolve_data
+
+MODEL = "builtin:tiny-qwen3-vl"
+
+
+class Cells:
+    """Results by key in one JSON file, written after each; a finished cell is not run again."""
+
+    def __init__(self, file: Path) -> None:
+        torch.set_num_threads(1)
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        self.file = file
+        self.done: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+
+    def get(self, key: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if key not in self.done:
+            self.done[key] = {name: round(v, 4) if isinstance(v, float) else v for name, v in run().items()}
+            print(key, self.done[key], flush=True)
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text(json.dumps(self.done, indent=1) + "\n")
+        return self.done[key]
+
+
+def demo_set(**options: Any) -> DemoSet:
+    """Drawn types that the builtin model has never seen; options as in `vlm_sdft.zoo.novel_objects`."""
+    folder = resolve_data("builtin:novel-objects", Path("runs/data"), **options)
+    return DemoSet.from_folder(folder, retain_questions=["What is this?", "Describe this."])
+
+
+def make_trainer(
+    adapter: ImageAdapter, rows: Sequence[Any], rate: float, steps: int, seed: int, model: Any = MODEL,
+    kind: type[SDFTTrainer] = SDFTTrainer, folder: str = "runs/benchmark",
+) -> SDFTTrainer:  # fmt: skip
+    """A trainer with 16 queries a step, full fine-tuning, cosine."""
+    settings = {**vlm(), "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_completion_length": 16}
+    config = SDFTConfig(
+        folder, **{**settings, "learning_rate": rate, "max_steps": steps, "seed": seed},
+        save_strategy="no", use_cpu=True, disable_tqdm=True, logging_steps=steps,
+    )  # fmt: skip
+    return kind(model, config, adapter=adapter, train_dataset=rows)
+
+
+def accuracies(trainer: SDFTTrainer, demos: DemoSet) -> dict[str, float]:
+    """Accuracy on new types (``teacher``: in context), old types and old skills."""
+    sets = {
+        "new": trainer.adapter.examples(demos.test),
+        "old": trainer.adapter.examples([row for row in demos.old if row.type]),
+        "skills": trainer.adapter.examples([row for row in demos.old if not row.type]),
+    }
+    scores, _ = evaluate(trainer, sets, teacher=True, batch_size=32, phase="eval")
+    return {name: score["accuracy"] for name, score in scores.items()}

@@ -1,0 +1,88 @@
+"""Hints that grow against each fixed rung of the privilege ladder, at equal steps: `python benchmarks/hints.py --seeds 1`.
+
+Ten drawn types, 2 labelled and 20 unlabelled images each. *labelled*: the labelled images alone; *unlabelled*: with
+unlabelled images and retention prompts. A query whose answer nobody knows has the rungs 2 and 3 only (under the ladder it
+is shown rung 2), so rungs 1 and 5 are compared on labelled images alone. Prints a table and writes JSON; a finished cell is
+not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from cells import Cells, accuracies, demo_set, make_trainer
+
+from text_sdft.core import SDFTTrainer
+from text_sdft.experiments.ladder import LadderTrainer
+from vlm_sdft import ImageAdapter
+
+SETTINGS: dict[str, int | None] = {"rung 1": 1, "rung 2": 2, "rung 3": 3, "rung 5": 5, "ladder": None}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--noise", type=float, default=90.0)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/hints.json"))
+    args = parser.parse_args()
+    cells = Cells(args.out)
+    plans = [
+        (data, rate, setting)
+        for data in ("labelled", "unlabelled")
+        for rate in ((1e-4, 1e-3) if data == "labelled" else (1e-3,))
+        for setting in (SETTINGS if data == "labelled" else ("rung 2", "rung 3", "ladder"))
+    ]
+    for seed in range(args.seeds):
+        for plan in plans:
+            cell(cells, *plan, seed, args)
+    lines = [
+        "| data | lr | teacher shown | new types | old types | describing | in context |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for data, rate, setting in plans:
+        found = [cell(cells, data, rate, setting, seed, args) for seed in range(args.seeds)]
+        means = [column([c[name] for c in found if name in c]) for name in ("new", "old", "skills", "teacher")]
+        lines.append(f"| {data} | {rate:g} | {setting} | {' | '.join(means)} |")
+    print("\n".join(lines))
+
+
+def cell(cells: Cells, data: str, rate: float, setting: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    key = f"{data}/{rate:g}/{setting}/{seed}/{args.noise:g}/{args.steps}"
+    return cells.get(key, lambda: run(data, rate, setting, seed, args))
+
+
+def column(values: list[float]) -> str:
+    """Mean over seeds, and the range over seeds where there are several."""
+    if not values:
+        return "–"
+    mean, low, high = (100 * number for number in (sum(values) / len(values), min(values), max(values)))
+    return f"{mean:.1f} ({low:.0f}–{high:.0f})" if len(values) > 1 else f"{mean:.1f}"
+
+
+def run(data: str, rate: float, setting: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Train once; for the ladder, also the share of each rung in the first and in the last fifth of the run."""
+    demos = demo_set(n_types=10, seed=seed, noise=args.noise)
+    rung = SETTINGS[setting]
+    kind = LadderTrainer if rung is None else SDFTTrainer
+    adapter = ImageAdapter(demos, n_types=5, shots=2, rung=2 if rung is None else rung)
+    rows = demos.labelled if data == "labelled" else demos.train
+    folder = Path("runs/hints") / f"{data}-{rate:g}-{setting.replace(' ', '')}-{seed}-{args.noise:g}"
+    (folder / "metrics.jsonl").unlink(missing_ok=True)
+    trainer = make_trainer(adapter, rows, rate, args.steps, seed, kind=kind, folder=str(folder))
+    trainer.args.logging_steps = max(args.steps // 5, 1)
+    trainer.train()
+    adapter.rung = 2  # in-context learning is measured alike for all
+    result: dict[str, Any] = accuracies(trainer, demos)
+    if rung is None:
+        logs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        logs = [log for log in logs if "ladder/mean_rung" in log]
+        result["rungs"] = [{k[12:]: round(v, 3) for k, v in log.items() if "rung_" in k} for log in (logs[0], logs[-1])]
+    return result
+
+
+if __name__ == "__main__":
+    main()

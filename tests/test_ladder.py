@@ -1,0 +1,127 @@
+"""Hints that grow: the lowest rung at which the teacher solves a query, none where the student needs none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.toy import EOS, ToyAdapter, toy_args, toy_model
+from text_sdft.core import Example, TeacherContext, answer
+from text_sdft.core.rollout import Rollout
+from text_sdft.experiments.ladder import LadderTrainer
+from vlm_sdft.cli import main
+
+
+class Rungs(ToyAdapter):
+    """Rung r shows r tokens of 7 before the query; queries with a reference have the rungs 0, 1, 2, 3 and 5."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def rungs(self, example: Example) -> tuple[int, ...]:
+        return () if example.retain else (0, 1, 2, 3, 5) if example.reference is not None else (0, 2)
+
+    def teacher_messages(self, example: Example, context: TeacherContext) -> list[dict[str, Any]]:
+        self.asked += 1
+        return [{"role": "user", "content": [7] * (2 if context.rung is None else context.rung)}, *example.messages]
+
+
+def rows() -> list[dict[str, Any]]:
+    prompts = [[3, 9], [11, 4, 5], [20, 8], [15, 30], [2, 33, 6], [17, 18]]
+    return [{"id": f"q{i}", "prompt": prompt} for i, prompt in enumerate(prompts)]
+
+
+def trainer(folder: Path, **settings: Any) -> LadderTrainer:
+    """The reference of q0 … q4 is what the model answers at the rungs 0, 1, 2, 3, 5; that of q5 nobody knows."""
+    model, adapter = toy_model(), Rungs()
+    made = LadderTrainer(
+        model, toy_args(folder, teacher_model_kind="base", **settings), adapter=adapter, train_dataset=rows()
+    )
+    for i, rung in enumerate((0, 1, 2, 3, 5)):
+        text = answer(model, adapter, made.sampler, [made.queries[i]], 99, [TeacherContext(rung=rung)])[0]
+        made.queries[i] = replace(made.queries[i], reference=text)
+    made.train_dataset = made.queries
+    adapter.asked = 0
+    return made
+
+
+def lowest(made: LadderTrainer, query: Example) -> int:
+    """By asking the teacher at one rung after the other."""
+    for rung in (0, 1, 2, 3, 5):
+        given = answer(made.module, made.adapter, made.sampler, [query], 99, [TeacherContext(rung=rung)])[0]
+        if given == query.reference:
+            return rung
+    raise AssertionError
+
+
+def test_the_lowest_rung_that_solves_it(tmp_path):
+    made = trainer(tmp_path)
+    rungs = made.rungs(made.queries)
+    assert rungs == {query.id: lowest(made, query) for query in made.queries[:5]}
+    assert len(set(rungs.values())) >= 4, "the queries tell rungs apart"
+    contexts = made.contexts(made.queries, list(range(6)))
+    assert [c.rung for c in contexts] == [*rungs.values(), None]
+    assert [c.seed for c in contexts] == list(range(6))
+
+
+def test_a_query_that_no_rung_solves_is_shown_the_most(tmp_path):
+    made = trainer(tmp_path)
+    made.queries[2] = replace(made.queries[2], reference="never")
+    assert made.rungs(made.queries)["q2"] == 5
+
+
+def test_rungs_are_kept_while_the_teacher_stays(tmp_path):
+    made = trainer(tmp_path)
+    first, asked = made.rungs(made.queries), made.adapter.asked
+    assert made.rungs(made.queries[::-1]) == first and made.adapter.asked == asked > 0
+    made.teacher.version += 1
+    made.rungs(made.queries)
+    assert made.adapter.asked == 2 * asked
+
+
+def test_what_the_student_solves_weighs_nothing(tmp_path):
+    made = trainer(tmp_path)
+    retained = Example("r", [{"role": "user", "content": [4]}], retain=True)
+    examples = [*made.queries, retained]
+    ids = [torch.tensor([9, 9, EOS]) for _ in examples]
+    ids[3] = torch.tensor([*(int(word) for word in str(made.queries[3].reference).split()), EOS])
+    made.contexts(made.queries, [0] * 6)
+    counted = [bool(mask.any()) for mask in made.scored_tokens(examples, Rollout(ids, ids, [True] * len(ids)))]
+    assert counted == [False, True, True, False, True, True, True], "q0 at rung 0, q3 answered right; q5 and retention stay"
+
+
+def test_a_run_trains_and_logs_its_rungs(tmp_path):
+    made = trainer(tmp_path, max_steps=3, per_device_train_batch_size=6)
+    before = [p.clone() for p in made.module.parameters()]
+    made.train()
+    assert any(not torch.equal(a, b) for a, b in zip(before, made.module.parameters(), strict=True))
+    logs = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logs = [log for log in logs if "ladder/mean_rung" in log]
+    assert len(logs) == 3
+    for log in logs:
+        shares = {int(name[-1]): share for name, share in log.items() if name.startswith("ladder/rung_")}
+        assert sum(shares.values()) == pytest.approx(1) and shares[0] >= 0.2 - 1e-6
+        assert log["ladder/mean_rung"] == pytest.approx(sum(rung * share for rung, share in shares.items()), abs=1e-5)
+
+
+def test_a_step_in_which_nothing_is_left_to_learn_moves_nothing(tmp_path):
+    made = trainer(tmp_path, max_steps=1, weight_decay=0.0)
+    made.train_dataset = [made.queries[0]]
+    before = [p.clone() for p in made.module.parameters()]
+    made.train()
+    assert all(torch.equal(a, b) for a, b in zip(before, made.module.parameters(), strict=True))
+
+
+def test_the_config_chooses_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = json.dumps({"n_types": 2, "n_unlabelled": 1, "n_test": 2, "n_retain": 1, "n_old": 1})
+    args = ["train", "--model", "builtin:tiny-qwen3-vl", "--data", "builtin:novel-objects", "--data.options", options]
+    args += ["--demonstrations.policy", "ladder", "--demonstrations.n_types", "2", "--train.output_dir", "runs/x"]
+    assert main([*args, "--train.max_steps", "2", "--train.logging_steps", "1", "--train.disable_tqdm", "true"]) == 0
+    logs = [json.loads(line) for line in Path("runs/x/metrics.jsonl").read_text().splitlines()]
+    assert any(log.get("ladder/mean_rung", 0) > 0 for log in logs)

@@ -1,0 +1,191 @@
+"""From the probe's scores to a verdict: the gap with its interval, and the rule.
+
+What self-distillation gains at the end follows the gap between teacher and student before it (arXiv 2605.30070). The rule's
+own validation is `benchmarks/probe_validation.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from scipy import stats
+
+#: A rival within this of the teacher is worth a note.
+MARGIN = 0.05
+#: Where more than this share of the gap survives spoiled demonstrations, the gap does not come from them.
+SHARE = 0.5
+#: A student this good has nothing to learn.
+KNOWN = 0.95
+#: A gap that may be larger than this is worth measuring on more examples.
+WORTH = 0.05
+#: Below this probability under "every position alike", the teacher favours positions.
+UNEVEN = 0.01
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Mean difference of two scores of the same examples, with its 95 % interval; n examples."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the verdict is drawn from; scores in [0, 1].
+
+    Attributes:
+        student, teacher: accuracies.
+        gap: teacher minus student.
+        kept: by control or by rung 1: the accuracy that is left, and how much more of the gap than `SHARE` it keeps.
+        others: other settings by the option that sets them: (accuracy, gap to the student, gap to the teacher).
+        answer_alone: the teacher's accuracy with the answer in its context, if measured.
+        rivals: accuracies of cheap rivals on the same demonstrations.
+        permuted: how often the teacher gives the exchanged name where names are exchanged, if measured.
+        position_p: probability of the teacher's answers' positions if all positions were alike, if measured.
+    """
+
+    student: float
+    teacher: float
+    gap: Gap
+    kept: Mapping[str, tuple[float, Gap]] = field(default_factory=dict)
+    others: Mapping[str, tuple[float, Gap, Gap]] = field(default_factory=dict)
+    answer_alone: float | None = None
+    rivals: Mapping[str, float] = field(default_factory=dict)
+    permuted: float | None = None
+    position_p: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether to train, and why.
+
+    Attributes:
+        decision: "train", "do not train", or "try first" with something concrete.
+        reason: one sentence with the numbers behind it.
+        option: the setting to train with or to try, where it is not the present one.
+        notes: what else a user should know.
+    """
+
+    decision: Literal["train", "do not train", "try first"]
+    reason: str
+    option: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def train(self) -> bool:
+        """Whether the answer is to train."""
+        return self.decision == "train"
+
+
+def paired_gap(first: Sequence[float], second: Sequence[float]) -> Gap:
+    """First minus second, both scored on the same examples.
+
+    Right-or-wrong scores: Newcombe's interval for paired proportions (Statistics in Medicine 17, 1998, 2635-2650, method
+    10), which keeps its width where all answers agree. Other scores: Student's interval of the mean difference.
+    """
+    n, pairs = len(first), list(zip(first, second, strict=True))
+    mean = sum(a - b for a, b in pairs) / n
+    if {*first, *second} <= {0.0, 1.0}:
+        both, only, other = (pairs.count(pair) for pair in ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0)))
+        neither = n - both - only - other
+        low1, high1 = _wilson(both + only, n)
+        low2, high2 = _wilson(both + other, n)
+        p1, p2 = (both + only) / n, (both + other) / n
+        product = (both + only) * (other + neither) * (both + other) * (only + neither)
+        excess = both * neither - only * other
+        excess_c = excess if excess < 0 else max(0.0, excess - n / 2)  # Newcombe's continuity correction
+        phi = excess_c / math.sqrt(product) if product else 0.0
+        return Gap(
+            mean,
+            mean - _joined(p1 - low1, high2 - p2, phi),
+            mean + _joined(high1 - p1, p2 - low2, phi),
+            n,
+        )
+    if n < 2:
+        return Gap(mean, -1.0, 1.0, n)
+    variance = sum((a - b - mean) ** 2 for a, b in pairs) / (n - 1)
+    half = float(stats.t.ppf(0.975, n - 1)) * math.sqrt(variance / n)
+    return Gap(mean, max(-1.0, mean - half), min(1.0, mean + half), n)
+
+
+def verdict(found: Evidence) -> Verdict:
+    """The rule: train where the teacher is better beyond the gap's interval, and only through its demonstrations."""
+    percent = f"teacher {_percent(found.teacher)}, student {_percent(found.student)}, gap {_points(found.gap)}"
+    notes = _notes(found)
+    spoilt = {name: accuracy for name, (accuracy, more) in found.kept.items() if more.low > 0}
+    if found.gap.low > 0 and spoilt:
+        name, accuracy = max(spoilt.items(), key=lambda item: item[1])
+        reason = (
+            f"Do not train: the teacher stays good with spoiled demonstrations ({name}: {_percent(accuracy)}; {percent}), "
+            "so most of what it knows more does not come from them."
+        )
+        return Verdict("do not train", reason, None, notes)
+    better = {name: more.mean for name, (_, _, more) in found.others.items() if more.low > 0}
+    best = max(better, key=lambda name: better[name]) if better else None
+    if found.gap.low > 0:
+        reason = f"Train: with demonstrations the model is better, and because of them ({percent})."
+        if best is not None:
+            reason += f" Better still with {best}: {_percent(found.others[best][0])}."
+        return Verdict("train", reason, best, notes)
+    if best is not None and found.others[best][1].low > 0:
+        accuracy, gap, _ = found.others[best]
+        reason = (
+            f"Try {best} first: the teacher is right in {_percent(accuracy)} there (gap {_points(gap)}; now: {percent})."
+        )
+        return Verdict("try first", reason, best, notes)
+    if found.student >= KNOWN:
+        return Verdict("do not train", f"Do not train: the model knows this already ({percent}).", None, notes)
+    if found.gap.mean > 0 and found.gap.high > WORTH:
+        reason = f"Measure more first: whether demonstrations help is not clear from {found.gap.n} examples ({percent})."
+        return Verdict("try first", reason, f"--eval.max_examples {4 * found.gap.n}", notes)
+    reason = f"Do not train: with demonstrations the model is no better than without ({percent})."
+    if found.answer_alone is not None and found.answer_alone <= max(found.student, 0.5):
+        advice = (
+            f"Even with the right answer in its context the model gives it in {_percent(found.answer_alone)} only: look at "
+            "the prompts with `vlm-sdft preview`, or take a stronger model."
+        )
+    else:
+        advice = "Try first: more images of fewer types, images nearer to the query, or a stronger model."
+    return Verdict("do not train", reason, None, (advice, *notes))
+
+
+def _notes(found: Evidence) -> tuple[str, ...]:
+    notes = [
+        f"{name} is right in {_percent(accuracy)} without training: if names are all you need, it is cheaper."
+        for name, accuracy in found.rivals.items()
+        if found.gap.low > 0 and accuracy >= found.teacher - MARGIN
+    ]
+    if found.permuted is not None and found.gap.low > 0 and found.permuted < found.teacher - SHARE * found.gap.mean:
+        notes.append(
+            f"With names exchanged the teacher gives the exchanged one in {_percent(found.permuted)} only: part of what it "
+            "says comes from what it knew, not from its demonstrations."
+        )
+    if found.position_p is not None and found.position_p < UNEVEN:
+        notes.append(
+            f"The teacher favours some positions among its demonstrations (p = {found.position_p:.1g} if all were alike)."
+        )
+    return tuple(notes)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _points(gap: Gap) -> str:
+    return f"{100 * gap.mean:+.0f} points, {100 * gap.low:+.0f} to {100 * gap.high:+.0f}"
+
+
+def _wilson(right: int, n: int) -> tuple[float, float]:
+    interval = stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _joined(a: float, b: float, phi: float) -> float:
+    """The half-width of a difference from those of its parts, whose correlation is phi."""
+    return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))

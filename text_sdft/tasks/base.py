@@ -1,0 +1,230 @@
+"""What the tasks share: files as splits, what the teacher sees, rows that are no task's (old skills, retention prompts)."""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+from text_sdft.adapter import TextAdapter
+from text_sdft.columns import load_rows, to_examples, unique
+from text_sdft.core import Conversation, Demonstration, Example, Splits, TeacherContext, UserError
+from text_sdft.tasks.answers import states
+from text_sdft.templates import render
+
+#: Seed of the held-out part: the same rows in every run, so that settings are chosen on rows that no run trains on.
+HOLDOUT_SEED = 0
+
+TeacherSees = Literal["demonstration", "answer", "nothing", "wrong"]
+
+
+@dataclass
+class TaskData:
+    """Section ``data`` of a task."""
+
+    path: str = field(metadata={"help": "Training rows: a .jsonl, .json, .parquet or .csv file, or a hub data set."})
+    test: str | None = field(default=None, metadata={"help": "Rows of the task that are measured (the set 'new')."})
+    validation: str | None = field(
+        default=None, metadata={"help": "Rows for choosing settings; unset: a part of the training rows, held out."}
+    )
+    holdout: float = field(default=0.1, metadata={"help": "Share of the training rows held out where validation is unset."})
+    old: str | None = field(
+        default=None, metadata={"help": "Rows with 'prompt' and 'reference' that the model solves already (the set 'old')."}
+    )
+    retain: str | None = field(
+        default=None, metadata={"help": "Prompts the model should go on answering as it does (retention prompts)."}
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message of both views, for rows without one."}
+    )
+
+
+@dataclass
+class TaskDemonstrations:
+    """Section ``demonstrations`` of a task."""
+
+    teacher_sees: TeacherSees = field(
+        default="demonstration",
+        metadata={
+            "help": "demonstration, answer (without its reasoning), nothing, or wrong (another row's demonstration)."
+        },
+    )
+    teacher_prompt_template: str | None = field(
+        default=None, metadata={"help": "turns, paper, quoted, or a string with {question}. Unset: the task's own."}
+    )
+    enable_thinking: bool | None = field(
+        default=None, metadata={"help": "Passed to the chat template, to both views alike; unset: the model's default."}
+    )
+
+
+class TaskAdapter(TextAdapter):
+    """A `TextAdapter` whose rows have a task's columns and whose answers a task's scorer grades.
+
+    Subclasses give ``template``, `example` and `grade`. Examples of the task carry ``meta["gold"]``, what `grade` compares
+    with; those without it are plain text rows, right where the answer states the reference.
+
+    Args:
+        teacher_sees: see `TaskDemonstrations`.
+        settings: as `TextAdapter` takes them.
+
+    Raises:
+        UserError: the template is unknown.
+    """
+
+    #: The task's own teacher prompt (`text_sdft.templates`).
+    template: ClassVar[str] = "paper"
+    #: Spoiled demonstrations, for the probe.
+    controls: ClassVar[tuple[str, ...]] = ("wrong",)
+
+    def __init__(self, *, teacher_sees: str = "demonstration", **settings: Any) -> None:
+        super().__init__(
+            **{**settings, "teacher_prompt_template": settings.get("teacher_prompt_template") or self.template}
+        )
+        self.teacher_sees = teacher_sees
+        self._others: Sequence[Example] = ()  # training examples, whose demonstrations are wrong for any other row
+
+    @classmethod
+    def from_config(  # type: ignore[override]
+        cls, data: TaskData, demonstrations: TaskDemonstrations
+    ) -> tuple[TaskAdapter, Splits]:
+        """The adapter and its rows from the YAML sections.
+
+        The training part is what ``path`` holds, less the rows held out as ``validation`` where no file gives them.
+
+        Raises:
+            UserError: a file or a row cannot be used, or a training row has nothing to show the teacher.
+        """
+        adapter = cls(
+            teacher_sees=demonstrations.teacher_sees,
+            teacher_prompt_template=demonstrations.teacher_prompt_template,
+            system_prompt=data.system_prompt,
+            enable_thinking=demonstrations.enable_thinking,
+        )
+        return adapter, adapter.splits(data)
+
+    def splits(self, data: TaskData, further: Mapping[str, str] | None = None) -> Splits:
+        """The rows of the section ``data`` as examples.
+
+        Args:
+            further: more sets to measure: {name: file}.
+        """
+        train = self._task_examples(data.path)
+        for example in train:
+            if not example.demonstrations and not example.privileged_context:
+                raise UserError(
+                    f"{data.path}, {example.id}: nothing to show the teacher. Training rows need a demonstration; rows "
+                    "that are only measured belong in data.test."
+                )
+        held_out = 0 if data.validation else round(data.holdout * len(train))
+        if not 0 <= data.holdout < 1 or held_out >= len(train):
+            raise UserError(
+                f"data.holdout {data.holdout} leaves nothing of {len(train)} training rows: use less, such as 0.1."
+            )
+        chosen = set(random.Random(HOLDOUT_SEED).sample(range(len(train)), held_out))
+        validation = [example for i, example in enumerate(train) if i in chosen]
+        if data.validation:
+            validation = self._task_examples(data.validation)
+        train = [example for i, example in enumerate(train) if i not in chosen]
+        files = {"new": data.test, **(further or {})}
+        evals = {name: self._task_examples(file) for name, file in files.items() if file}
+        if data.old:
+            evals["old"] = to_examples(load_rows(data.old), self._system_prompt)
+        if validation:
+            evals["validation"] = validation
+        self._others = train
+        rows = load_rows(data.retain) if data.retain else []
+        retained = to_examples([{**row, "id": f"retain {i}", "retain": True} for i, row in enumerate(rows)])
+        report = [f"Found {len(train)} training rows" + (f", {len(retained)} retention prompts" if retained else "") + "."]
+        report += [f"{len(part)} rows to measure '{name}'." for name, part in evals.items()]
+        if any(not e.demonstrations and not e.privileged_context for e in evals.get("new", ())):
+            report.append("Rows of data.test without a demonstration: there the teacher sees their right answer instead.")
+        return Splits([*train, *retained], evals, report)
+
+    def _task_examples(self, file: str) -> list[Example]:
+        try:
+            return self.examples(load_rows(file))
+        except UserError as error:
+            raise UserError(str(error) if file in str(error) else f"{file}: {error}") from error
+
+    def examples(self, rows: Iterable[Any]) -> list[Example]:
+        """Examples of the task; ready examples pass through. Raises `UserError` naming the row."""
+        made = []
+        for number, row in enumerate(rows):
+            example = row if isinstance(row, Example) else self._checked(row, number)
+            system = [{"role": "system", "content": self._system_prompt}] if self._system_prompt else []
+            if example.messages[0]["role"] == "system":
+                system = []
+            made.append(replace(example, messages=[*system, *example.messages]))
+        return unique(made)
+
+    def _checked(self, row: Any, number: int) -> Example:
+        if not isinstance(row, Mapping):
+            raise UserError(f"Row {number} is a {type(row).__name__}; it must be a mapping.")
+        return self.example(row, number)
+
+    @abstractmethod
+    def example(self, row: Mapping[str, Any], number: int) -> Example:
+        """One row of the task, its gold parsed into ``meta["gold"]``. Raises `UserError` naming row, column and remedy."""
+
+    @abstractmethod
+    def grade(self, example: Example, answer: str) -> float:
+        """How right an answer to an example of the task is, in [0, 1]."""
+
+    def answer_only(self, example: Example) -> str:
+        """The right answer without reasoning, as a response would end with it."""
+        return str(example.reference)
+
+    def score(self, example: Example, answer: str) -> float | None:
+        """`grade` for the task's rows; for plain rows 1 where the answer states the reference, else 0."""
+        if example.reference is None:
+            return None
+        if "gold" in example.meta:
+            return self.grade(example, answer)
+        return float(states(answer, example.reference))
+
+    def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
+        """What ``teacher_sees`` or the context's control says, as replies to the row's own question.
+
+        Rows without a demonstration (a test file's) show their right answer instead.
+        """
+        sees = context.control or self.teacher_sees
+        if sees == "nothing" or example.retain or "gold" not in example.meta or context.max_demonstrations == 0:
+            return []
+        if sees == "wrong":
+            return [self._reply(example, self._wrong(example, context.seed).demonstrations[0].messages[-1]["content"])]
+        if sees == "answer" or not example.demonstrations:
+            return [self._reply(example, self.answer_only(example))]
+        return super().demonstrations(example, context)
+
+    def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
+        """The query with what `demonstrations` gives, under the template."""
+        if example.retain:
+            return self.student_messages(example)
+        return render(example.messages, self.demonstrations(example, context), None, str(self._template))
+
+    def _wrong(self, example: Example, seed: int) -> Example:
+        """Another training example, with another answer."""
+        own = self.answer_only(example)
+        others = [o for o in self._others if o.id != example.id and self.answer_only(o) != own]
+        if not others:
+            raise UserError("A wrong demonstration is another training row's, and there is none: give more training rows.")
+        return random.Random(seed).choice(others)
+
+    @staticmethod
+    def _reply(example: Example, text: str) -> Demonstration:
+        return Demonstration([example.messages[-1], {"role": "assistant", "content": text}])
+
+
+def required(row: Mapping[str, Any], column: str, number: int) -> Any:
+    """The column's value. Raises `UserError` where it is missing or empty."""
+    value = row.get(column)
+    if value is None or value == "" or value == []:
+        raise UserError(f"Row {number}: '{column}' is missing or empty; its columns are {', '.join(map(str, row))}.")
+    return value
+
+
+def row_id(row: Mapping[str, Any], number: int) -> str:
+    """The row's id, or its number."""
+    return str(row["id"]) if row.get("id") is not None else f"row {number}"

@@ -1,0 +1,94 @@
+"""Who decides whether a free answer means the same as the right one: a function, or a model behind an endpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from text_sdft.core import UserError
+from text_sdft.tasks.answers import same, tagged
+
+#: What an endpoint is asked; our own words.
+QUESTION = (
+    "Question:\n{question}\n\nCorrect answer:\n{reference}\n\nAnswer to judge:\n{answer}\n\n"
+    "Does the answer to judge come to the same conclusion as the correct answer? Reply with yes or no only."
+)
+
+
+class Judge(Protocol):
+    """Judges one answer."""
+
+    def __call__(self, question: str, reference: str, answer: str) -> float:
+        """How right the answer is, in [0, 1]."""
+        ...
+
+
+class ExactJudge:
+    """Right where the answer is the reference word by word, letter case and punctuation aside.
+
+    Where an answer has <answer> tags, what they hold is the answer.
+    """
+
+    def __call__(self, question: str, reference: str, answer: str) -> float:
+        """1 or 0."""
+        return float(same(tagged(answer) or answer, reference))
+
+
+@dataclass(frozen=True)
+class EndpointJudge:
+    """A model behind an OpenAI-compatible endpoint.
+
+    Attributes:
+        url: up to and including the version, such as http://localhost:8000/v1.
+        model: its name there.
+        key_variable: the environment variable that holds the key; unset or empty, none is sent.
+        timeout: seconds that one request may take.
+    """
+
+    url: str
+    model: str
+    key_variable: str = "OPENAI_API_KEY"
+    timeout: float = 60.0
+
+    def __call__(self, question: str, reference: str, answer: str) -> float:
+        """1 where the model says yes, 0 where it says no. Raises `UserError` where it says neither, or nothing."""
+        content = QUESTION.format(question=question, reference=reference, answer=answer)
+        request = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": content}]}
+        reply = self._call("chat/completions", request)
+        try:
+            text = reply["choices"][0]["message"]["content"]
+        except (KeyError, IndexError, TypeError) as error:
+            raise UserError(f"The judge at {self.url} sent no answer: {str(reply)[:200]}") from error
+        # A thinking model's reasoning comes first and may name either word.
+        verdict = re.findall(r"\b(yes|no)\b", str(text).rpartition("</think>")[2].casefold())
+        if not verdict:
+            raise UserError(
+                f"The judge at {self.url} said neither yes nor no: {str(text)[:200]!r}. Take another judge model."
+            )
+        return float(verdict[-1] == "yes")
+
+    def check(self) -> None:
+        """Ask for the endpoint's models. Raises `UserError` where it cannot be reached or does not know the model."""
+        names = [str(entry.get("id")) for entry in self._call("models").get("data", [])]
+        if names and self.model not in names:
+            raise UserError(f"The judge at {self.url} has no model '{self.model}'; it has {', '.join(names[:10])}.")
+
+    def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        key = os.environ.get(self.key_variable)
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            request = urllib.request.Request(f"{self.url.rstrip('/')}/{path}", data, headers)
+            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                return json.loads(reply.read())
+        except (OSError, ValueError) as error:
+            said = error.read().decode(errors="replace")[:200] if isinstance(error, urllib.error.HTTPError) else ""
+            raise UserError(
+                f"The judge at {self.url} cannot be used: {error} {said}".rstrip()
+                + f". Start it, correct data.judge_url and ${self.key_variable}, or leave it out for exact match."
+            ) from error

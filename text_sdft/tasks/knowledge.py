@@ -1,0 +1,131 @@
+"""Knowledge acquisition: questions about documents that the model has never read.
+
+Columns: ``prompt``, ``article`` (the document), ``answer``; ``distractors`` (optional list: answers that must not be
+given). The paper's nine articles on disasters of 2025 were never released; its teacher sees the article, or article and
+answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from text_sdft.columns import messages_of
+from text_sdft.core import Conversation, Demonstration, Example, Splits, TeacherContext, UserError
+from text_sdft.tasks.answers import quantities, states
+from text_sdft.tasks.base import TaskAdapter, TaskData, TaskDemonstrations, required, row_id
+from text_sdft.templates import render
+
+Sees = Literal["text_and_answer", "text", "answer", "nothing", "wrong"]
+Scoring = Literal["strict", "lenient"]
+#: Teacher prompts by what there is to see: (the document, the answer).
+TEMPLATES = {
+    (True, True): "{privileged_context}\n\n{question}\n\nThe right answer is: {answers}\n\nNow answer in your own words.",
+    (True, False): "{privileged_context}\n\n{question}",
+    (False, True): "{question}\n\nThe right answer is: {answers}\n\nNow answer in your own words.",
+    (False, False): "{question}",
+}
+
+
+@dataclass
+class KnowledgeData(TaskData):
+    """Section ``data`` of ``adapter: knowledge``."""
+
+    ood: str | None = field(default=None, metadata={"help": "Out-of-distribution questions (the set 'ood')."})
+    scoring: Scoring = field(
+        default="strict",
+        metadata={"help": "strict (the answer's values and no others) or lenient (its numbers are there)."},
+    )
+
+
+@dataclass
+class KnowledgeDemonstrations(TaskDemonstrations):
+    """Section ``demonstrations`` of ``adapter: knowledge``."""
+
+    teacher_sees: Sees = field(  # type: ignore[assignment]
+        default="text_and_answer",
+        metadata={"help": "text_and_answer, text, answer, nothing, or wrong (another document and its answer)."},
+    )
+
+
+class KnowledgeAdapter(TaskAdapter):
+    """``adapter: knowledge``. The teacher reads the document that the student is asked about.
+
+    Args:
+        teacher_sees: see `KnowledgeDemonstrations`.
+        scoring: ``"strict"`` or ``"lenient"``, see `strict` and `lenient`.
+        settings: see `TaskAdapter`.
+    """
+
+    def __init__(self, *, teacher_sees: str = "text_and_answer", scoring: str = "strict", **settings: Any) -> None:
+        self._own_template = settings.get("teacher_prompt_template") is not None
+        super().__init__(teacher_sees=teacher_sees, **settings)
+        self.scoring = scoring
+
+    @classmethod
+    def from_config(  # type: ignore[override]
+        cls, data: KnowledgeData, demonstrations: KnowledgeDemonstrations
+    ) -> tuple[KnowledgeAdapter, Splits]:
+        """See `TaskAdapter`; the set ``ood`` is measured too."""
+        adapter = cls(
+            teacher_sees=demonstrations.teacher_sees,
+            scoring=data.scoring,
+            teacher_prompt_template=demonstrations.teacher_prompt_template,
+            system_prompt=data.system_prompt,
+            enable_thinking=demonstrations.enable_thinking,
+        )
+        return adapter, adapter.splits(data, {"ood": data.ood} if data.ood else {})
+
+    def example(self, row: Mapping[str, Any], number: int) -> Example:
+        """See `TaskAdapter`."""
+        messages = messages_of(row.get("prompt"), "prompt", number)
+        answer, article = required(row, "answer", number), required(row, "article", number)
+        distractors = row.get("distractors") or []
+        if not isinstance(answer, str) or not isinstance(article, str) or not isinstance(distractors, list):
+            raise UserError(f"Row {number}: 'answer' and 'article' must be strings, 'distractors' a list of strings.")
+        return Example(
+            id=row_id(row, number),
+            messages=messages,
+            demonstrations=[Demonstration([messages[-1], {"role": "assistant", "content": answer}])],
+            privileged_context=article,
+            reference=answer,
+            meta={"gold": answer, "distractors": [str(d) for d in distractors]},
+        )
+
+    def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
+        """The answer, where the teacher sees it; see `teacher_messages` for the document."""
+        return [] if self.teacher_sees == "text" else super().demonstrations(example, context)
+
+    def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
+        """The question with the document, the answer, or both; wrong ones are both of the same other row."""
+        if example.retain or "gold" not in example.meta:
+            return self.student_messages(example)
+        choices = (self.teacher_sees, context.control)
+        shown = self.demonstrations(example, context)
+        source = self._wrong(example, context.seed) if "wrong" in choices else example
+        article = None if "answer" in choices or "nothing" in choices else source.privileged_context
+        template = str(self._template) if self._own_template else TEMPLATES[bool(article), bool(shown)]
+        return render(example.messages, shown, article, template)
+
+    def grade(self, example: Example, answer: str) -> float:
+        """`strict` or `lenient`, as the adapter was told."""
+        rule = strict if self.scoring == "strict" else lenient
+        return float(rule(answer, example.meta["gold"], example.meta["distractors"]))
+
+
+def strict(answer: str, gold: str, distractors: list[str]) -> bool:
+    """Whether the answer gives the gold's values with their signs and no others; for a gold in words, whether it states it.
+
+    No distractor may be stated.
+    """
+    if any(states(answer, other) for other in distractors):
+        return False
+    return quantities(answer) == quantities(gold) if quantities(gold) else states(answer, gold)
+
+
+def lenient(answer: str, gold: str, distractors: list[str]) -> bool:
+    """Whether the gold's numbers are in the answer, signs and other numbers aside; a gold in words as under `strict`."""
+    if not quantities(gold):
+        return strict(answer, gold, distractors)
+    return {number for _, number in quantities(gold)} <= {number for _, number in quantities(answer)}

@@ -1,0 +1,95 @@
+"""Medical questions (the paper's HuatuoGPT-o1 task): free answers, judged.
+
+Columns, as in the public data of HuatuoGPT-o1. Training: ``Question``, ``Complex_CoT`` (optional), ``Response``: the last
+two are the demonstration. Test: ``Open-ended Verifiable Question``, ``Ground-True Answer``. Also ``prompt``, ``answer``,
+``response``. The paper's own split and its judge's prompt were never released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from text_sdft.columns import messages_of
+from text_sdft.core import Demonstration, Example, Splits, UserError
+from text_sdft.tasks.base import TaskAdapter, TaskData, TaskDemonstrations, row_id
+from text_sdft.tasks.judges import EndpointJudge, ExactJudge, Judge
+
+QUESTIONS = ("Question", "Open-ended Verifiable Question", "prompt")
+RESPONSES = ("Response", "response")
+ANSWERS = ("Ground-True Answer", "answer")
+
+
+@dataclass
+class MedicalData(TaskData):
+    """Section ``data`` of ``adapter: medical``."""
+
+    judge_url: str | None = field(
+        default=None,
+        metadata={
+            "help": "OpenAI-compatible endpoint of a judge model, such as http://localhost:8000/v1; unset: exact match."
+        },
+    )
+    judge_model: str = field(default="", metadata={"help": "The judge model's name at that endpoint."})
+    judge_key_variable: str = field(
+        default="OPENAI_API_KEY", metadata={"help": "Environment variable with the endpoint's key."}
+    )
+
+
+class MedicalAdapter(TaskAdapter):
+    """``adapter: medical``. A judge decides whether an answer means the same as the right one.
+
+    Args:
+        judge: by default exact match.
+        settings: see `TaskAdapter`.
+    """
+
+    def __init__(self, *, judge: Judge | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.judge: Judge = judge or ExactJudge()
+
+    @classmethod
+    def from_config(cls, data: MedicalData, demonstrations: TaskDemonstrations) -> tuple[MedicalAdapter, Splits]:  # type: ignore[override]
+        """See `TaskAdapter`; also raises `UserError` where the judge cannot be reached."""
+        adapter, splits = super().from_config(data, demonstrations)
+        assert isinstance(adapter, MedicalAdapter)
+        if data.judge_url:
+            if not data.judge_model:
+                raise UserError(f"data.judge_url {data.judge_url} needs data.judge_model, the model's name there.")
+            judge = EndpointJudge(data.judge_url, data.judge_model, data.judge_key_variable)
+            judge.check()
+            adapter.judge = judge
+        return adapter, splits
+
+    def example(self, row: Mapping[str, Any], number: int) -> Example:
+        """See `TaskAdapter`. Rows without a right answer are for training only and are not scored."""
+        messages = messages_of(_first(row, QUESTIONS), " or ".join(QUESTIONS), number)
+        response, answer = _first(row, RESPONSES), _first(row, ANSWERS)
+        for name, text in (("Response", response), ("Ground-True Answer", answer)):
+            if text is not None and not isinstance(text, str):
+                raise UserError(f"Row {number}: '{name}' is a {type(text).__name__}; it must be a string.")
+        if response is None and answer is None:
+            raise UserError(f"Row {number} has neither a 'Response' to show nor a 'Ground-True Answer' to compare with.")
+        reasoning = row.get("Complex_CoT")
+        shown = (
+            f"{reasoning.strip()}\n\n{response}"
+            if response and isinstance(reasoning, str) and reasoning.strip()
+            else response
+        )
+        reply = [Demonstration([messages[-1], {"role": "assistant", "content": shown}])] if shown else []
+        return Example(row_id(row, number), messages, reply, reference=answer, meta={"gold": answer, "response": response})
+
+    def answer_only(self, example: Example) -> str:
+        """The right answer, or where none is given the response without its reasoning."""
+        return str(example.reference or example.meta["response"])
+
+    def grade(self, example: Example, answer: str) -> float:
+        """The judge's verdict."""
+        content = example.messages[-1]["content"]
+        question = content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
+        return self.judge(question, example.meta["gold"], answer)
+
+
+def _first(row: Mapping[str, Any], columns: tuple[str, ...]) -> Any:
+    return next((row[column] for column in columns if row.get(column)), None)
