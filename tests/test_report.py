@@ -227,6 +227,7 @@ def test_a_comparison_and_a_sequence_are_shown(tmp_path):
 def test_what_is_absent_leaves_its_section_out(run, tmp_path):
     results = json.loads((run / "results.json").read_text())
     del results["after"]
+    results.pop("probe", None)
     (tmp_path / "results.json").write_text(json.dumps(results))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')  # killed while it wrote
     page = page_of(tmp_path, out=tmp_path / "page.html")
@@ -271,7 +272,7 @@ def test_a_text_run_shows_texts(tmp_path):
     shown = [{"prompt": "Colour of a dax?", "answer": "red"}]
     rows = [{"prompt": f"Colour of dax {i}?", "demonstrations": shown, "reference": f"red {i}"} for i in range(3)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    argv = ["train", "--model", save_tiny_text_model(tmp_path / "llama"), "--adapter", "text"]
+    argv = ["train", "--force", "--model", save_tiny_text_model(tmp_path / "llama"), "--adapter", "text"]
     argv += ["--data.path", str(tmp_path / "rows.jsonl"), "--data.test", str(tmp_path / "rows.jsonl")]
     argv += ["--train.output_dir", str(tmp_path / "run"), "--train.max_steps", "1", "--train.use_cpu", "true"]
     assert main([*argv, "--train.max_completion_length", "4", "--train.disable_tqdm", "true"]) == 0

@@ -66,7 +66,7 @@ def _run(run: Run) -> dict[str, Any]:
         "data": settings["data"].get("path", ""),
         "trained": run.results["trained"],
         "finished": "after" in run.results,
-        "probe": run.probe,
+        "verdict": run.probe["verdict"] if run.probe else run.results.get("probe"),
         "probe_plots": _probe_plots(run.probe) if run.probe else [],
         "table": _table(run),
         "plots": [
