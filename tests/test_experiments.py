@@ -111,7 +111,7 @@ def stop_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_everything_is_in_the_runs_folder(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
-        "config.yaml", "metrics.jsonl", "samples.jsonl", "results.json", "model",
+        "config.yaml", "metrics.jsonl", "samples.jsonl", "results.json", "report.html", "model",
         *(f"checkpoint-{step}" for step in (2, 4, 6)),
     }  # fmt: skip
     assert [log["step"] for log in steps(finished)] == list(range(1, STEPS + 1))
@@ -126,7 +126,7 @@ def test_everything_is_in_the_runs_folder(finished):
 
 def test_results_hold_accuracies_settings_and_versions(finished):
     results = read(finished / "results.json")
-    assert set(results) == {"before", "after", "probe", "trained", "seconds", "settings", "versions"}
+    assert set(results) == {"before", "after", "probe", "trained", "seconds", "tokens", "settings", "versions"}
     assert results["probe"]["decision"] in ("train", "try first") and results["probe"]["reason"]
     for phase in ("before", "after"):
         assert set(results[phase]) == {"new", "old", "old skills", "teacher"}

@@ -20,6 +20,7 @@ FLOORS = {
     "vlm_sdft.cli": 4,
     "vlm_sdft.commands": 4,
     "vlm_sdft.parsing": 4,
+    "vlm_sdft.sequences": 4,
 }
 
 

@@ -25,6 +25,8 @@ commands:
   preview   show the prompts, token counts and memory of a run, without training
   train     measure, train, measure again; everything lands in the run's folder
   eval      measure a finished run's model again
+  report    one HTML page about runs, comparisons and sequences
+  sequence  learn tasks one after the other, and measure all of them after each
   compare   run several methods with the same budget and write one table
 
 examples:
@@ -35,6 +37,7 @@ examples:
   vlm-sdft train --model Qwen/Qwen3-VL-8B-Instruct --data my_objects --train.output_dir runs/my_objects
   vlm-sdft train my_objects.yaml --resume
   vlm-sdft eval runs/my_objects
+  vlm-sdft report runs/my_objects runs/faster --out report.html
   vlm-sdft compare configs/quickstart.yaml --methods sft,sft_teacher,sdft --seeds 3 --lr_sweep
 
 `vlm-sdft COMMAND --help` lists a command's settings.

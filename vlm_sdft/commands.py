@@ -81,6 +81,55 @@ def eval_command(argv: list[str]) -> None:
     print_results({"before": stored.get("after", {}), "after": measured}, folder, ("stored", "measured now"))
 
 
+def report_command(argv: list[str]) -> None:
+    from text_sdft.core import UserError
+    from text_sdft.experiments.report import write_report
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            "usage: vlm-sdft report RUN … [--out report.html]\n\n"
+            "One HTML page about the runs in these folders (and comparisons, and sequences). Without --out: report.html\n"
+            "in the run's folder, or here for several runs."
+        )
+        return
+    folders, out = [], None
+    parts = iter(part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--out=") else [arg]))
+    for part in parts:
+        if part == "--out":
+            out = next(parts, None)
+        elif part.startswith("-"):
+            raise UserError(f"report takes folders and --out FILE.html; it got: {part}")
+        else:
+            folders.append(Path(part))
+    if not folders:
+        raise UserError("report needs at least one run's folder.")
+    file = Path(out) if out else folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
+    write_report(folders, file)
+    print(f"Wrote {file}.")
+
+
+def sequence_command(argv: list[str]) -> None:
+    from text_sdft.core import UserError
+    from text_sdft.experiments.sequence import run_sequence
+    from vlm_sdft.sequences import read_sequence
+    from vlm_sdft.tables import print_sequence
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            "usage: vlm-sdft sequence SEQUENCE.yaml [--key value …] [--joint] [--resume]\n\n"
+            "Learns tasks one after the other and measures all of them after each. Options are those of train, for every\n"
+            "task; --method sft or replay takes another method; --joint also trains on all tasks at once: an upper bound."
+        )
+        return
+    options = [arg for arg in argv if arg not in ("--joint", "--resume")]
+    if options[0].startswith("-"):
+        raise UserError("sequence takes the sequence's YAML first: vlm-sdft sequence SEQUENCE.yaml [--key value …].")
+    tasks, folder, joint = read_sequence(Path(options[0]), options[1:], "--joint" in argv)
+    for task in tasks:
+        _print_report(task)
+    print_sequence(run_sequence(tasks, folder, "--resume" in argv, joint), folder)
+
+
 def init_command(argv: list[str]) -> None:
     from text_sdft.core import UserError
     from vlm_sdft.init import init_config
@@ -123,4 +172,6 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train_command,
     "eval": eval_command,
     "compare": compare_command,
+    "report": report_command,
+    "sequence": sequence_command,
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import difflib
+import itertools
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +12,7 @@ from text_sdft.core import UserError
 from vlm_sdft.demos import QUESTION, DemoSet
 from vlm_sdft.selection import Selection
 from vlm_sdft.zoo import resolve_data
+from vlm_sdft.zoo.novel_objects import NovelObjects
 
 
 def vlm() -> dict[str, Any]:
@@ -62,10 +65,32 @@ class ImageData:
             "0 computes them in every forward."
         },
     )
+    types: list[str] | None = field(
+        default=None, metadata={"help": "Only these of the new types (folders' names) are taught and tested; unset: all."}
+    )
     options: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "For builtin data: n_types, shots, n_unlabelled, n_test, seed, split."}
+        default_factory=dict,
+        metadata={"help": "For builtin data: n_types, first, shots, n_unlabelled, n_test, seed, split."},
     )
     cache: str = field(default="runs/data", metadata={"help": "Where builtin data is drawn, as image files to look at."})
+
+    def split(self, count: int) -> list[dict[str, Any]]:
+        """What differs in this section between so many tasks: each gets its share of the new types, in their order.
+
+        Raises:
+            UserError: there are fewer types than tasks.
+        """
+        builtin = self.path.startswith("builtin:")
+        names = [] if builtin else list(dict.fromkeys(str(row.type) for row in load_demos(self).labelled if row.type))
+        total = int(self.options.get("n_types", NovelObjects.n_types)) if builtin else len(names)
+        if not 1 <= count <= total:
+            raise UserError(f"tasks: {count}: {self.path} has {total} types, and every task needs one.")
+        bounds = [total * k // count for k in range(count + 1)]
+        parts = list(itertools.pairwise(bounds))
+        if not builtin:
+            return [{"types": names[start:end]} for start, end in parts]
+        begin = int(self.options.get("first", 0))
+        return [{"options": {**self.options, "first": begin + start, "n_types": end - start}} for start, end in parts]
 
 
 @dataclass
@@ -119,4 +144,32 @@ def load_demos(data: ImageData) -> DemoSet:
         "holdout": data.holdout,
         "on_bad_image": data.on_bad_image,
     }
-    return DemoSet.load(path, **folder_only)
+    demos = DemoSet.load(path, **folder_only)
+    return demos if data.types is None else _only(demos, data.types)
+
+
+def _only(demos: DemoSet, types: list[str]) -> DemoSet:
+    """The demo set without other new types; of the unlabelled images those stay that lie in a folder of a type's name.
+
+    Raises:
+        UserError: a type that has no labelled images.
+    """
+    known = {str(row.type) for row in demos.labelled}
+    if unknown := [name for name in types if name not in known]:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        raise UserError(f"data.types: there is no type '{unknown[0]}'." + (f" Did you mean '{near[0]}'?" if near else ""))
+    chosen = set(types)
+    unlabelled = [row for row in demos.unlabelled if chosen & set(Path(row.id).parts[1:-1])]
+    report = [*demos.report, f"Only {len(types)} of {len(known)} new types are used (data.types)."]
+    if left := len(demos.unlabelled) - len(unlabelled):
+        report.append(
+            f"Left out with data.types: {left} unlabelled images that lie in no folder of these types' names, such as "
+            f"unlabelled/{types[0]}/: nobody knows which of them show these types."
+        )
+    return replace(
+        demos,
+        labelled=[row for row in demos.labelled if row.type in chosen],
+        test=[row for row in demos.test if row.type in chosen],
+        unlabelled=unlabelled,
+        report=report,
+    )

@@ -67,6 +67,24 @@ def _places(found: dict[str, Any] | None) -> list[str]:
     return [f"Positions of the demonstrations whose answer the teacher gave: {found['counts']} ({p})."]
 
 
+def print_sequence(found: dict[str, Any], folder: Path) -> None:
+    """The accuracy matrix of a sequence, and its summary."""
+    old = list(found["before"]["old"])
+    table = Table(title=f"Accuracy in % after each task ({found['method']})", title_justify="left")
+    for heading in ("", *found["tasks"], *old):
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    rows = {"before": found["before"]}
+    rows |= {f"after {name}": row for name, row in zip(found["tasks"], found["after"], strict=True)}
+    rows |= {"all at once": found["joint"]} if found["joint"] else {}
+    for name, row in rows.items():
+        table.add_row(name, *(f"{100 * value:.1f}" for value in (*row["new"], *(row["old"][key] for key in old))))
+    console = Console()
+    console.print(table)
+    for name, value in found["summary"].items():
+        console.print(f"{name.replace('_', ' ')}: {100 * value:.1f}", highlight=False)
+    console.print(f"Everything is in {folder}/.", highlight=False, soft_wrap=True)
+
+
 def print_preview(preview: dict[str, Any]) -> None:
     """Rendered prompts, token counts and memory."""
     console = Console()

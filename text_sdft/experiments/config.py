@@ -7,7 +7,7 @@ from typing import Any
 
 from peft import LoraConfig
 
-from text_sdft.core import ConfigurableAdapter, SDFTConfig, Splits, default_lora
+from text_sdft.core import ConfigurableAdapter, Model, SDFTConfig, Splits, default_lora
 
 
 @dataclass
@@ -53,6 +53,7 @@ class Experiment:
         eval: evaluation settings.
         settings: the whole resolved YAML, for ``config.yaml``.
         method: what trains, see `text_sdft.experiments.methods`.
+        start: a loaded model to go on from, in place of ``model`` as it comes.
     """
 
     model: str
@@ -63,3 +64,4 @@ class Experiment:
     eval: EvalSettings
     settings: dict[str, Any]
     method: str = "sdft"
+    start: Model | None = None

@@ -1,6 +1,6 @@
 """A training run: measured before, trained, measured after, all of it in one folder that is written as it goes.
 
-config.yaml  metrics.jsonl  samples.jsonl  checkpoint-N/  model/  results.json
+config.yaml  metrics.jsonl  samples.jsonl  checkpoint-N/  model/  results.json  report.html
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from peft import PeftModel
 
-from text_sdft.core import Example, SDFTConfig, SDFTTrainer, UserError
+from text_sdft.core import Example, Model, SDFTConfig, SDFTTrainer, UserError
 from text_sdft.core.callbacks import append_jsonl
 from text_sdft.core.modeling import load_model, training_summary
 from text_sdft.experiments.config import Experiment
@@ -26,6 +26,7 @@ from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.methods import find_method
 from text_sdft.experiments.model_card import model_card
 from text_sdft.experiments.probe import short_probe
+from text_sdft.experiments.report import write_report
 from text_sdft.experiments.scores import evaluate, sample
 from text_sdft.experiments.verdict import Verdict
 
@@ -49,7 +50,8 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
 
     Returns:
         What ``results.json`` holds: ``before`` and ``after`` ({set: {accuracy, n, low, high}}), ``probe`` (the verdict of
-        the short probe, where it was asked), ``trained``, ``seconds``, ``settings``, ``versions``.
+        the short probe, where it was asked), ``trained``, ``seconds`` and ``tokens`` of training (of this process, where a
+        run was resumed), ``settings``, ``versions``.
 
     Raises:
         UserError: the folder holds another run, or something in the data, model or settings cannot work.
@@ -82,6 +84,7 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
             **({"probe": asdict(found)} if found is not None else {}),
             "trained": training_summary(trainer.module, experiment.adapter.frozen_modules(trainer.module)),
             "seconds": 0.0,
+            "tokens": {},
             "settings": experiment.settings,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         }
@@ -94,6 +97,7 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
     except KeyboardInterrupt as error:
         raise UserError(f"Stopped. The same command with --resume goes on from the last checkpoint in {folder}.") from error
     results["seconds"] += time.monotonic() - started
+    results["tokens"] = dict(trainer.tokens)
     after, records = evaluate(trainer, sets, settings.teacher, settings.batch_size, "after")
     results["after"] = after
     trainer.save_model(str(folder / "model"))
@@ -101,6 +105,7 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
         append_jsonl(folder / "samples.jsonl", records)
         (folder / "model" / "README.md").write_text(model_card(experiment, results), encoding="utf-8")
         write_json(folder / "results.json", results)
+        write_report([folder], folder / "report.html")
         if experiment.args.push_to_hub:
             _push(experiment.args, folder / "model")
     trainer.accelerator.end_training()
@@ -122,12 +127,7 @@ def run_evaluation(experiment: Experiment, folder: Path) -> Results:
         raise UserError(
             f"{model_folder} does not exist: the run has not finished. `vlm-sdft train … --resume` finishes it."
         )
-    if (model_folder / "adapter_config.json").exists():
-        base = load_model(experiment.model, experiment.adapter, experiment.args, experiment.peft_config)
-        model: Any = PeftModel.from_pretrained(base, str(model_folder), is_trainable=True)
-    else:
-        model = load_model(str(model_folder), experiment.adapter, experiment.args, None)
-    trainer = SDFTTrainer(model, _local(experiment.args), adapter=experiment.adapter)
+    trainer = SDFTTrainer(trained_model(experiment, model_folder), _local(experiment.args), adapter=experiment.adapter)
     settings = experiment.eval
     scores, _ = evaluate(trainer, eval_sets(experiment), settings.teacher, settings.batch_size, "eval")
     write_json(folder / "eval.json", scores)
@@ -137,19 +137,32 @@ def run_evaluation(experiment: Experiment, folder: Path) -> Results:
 def make_trainer(experiment: Experiment, full_batches: bool = False) -> MethodTrainer:
     """The trainer of an experiment's method; ``full_batches`` as in `MethodTrainer`.
 
-    SDFT has hints that grow where its adapter's policy is ``ladder``.
+    SDFT has hints that grow where its adapter's policy is ``ladder``. With ``eval_strategy: steps`` it logs
+    ``eval_SET_accuracy`` of each set.
     """
+    args = _local(experiment.args)
+    if args.metric_for_best_model == "accuracy":
+        args.metric_for_best_model = "new_accuracy"
+    model = experiment.model if experiment.start is None else experiment.start
     ladder = experiment.method == "sdft" and getattr(experiment.adapter, "policy", None) == "ladder"
     return (LadderTrainer if ladder else MethodTrainer)(
-        experiment.model,
-        _local(experiment.args),
+        model,
+        args,
         adapter=experiment.adapter,
         method=experiment.method,
         full_batches=full_batches,
         train_dataset=experiment.splits.train,
-        eval_dataset=experiment.splits.evals.get("new"),
-        peft_config=experiment.peft_config,
+        eval_dataset=eval_sets(experiment) or None,
+        peft_config=None if isinstance(model, PeftModel) else experiment.peft_config,
     )
+
+
+def trained_model(experiment: Experiment, folder: Path) -> Model:
+    """The final model of a run's ``model/`` (a LoRA adapter is put on the experiment's model), ready to train on."""
+    if (folder / "adapter_config.json").exists():
+        base = load_model(experiment.model, experiment.adapter, experiment.args, experiment.peft_config)
+        return PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+    return load_model(str(folder), experiment.adapter, experiment.args, None)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -6,12 +6,13 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from os import PathLike
 from typing import Any
 
 from rich.progress import track
 from scipy import stats
 
-from text_sdft.core import Example, SDFTTrainer, TeacherContext, answer
+from text_sdft.core import Example, Message, SDFTTrainer, TeacherContext, answer
 from text_sdft.core.rollout import draw_seed
 
 
@@ -65,7 +66,8 @@ def evaluate(
         phase: ``"before"`` or ``"after"``, written into the records.
 
     Returns:
-        {set or "teacher": {accuracy, n, low, high}}, and a record for each answer.
+        {set or "teacher": {accuracy, n, low, high}}, and a record for each answer; before training the teacher's also hold
+        what it saw, which stays the same.
     """
     results: dict[str, dict[str, float]] = {}
     records: list[dict[str, Any]] = []
@@ -84,10 +86,11 @@ def evaluate(
                 "set": name,
                 "view": "teacher" if in_context else "student",
                 "id": example.id,
-                "prompt": _prompt(example),
+                **_turn(example.messages),
                 "answer": text,
                 "reference": example.reference,
                 "score": score,
+                **(_shown(trainer, example) if in_context and phase == "before" else {}),
             }
             for example, text, score in scored
         ]
@@ -107,9 +110,22 @@ def _answers(
                 yield example, text, score
 
 
-def _prompt(example: Example) -> str:
-    """The query's last user turn as text; images by name."""
-    content = example.messages[-1]["content"]
+def _shown(trainer: SDFTTrainer, example: Example) -> dict[str, Any]:
+    """What the teacher saw beside the query, before demonstrations that do not fit are left out."""
+    context = contexts_for(trainer, [example])[0]
+    shown = trainer.adapter.demonstrations(example, context)
+    pairs = [{**_turn(d.messages[:-1]), "answer": _turn(d.messages[-1:])["prompt"]} for d in shown]
+    privileged = example.privileged_context
+    return {"demonstrations": pairs, **({"context": privileged} if isinstance(privileged, str) else {})}
+
+
+def _turn(messages: Sequence[Message]) -> dict[str, Any]:
+    """The last turn's text, and its images by the name of their files ("" where they have none)."""
+    content = messages[-1]["content"]
     if isinstance(content, str):
-        return content
-    return " ".join(part["text"] if part["type"] == "text" else f"[{part.get('image', 'image')}]" for part in content)
+        return {"prompt": content}
+    images = [part.get("image") for part in content if part["type"] == "image"]
+    return {
+        "prompt": " ".join(part["text"] for part in content if part["type"] == "text"),
+        "images": [str(image) if isinstance(image, str | PathLike) else "" for image in images],
+    }

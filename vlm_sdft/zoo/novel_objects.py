@@ -38,6 +38,7 @@ class NovelObjects:
 
     Attributes:
         n_types: new types.
+        first: skip so many types of the seed: folders with other ``first`` share no type, name or picture.
         shots: labelled demonstrations.
         n_unlabelled: pictures of new types without labels.
         n_test: labelled pictures of new types for evaluation.
@@ -50,6 +51,7 @@ class NovelObjects:
     """
 
     n_types: int = 5
+    first: int = 0
     shots: int = 2
     n_unlabelled: int = 20
     n_test: int = 20
@@ -65,6 +67,8 @@ class NovelObjects:
             raise ValueError(f'split is {self.split!r}; use "test" or "validation".')
         if not 1 <= self.n_types <= SPLIT_SIZES[self.split]:
             raise ValueError(f"n_types is {self.n_types}; the split {self.split!r} has 1 to {SPLIT_SIZES[self.split]}.")
+        if not 0 <= self.first <= SPLIT_SIZES[self.split] - self.n_types:
+            raise ValueError(f"first is {self.first}; {self.n_types} of {SPLIT_SIZES[self.split]} types must follow it.")
         if self.shots < 1:
             raise ValueError(f"shots is {self.shots}; at least 1 demonstration a type is needed.")
         if self.noise < 0:
@@ -73,8 +77,9 @@ class NovelObjects:
     def new_types(self) -> dict[str, ObjectType]:
         """The new types by their names."""
         rng = np.random.default_rng([2026, SPLITS.index(self.split), self.seed, 0, 0])
-        names = invented_names(self.n_types, rng)
-        return dict(zip(names, sample_types(self.split, self.n_types, self.seed), strict=True))
+        count = self.first + self.n_types
+        names, types = invented_names(count, rng), sample_types(self.split, count, self.seed)
+        return dict(zip(names[self.first :], types[self.first :], strict=True))
 
 
 def write_novel_objects(folder: Path, **options: Any) -> Path:
@@ -89,6 +94,8 @@ def write_novel_objects(folder: Path, **options: Any) -> Path:
     """
     spec = NovelObjects(**options)
     made_by = {"format": FORMAT, **asdict(spec)}
+    if not spec.first:
+        del made_by["first"]  # as in folders made before there was such an option
     if folder.exists() and any(folder.iterdir()):
         state = _read_marker(folder)
         if state["made_by"] != made_by:
@@ -101,9 +108,9 @@ def write_novel_objects(folder: Path, **options: Any) -> Path:
     _write_marker(folder, made_by, pictures=None)
     new = spec.new_types()
     old = dict(zip(base_names(), base_types(), strict=True))
-    _write_labelled(folder / "train", new, spec, 1, spec.shots)
-    _write_labelled(folder / "test", new, spec, 2, spec.n_test)
-    _write_mixed(folder / "unlabelled", list(new.values()), spec, 3, spec.n_unlabelled)
+    _write_labelled(folder / "train", new, spec, 1, spec.shots, spec.first)
+    _write_labelled(folder / "test", new, spec, 2, spec.n_test, spec.first)
+    _write_mixed(folder / "unlabelled", list(new.values()), spec, 3, spec.n_unlabelled, spec.first)
     _write_labelled(folder / "old", old, spec, 4, spec.n_old)
     _write_mixed(folder / "retain", list(old.values()), spec, 5, spec.n_retain)
     with (folder / "old" / "metadata.jsonl").open("w", encoding="utf-8") as file:
@@ -137,20 +144,24 @@ def _count_pictures(folder: Path) -> int:
     return sum(1 for name in FOLDERS for _ in (folder / name).rglob("*.png"))
 
 
-def _write_labelled(folder: Path, kinds: dict[str, ObjectType], spec: NovelObjects, purpose: int, count: int) -> None:
-    for t, (name, kind) in enumerate(kinds.items()):
+def _write_labelled(
+    folder: Path, kinds: dict[str, ObjectType], spec: NovelObjects, purpose: int, count: int, first: int = 0
+) -> None:
+    for t, (name, kind) in enumerate(kinds.items(), start=first):
         (folder / _folder(name)).mkdir(parents=True)
         for i in range(count):
             _draw(kind, spec, purpose, t, i, folder / _folder(name) / f"{i:03}.png")
 
 
-def _write_mixed(folder: Path, kinds: Sequence[ObjectType], spec: NovelObjects, purpose: int, count: int) -> None:
+def _write_mixed(
+    folder: Path, kinds: Sequence[ObjectType], spec: NovelObjects, purpose: int, count: int, first: int = 0
+) -> None:
     """``count`` pictures of each type under running numbers in random order."""
     folder.mkdir(parents=True)
     order = np.random.default_rng([2026, purpose, spec.seed, 1, 1]).permutation(len(kinds) * count)
     for number, which in enumerate(order):
         t, i = divmod(int(which), count)
-        _draw(kinds[t], spec, purpose, t, i, folder / f"{number:05}.png")
+        _draw(kinds[t], spec, purpose, first + t, i, folder / f"{number:05}.png")
 
 
 def _draw(kind: ObjectType, spec: NovelObjects, purpose: int, t: int, i: int, path: Path) -> None:

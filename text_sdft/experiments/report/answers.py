@@ -1,0 +1,157 @@
+"""Single answers: which were confused with which, and a gallery of queries with what was answered to them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from text_sdft.experiments.report.reading import Record
+
+#: Types in the confusion matrix, and in the gallery.
+MATRIX_TYPES, GALLERY_TYPES = 25, 12
+SHOWN_OF_TYPE, SHOWN_OF_TEXTS, SHOWN_FORGOTTEN = 2, 12, 6
+QUERY_PIXELS, DEMONSTRATION_PIXELS = 160, 64
+LONGEST_TEXT = 2000
+OTHER = "another answer"
+
+
+def confusion(answers: Sequence[Record]) -> dict[str, Any] | None:
+    """Types against answers on the set ``new`` after training; None where references are no types (hardly any repeats).
+
+    An answer that was scored right counts as its type's own, whatever its words; one that is no type is `OTHER`.
+    """
+    rows = [a for a in answers if (a["phase"], a["set"], a["view"]) == ("after", "new", "student")]
+    types = list(dict.fromkeys(str(a["reference"]) for a in rows))
+    if not 2 <= len(types) <= min(MATRIX_TYPES, len(rows) // 2):
+        return None
+    known = {_plain(name): name for name in types}
+    counts = Counter(
+        (str(a["reference"]), str(a["reference"]) if a["score"] == 1 else known.get(_plain(a["answer"]), OTHER))
+        for a in rows
+    )
+    columns = [*types, OTHER]
+    return {
+        "columns": columns,
+        "rows": [
+            {
+                "type": name,
+                "total": sum(counts[name, column] for column in columns),
+                "cells": [{"count": counts[name, column], "right": column == name} for column in columns],
+            }
+            for name in types
+        ],
+    }
+
+
+def gallery(answers: Sequence[Record]) -> list[dict[str, Any]]:
+    """Queries of the set ``new`` with their answers, by type: the types with most wrong answers first, and of each a wrong
+    and a right one; then what was forgotten. Where references are no types, all stand in one group."""
+    queries = _queries(answers)
+    by_type: dict[str, list[Record]] = defaultdict(list)
+    for query in queries:
+        if query["set"] == "new":
+            by_type[query["reference"]].append(query)
+    are_types = any(len(members) > 1 for members in by_type.values())
+    if not are_types:
+        by_type = {"": [query for members in by_type.values() for query in members]} if by_type else {}  # type: ignore[assignment]
+    limit = SHOWN_OF_TYPE if are_types else SHOWN_OF_TEXTS
+    order = sorted(by_type.items(), key=lambda item: -sum(query["score"] < 1 for query in item[1]))
+    groups = [
+        {
+            "title": name if are_types else "Queries",
+            "right": sum(query["score"] == 1 for query in members),
+            "of": len(members),
+            "items": [_item(query) for query in _wrong_and_right(members, limit)],
+        }
+        for name, members in order[:GALLERY_TYPES]
+    ]
+    forgotten = [q for q in queries if q["set"] != "new" and q["score"] < 1 and q["before"] and q["before"]["score"] == 1]
+    if forgotten:
+        shown = [_item(query) for query in forgotten[:SHOWN_FORGOTTEN]]
+        groups.append(
+            {"title": "Forgotten: right before training, wrong after", "right": None, "of": len(forgotten), "items": shown}
+        )
+    return groups
+
+
+def _queries(answers: Sequence[Record]) -> list[Record]:
+    """The student's last answers, each with its answer before and the teacher's at the start."""
+    found = {(a["phase"], a["set"], a["view"], a["id"]): a for a in answers}
+    last = "after" if any(a["phase"] == "after" for a in answers) else "before"
+    return [
+        {
+            **a,
+            "reference": str(a["reference"]),
+            "before": found.get(("before", a["set"], "student", a["id"])) if last == "after" else None,
+            "teacher": found.get(("before", a["set"], "teacher", a["id"])),
+        }
+        for a in answers
+        if a["phase"] == last and a["view"] == "student"
+    ]
+
+
+def _wrong_and_right(members: Sequence[Record], limit: int) -> list[Record]:
+    wrong = [query for query in members if query["score"] < 1]
+    right = [query for query in members if query["score"] == 1]
+    half = max(limit // 2, limit - len(right))
+    return [*wrong[:half], *right[: limit - len(wrong[:half])]]
+
+
+def _item(query: Record) -> dict[str, Any]:
+    teacher = query["teacher"] or {}
+    views = {"before": query["before"], "after" if query["before"] else "answer": query, "teacher": query["teacher"]}
+    return {
+        "prompt": _cut(query["prompt"]),
+        "reference": _cut(query["reference"]),
+        "images": _images(query, QUERY_PIXELS),
+        "answers": [
+            {"view": view, "text": _cut(given["answer"]), "verdict": _verdict(given["score"])}
+            for view, given in views.items()
+            if given
+        ],
+        "context": _cut(teacher.get("context", "")),
+        "demonstrations": [
+            {"prompt": _cut(d["prompt"]), "answer": _cut(d["answer"]), "images": _images(d, DEMONSTRATION_PIXELS)}
+            for d in teacher.get("demonstrations", ())
+        ],
+    }
+
+
+def _verdict(score: float) -> str:
+    return {1.0: "right", 0.0: "wrong"}.get(score, f"score {score:.2f}")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " …"
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".")
+
+
+def _images(record: Record, pixels: int) -> list[dict[str, Any]]:
+    return [{"name": Path(name).name or "image", "source": _thumbnail(name, pixels)} for name in record.get("images", ())]
+
+
+@lru_cache(maxsize=1024)
+def _thumbnail(name: str, pixels: int) -> str | None:
+    """A data URI of the image file, at most so many pixels wide and high; None where it is no longer there."""
+    from PIL import Image, ImageOps
+
+    if not Path(name).is_file():
+        return None
+    try:
+        with Image.open(name) as opened:
+            opened.draft("RGB", (2 * pixels, 2 * pixels))
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    image.thumbnail((pixels, pixels))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,210 @@
+"""Tasks one after the other: each starts from the model that the one before it left, and all are measured after each.
+
+task-1/ … task-K/   runs' folders
+joint/              a run on all tasks at once, where it was asked for
+sequence.json       what was measured, and the settings of each task
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from text_sdft.core import Model, SDFTTrainer, UserError
+from text_sdft.core.modeling import load_model
+from text_sdft.experiments.config import Experiment
+from text_sdft.experiments.methods import expert_answer, find_method
+from text_sdft.experiments.run import eval_sets, run_training, trained_model, write_json
+from text_sdft.experiments.scores import evaluate
+
+Row = dict[str, Any]
+
+
+def run_sequence(
+    tasks: Sequence[Experiment], folder: Path, resume: bool = False, joint: Experiment | None = None
+) -> dict[str, Any]:
+    """Train task after task; what is finished is not run again.
+
+    Retention prompts of a task are those of its own data, read by the model as it was when that task began. Images of
+    earlier tasks come back only with the method ``replay``, which shows them labelled.
+
+    Args:
+        tasks: at least two; each one's ``args.output_dir`` is its run's folder. The first one's sets other than "new" are
+            what the model knew before, and are measured after every task.
+        folder: of ``sequence.json``.
+        resume: go on with the sequence in this folder.
+        joint: all tasks' data at once: an upper bound, trained and measured after the sequence.
+
+    Returns:
+        What ``sequence.json`` holds: ``method``, ``tasks`` (names), ``before``, ``after`` (one a task) and ``joint``
+        ({"new": accuracy on each task, "old": {set: accuracy}}), ``n`` (likewise: examples), ``summary`` (see `summary`),
+        ``settings``.
+
+    Raises:
+        UserError: fewer than two tasks, a task without anything to measure, another sequence in this folder, or as
+            `run_training`.
+    """
+    if len(tasks) < 2:
+        raise UserError("A sequence needs at least two tasks.")
+    if tasks[0].args.world_size > 1:
+        raise UserError("sequence runs in one process: start it without `accelerate launch`.")
+    found = _stored(folder, tasks, resume)
+    model: Model | None = None
+    if "before" not in found:
+        first = tasks[0]
+        model = load_model(first.model, first.adapter, first.args, first.peft_config)
+        found["before"], found["n"] = measure(model, tasks)
+        write_json(folder / "sequence.json", found)
+    for k, task in enumerate(tasks):
+        finished = _finished(task)
+        if not finished:
+            if model is None and k > 0:
+                model = trained_model(task, _model_folder(tasks[k - 1]))
+            _train(replace(_with_replay(task, tasks[:k]), start=model))
+        model = None
+        if k == len(found["after"]):
+            model = _reload(task)
+            found["after"].append(measure(model, tasks)[0])
+            write_json(folder / "sequence.json", found)
+    model = None
+    if joint is not None and found["joint"] is None:
+        _train(joint)
+        found["joint"] = measure(_reload(joint), tasks)[0]
+    found["summary"] = summary(
+        [row["new"] for row in found["after"]], found["before"]["new"], found["joint"] and found["joint"]["new"]
+    )
+    write_json(folder / "sequence.json", found)
+    return found
+
+
+def measure(model: Model, tasks: Sequence[Experiment]) -> tuple[Row, Row]:
+    """Accuracy on each task's set "new" and on the first task's other sets, with each task's own adapter.
+
+    Returns:
+        {"new": [accuracy of each task], "old": {set: accuracy}}, and the same of numbers of examples.
+    """
+    accuracy: Row = {"new": [], "old": {}}
+    n: Row = {"new": [], "old": {}}
+    for k, task in enumerate(tasks):
+        args = copy.copy(task.args)
+        args.teacher_model_kind, args.push_to_hub = "live", False  # no teacher is asked: no copy of the weights is kept
+        trainer = SDFTTrainer(model, args, adapter=task.adapter)
+        sets = eval_sets(task)
+        wanted = {name: examples for name, examples in sets.items() if name == "new" or k == 0}
+        scores, _ = evaluate(trainer, wanted, False, task.eval.batch_size, f"task {k + 1}")
+        if "new" not in scores:
+            raise UserError(f"Task {k + 1} has nothing to measure: it needs test/<type>/* or data.test.")
+        for values, key in ((accuracy, "accuracy"), (n, "n")):
+            values["new"].append(scores["new"][key])
+            values["old"] |= {name: score[key] for name, score in scores.items() if name != "new"}
+    return accuracy, n
+
+
+def summary(
+    after: Sequence[Sequence[float]], before: Sequence[float], joint: Sequence[float] | None = None
+) -> dict[str, float]:
+    """What one number can say of a sequence.
+
+    Args:
+        after: R[i][j], accuracy on task j after task i was learnt; K × K.
+        before: accuracy on each task before any training.
+        joint: accuracy on each task of a model trained on all at once.
+
+    Returns:
+        ``mean_final``, ``backward_transfer``, ``forgetting``, ``forward_transfer``, and with ``joint`` also ``joint`` (its
+        mean) and, above 0, ``share_of_joint`` (mean_final / joint).
+    """
+    found = {
+        "mean_final": mean_final(after),
+        "backward_transfer": backward_transfer(after),
+        "forgetting": forgetting(after),
+        "forward_transfer": forward_transfer(after, before),
+    }
+    if joint is not None:
+        mean = sum(joint) / len(joint)
+        found |= {"joint": mean} | ({"share_of_joint": found["mean_final"] / mean} if mean else {})
+    return found
+
+
+def mean_final(after: Sequence[Sequence[float]]) -> float:
+    """ACC = 1/K Σ_j R[K,j] (Lopez-Paz and Ranzato 2017, eq. 2)."""
+    return sum(after[-1]) / len(after)
+
+
+def backward_transfer(after: Sequence[Sequence[float]]) -> float:
+    """BWT = 1/(K-1) Σ_{j<K} (R[K,j] - R[j,j]) (Lopez-Paz and Ranzato 2017, eq. 3); below 0: earlier tasks got worse."""
+    last = len(after) - 1
+    return sum(after[last][j] - after[j][j] for j in range(last)) / last
+
+
+def forgetting(after: Sequence[Sequence[float]]) -> float:
+    """F = 1/(K-1) Σ_{j<K} (max_{i<K} R[i,j] - R[K,j]) (Chaudhry et al. 2018, eq. 3): from each task's best to its end."""
+    last = len(after) - 1
+    return sum(max(row[j] for row in after[:last]) - after[last][j] for j in range(last)) / last
+
+
+def forward_transfer(after: Sequence[Sequence[float]], before: Sequence[float]) -> float:
+    """FWT = 1/(K-1) Σ_{j>1} (R[j-1,j] - b[j]) (Lopez-Paz and Ranzato 2017, eq. 4), with b the model before training, which
+    is not a random one here: what the tasks before a task did for it."""
+    last = len(after) - 1
+    return sum(after[j - 1][j] - before[j] for j in range(1, last + 1)) / last
+
+
+def _train(task: Experiment) -> None:
+    """Train a task from its beginning, or from its newest checkpoint."""
+    run_training(task, resume=(Path(str(task.args.output_dir)) / "results.json").exists())
+    gc.collect()  # trainers are full of cycles: the model's memory is wanted back
+
+
+def _reload(task: Experiment) -> Model:
+    """A finished task's model, as the next one would find it in another process."""
+    return trained_model(task, _model_folder(task))
+
+
+def _model_folder(task: Experiment) -> Path:
+    return Path(str(task.args.output_dir)) / "model"
+
+
+def _finished(task: Experiment) -> bool:
+    file = Path(str(task.args.output_dir)) / "results.json"
+    return file.exists() and "after" in json.loads(file.read_text(encoding="utf-8"))
+
+
+def _with_replay(task: Experiment, earlier: Sequence[Experiment]) -> Experiment:
+    """For the method ``replay``: the earlier tasks' labelled rows are the old ones; the first task is plain SFT."""
+    if not find_method(task.method).replay:
+        return task
+    if not earlier:
+        return replace(task, method="sft")
+    own = [example for example in task.adapter.examples(task.splits.train) if not example.retain]
+    old = [
+        replace(example, id=f"{Path(str(before.args.output_dir)).name}/{example.id}", retain=True)
+        for before in earlier
+        for example in before.adapter.examples(before.splits.train)
+        if not example.retain and expert_answer(before.adapter, example) is not None
+    ]
+    return replace(task, splits=replace(task.splits, train=[*own, *old]))
+
+
+def _stored(folder: Path, tasks: Sequence[Experiment], resume: bool) -> dict[str, Any]:
+    """What was measured so far. Raises `UserError` where the folder holds a sequence that this call does not go on with."""
+    file, settings = folder / "sequence.json", json.loads(json.dumps([task.settings for task in tasks], default=str))
+    if not file.exists():
+        names = [Path(str(task.args.output_dir)).name for task in tasks]
+        return {"method": tasks[0].method, "tasks": names, "after": [], "joint": None, "settings": settings}
+    if not resume:
+        raise UserError(
+            f"{folder} holds a sequence already. --resume continues it; --train.output_dir runs/OTHER starts a new one."
+        )
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if found["settings"] != settings:
+        raise UserError(
+            f"{folder} holds a sequence with other tasks or settings: --resume needs the same ones; --train.output_dir "
+            "runs/OTHER starts a new one."
+        )
+    return found

@@ -1,0 +1,117 @@
+"""From a sequence's YAML to its tasks, each an experiment of its own.
+
+The file holds what all tasks share, and ``tasks``: a list, whose entries are files of experiments (their paths start at
+this file) or mappings of what differs; or a number, by which the types of ``data`` are split.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import yaml
+
+from vlm_sdft.parsing import read_experiment
+
+if TYPE_CHECKING:
+    from text_sdft.experiments.config import Experiment
+
+Settings = dict[str, Any]
+
+
+def read_sequence(file: Path, options: Sequence[str], joint: bool) -> tuple[list[Experiment], Path, Experiment | None]:
+    """The tasks, the sequence's folder, and the experiment on all tasks at once where ``joint`` asks for it.
+
+    Args:
+        file: the YAML.
+        options: ``--key value`` for every task; they win over the file.
+
+    Raises:
+        UserError: the file lacks ``tasks``, an entry of it cannot be read, the data cannot be split, or there is nothing to
+            train jointly on.
+    """
+    from text_sdft.core import UserError
+
+    common = _load(file)
+    if "tasks" not in common:
+        raise UserError(f"{file} has no `tasks`: a list of experiments' files, or a number to split the types of data by.")
+    entries, together = common.pop("tasks"), common.pop("joint", None)
+    folder, options = _folder(common, options, file)
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def read(name: str, settings: Settings, extra: Sequence[str] = options) -> Experiment:
+            written = Path(scratch) / f"{name}.yaml"
+            written.write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
+            return read_experiment("sequence", [str(written), *extra, "--train.output_dir", str(folder / name)])
+
+        if isinstance(entries, int):
+            common = read("joint", common).settings  # with the options in it, so that none undoes the split
+            options, together = [], {}
+            entries = [{"data": part} for part in _split(common, entries)]
+        if not isinstance(entries, list):
+            raise UserError(f"{file}: `tasks` is neither a list nor a number.")
+        tasks = [read(f"task-{k}", _over(common, _entry(e, file)), options) for k, e in enumerate(entries, start=1)]
+        if not joint:
+            return tasks, folder, None
+        if together is None:
+            raise UserError(f"{file}: --joint needs `joint`, the file or settings of an experiment on all tasks' data.")
+        steps = [task.args.max_steps for task in tasks]
+        budget = ["--train.max_steps", str(sum(steps))] if min(steps) > 0 else []
+        return tasks, folder, read("joint", _over(common, _entry(together, file)), [*options, *budget])
+
+
+def _split(settings: Settings, count: int) -> list[Settings]:
+    """The section ``data`` of each of so many tasks."""
+    from text_sdft.core import UserError, adapter_class
+
+    section = get_type_hints(adapter_class(settings["adapter"]).from_config)["data"]
+    if not hasattr(section, "split"):
+        raise UserError(f"The data of the adapter '{settings['adapter']}' cannot be split: give `tasks` as a list.")
+    return section(**settings["data"]).split(count)
+
+
+def _folder(common: Settings, options: Sequence[str], file: Path) -> tuple[Path, list[str]]:
+    """The sequence's folder, and the options without it."""
+    name = (common.get("train") or {}).get("output_dir") or f"runs/{file.stem}"
+    rest = list(options)
+    for i, option in enumerate(options):
+        if option == "--train.output_dir" and i + 1 < len(options):
+            name, rest = options[i + 1], [*options[:i], *options[i + 2 :]]
+        elif option.startswith("--train.output_dir="):
+            name, rest = option.partition("=")[2], [*options[:i], *options[i + 1 :]]
+    return Path(name), rest
+
+
+def _entry(entry: Any, file: Path) -> Settings:
+    from text_sdft.core import UserError
+
+    if isinstance(entry, str):
+        return _load(file.parent / entry)
+    if not isinstance(entry, dict):
+        raise UserError(f"{file}: a task is the name of an experiment's file, or its settings; not {entry!r}.")
+    return entry
+
+
+def _over(common: Settings, own: Settings) -> Settings:
+    """Nested settings with a task's own over the common ones."""
+    merged = dict(common)
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _over(merged[key], value) if both else value
+    return merged
+
+
+def _load(file: Path) -> Settings:
+    from text_sdft.core import UserError
+
+    if not file.is_file():
+        raise UserError(f"There is no config file {file}.")
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{file}: needs keys such as model, data and train at its top.")
+    return settings
