@@ -55,7 +55,7 @@ def go_on(module: Model, rows: ModelInputs, completions: Sequence[Tensor], prefi
     rests = replace(rows, rows=[split(rows, i, int(n))[1] for i, n in enumerate(lengths_B)])
     fed = [completion[:-1] for completion in completions]  # the last token predicts nothing that is scored
     batch = rests.batch(fed, device=module.device, padding_side="right")
-    whole = rows.batch(fed, device=module.device, padding_side="right")
+    whole = replace(rows, media_encoder=None).batch(fed, device=module.device, padding_side="right")  # for positions
     P, S, L = int(lengths_B.max()), batch["input_ids"].shape[1], whole["input_ids"].shape[1]
     places_BS = (lengths_B[:, None] + torch.arange(S)).clamp(max=L - 1).to(module.device)
     positions = _positions(module, whole)
