@@ -58,6 +58,7 @@ class ImageFeatures:
     def __init__(self, model: PreTrainedModel, processor: Any, family: Family, max_bytes: int = MAX_BYTES) -> None:
         self._model, self._processor, self._family, self._max_bytes = model, processor, family, max_bytes
         self._prepared: dict[str, Mapping[str, Any]] = {}
+        self._lengths: dict[str, int] = {}
         self._features: OrderedDict[tuple[str, Any], Any] = OrderedDict()
         self._bytes = 0
         #: Images that went through the tower so far (again, where their features had been dropped).
@@ -78,7 +79,10 @@ class ImageFeatures:
 
     def lengths(self, handles: Sequence[ImageHandle]) -> list[int]:
         """Tokens T of each image."""
-        return [len(self._features_of(handle).pooler_output) for handle in handles]
+        for handle in handles:
+            if handle.key not in self._lengths:
+                self._lengths[handle.key] = len(self._features_of(handle).pooler_output)
+        return [self._lengths[handle.key] for handle in handles]
 
     def pooled(self, source: Any) -> Tensor:
         """Features [T, H] of one image."""
