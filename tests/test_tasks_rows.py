@@ -17,7 +17,7 @@ from tests.tiny_text import save_tiny_text_model, tiny_text_model
 from text_sdft import Example, TeacherContext, UserError
 from text_sdft.core import ConfigurableAdapter, adapter_class
 from text_sdft.tasks.base import TaskData, TaskDemonstrations
-from text_sdft.tasks.knowledge import KnowledgeData, KnowledgeDemonstrations
+from text_sdft.tasks.knowledge import KnowledgeAdapter, KnowledgeData, KnowledgeDemonstrations
 from text_sdft.tasks.medical import MedicalData
 from text_sdft.testing import PROMISES, check_adapter
 from vlm_sdft.cli import main
@@ -323,7 +323,7 @@ def test_the_commands_of_the_docs_run(tiny, monkeypatch, capsys):
         settings = yaml.safe_load((ROOT / config).read_text(encoding="utf-8"))
         args = [command, str(ROOT / config), *rest, *small(settings, model), "--train.output_dir", f"docs{number}"]
         if command == "train":
-            args += ["--train.max_steps", "1", "--train.disable_tqdm", "true", "--eval.max_examples", "2"]
+            args += ["--train.max_steps", "1", "--train.disable_tqdm", "true", "--eval.max_examples", "2", "--force"]
         assert main(args) in ((0, 3) if command == "probe" else (0,)), line
 
 
@@ -366,8 +366,19 @@ def test_training_runs_end_to_end(tiny, monkeypatch):
         "true",
     ]
     args += ["--train.max_completion_length", "8", "--train.output_dir", "run", "--data.holdout", "0.25"]
-    assert main(["train", *args]) == 0
+    assert main(["train", *args]) == 3  # a random model is no teacher
+    assert main(["train", *args, "--force"]) == 0
     results = json.loads((folder / "run" / "results.json").read_text())
     assert {"new", "ood", "validation", "teacher"} <= results["after"].keys()
     assert main(["eval", "run"]) == 0
     assert json.loads((folder / "run" / "eval.json").read_text())["ood"] == results["after"]["ood"]
+
+
+def test_rungs_of_the_ladder_show_nothing_the_context_and_the_answer_alone():
+    rows = [{"prompt": "What is the fee?", "article": "The fee is $3.", "answer": "$3"}]
+    adapter = KnowledgeAdapter(teacher_sees="text")
+    example = adapter.examples(rows)[0]
+    shown = {rung: str(adapter.teacher_messages(example, TeacherContext(0, rung=rung))) for rung in adapter.rungs(example)}
+    assert "The fee is" not in shown[0] and "$3" not in shown[0]
+    assert "The fee is $3." in shown[2]
+    assert "$3" in shown[5] and "The fee is" not in shown[5]

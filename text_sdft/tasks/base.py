@@ -75,8 +75,6 @@ class TaskAdapter(TextAdapter):
 
     #: The task's own teacher prompt (`text_sdft.templates`).
     template: ClassVar[str] = "paper"
-    #: Spoiled demonstrations, for the probe.
-    controls: ClassVar[tuple[str, ...]] = ("wrong",)
 
     def __init__(self, *, teacher_sees: str = "demonstration", **settings: Any) -> None:
         super().__init__(
@@ -189,7 +187,7 @@ class TaskAdapter(TextAdapter):
 
         Rows without a demonstration (a test file's) show their right answer instead.
         """
-        sees = context.control or self.teacher_sees
+        sees = context.control or self._sees(context)
         if sees == "nothing" or example.retain or "gold" not in example.meta or context.max_demonstrations == 0:
             return []
         if sees == "wrong":
@@ -198,11 +196,24 @@ class TaskAdapter(TextAdapter):
             return [self._reply(example, self.answer_only(example))]
         return super().demonstrations(example, context)
 
+    def rungs(self, example: Example) -> tuple[int, ...]:
+        """Nothing, what ``teacher_sees`` says, and the answer alone; none for a plain row."""
+        return (0, 2, 5) if "gold" in example.meta and not example.retain else ()
+
+    def controls(self, example: Example) -> tuple[str, ...]:
+        """Another row's demonstration; a plain row has none to exchange."""
+        return ("wrong",) if "gold" in example.meta and not example.retain else ()
+
     def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
         """The query with what `demonstrations` gives, under the template."""
         if example.retain:
             return self.student_messages(example)
         return render(example.messages, self.demonstrations(example, context), None, str(self._template))
+
+    def _sees(self, context: TeacherContext) -> str:
+        """``teacher_sees``, unless the context asks for another rung."""
+        rungs: dict[int | None, str] = {0: "nothing", 5: "answer"}
+        return rungs.get(context.rung, self.teacher_sees)
 
     def _wrong(self, example: Example, seed: int) -> Example:
         """Another training example, with another answer."""

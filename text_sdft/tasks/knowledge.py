@@ -95,13 +95,13 @@ class KnowledgeAdapter(TaskAdapter):
 
     def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
         """The answer, where the teacher sees it; see `teacher_messages` for the document."""
-        return [] if self.teacher_sees == "text" else super().demonstrations(example, context)
+        return [] if self._sees(context) == "text" else super().demonstrations(example, context)
 
     def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
         """The question with the document, the answer, or both; wrong ones are both of the same other row."""
         if example.retain or "gold" not in example.meta:
             return self.student_messages(example)
-        choices = (self.teacher_sees, context.control)
+        choices = (self._sees(context), context.control)
         shown = self.demonstrations(example, context)
         source = self._wrong(example, context.seed) if "wrong" in choices else example
         article = None if "answer" in choices or "nothing" in choices else source.privileged_context
