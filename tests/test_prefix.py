@@ -53,8 +53,8 @@ def test_hidden_states_are_those_of_whole_prompts(kind: str, seed: int):
     """Several groups, prompts that share nothing, completions of all lengths; windows shorter than the prefix."""
     rng = random.Random(seed)
     model = toy_model() if kind == "llama" else sliding(kind)
-    first, second = ids(rng, 60), ids(rng, 45)
-    rows = [[*first, *ids(rng, n)] for n in (1, 7, 3)] + [[*second, *ids(rng, n)] for n in (4, 9)] + [ids(rng, 50)]
+    first, second = ids(rng, 90), ids(rng, 70)
+    rows = [[*first, *ids(rng, n)] for n in (1, 7, 3)] + [[*second, *ids(rng, n)] for n in (4, 9)] + [ids(rng, 80)]
     rng.shuffle(rows)
     inputs, completions = inputs_of(rows), completions_of(rng, 6)
     store = PrefixStore(GIB)
@@ -65,8 +65,8 @@ def test_hidden_states_are_those_of_whole_prompts(kind: str, seed: int):
         again_NH = store.completion_hidden_states(model, inputs, completions, "teacher", 0)
     torch.testing.assert_close(shared_NH, plain_NH, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(again_NH, plain_NH, atol=1e-5, rtol=1e-5)
-    assert asked == sum(map(len, rows)) and saved == 2 * 60 + 45
-    assert store.take_counts()[0] == 3 * 60 + 2 * 45  # the second time not even once
+    assert asked == sum(map(len, rows)) and saved == 2 * 90 + 70
+    assert store.take_counts()[0] == 3 * 90 + 2 * 70  # the second time not even once
 
 
 def shared_conversations() -> list[Any]:
@@ -102,7 +102,7 @@ def test_images_of_every_family(family_name: str):  # noqa: F811
 def test_a_moved_teacher_is_read_again():
     model, rng = toy_model(), random.Random(0)
     teacher = EMATeacher(model, rate=0.5)
-    prefix = ids(rng, 40)
+    prefix = ids(rng, 80)
     inputs, completions = inputs_of([[*prefix, 3], [*prefix, 4]]), completions_of(rng, 2)
     store = PrefixStore(GIB)
     for _ in range(3):
@@ -110,7 +110,7 @@ def test_a_moved_teacher_is_read_again():
             shared_NH = store.completion_hidden_states(model, inputs, completions, "teacher", teacher.version)
             plain_NH = completion_hidden_states(model, model, inputs, completions)
         torch.testing.assert_close(shared_NH, plain_NH, atol=1e-5, rtol=1e-5)
-        assert store.take_counts()[0] == 40  # one of two rows: nothing of an older version was used
+        assert store.take_counts()[0] == 80  # one of two rows: nothing of an older version was used
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
@@ -120,10 +120,10 @@ def test_a_moved_teacher_is_read_again():
 
 def test_memory_is_bounded_and_zero_shares_nothing():
     model, rng = toy_model(), random.Random(0)
-    one = 2 * 2 * 40 * 2 * 8 * 4  # keys and values, layers, tokens, heads, width, bytes
+    one = 2 * 2 * 80 * 2 * 8 * 4  # keys and values, layers, tokens, heads, width, bytes
     store, off = PrefixStore(2 * one), PrefixStore(0)
     for _ in range(5):
-        prefix = ids(rng, 40)
+        prefix = ids(rng, 80)
         inputs, completions = inputs_of([[*prefix, 3], [*prefix, 4]]), completions_of(rng, 2)
         with torch.no_grad():
             a_NH = store.completion_hidden_states(model, inputs, completions, "teacher", 0)
@@ -138,7 +138,7 @@ def test_a_model_that_cannot_continue_is_read_whole(monkeypatch: pytest.MonkeyPa
     model, rng = toy_model(), random.Random(0)
     own = continuation._positions
     monkeypatch.setattr(continuation, "_positions", lambda module, whole: own(module, whole) + 7)
-    prefix = ids(rng, 40)
+    prefix = ids(rng, 80)
     inputs, completions = inputs_of([[*prefix, 3], [*prefix, 4]]), completions_of(rng, 2)
     store = PrefixStore(GIB)
     with torch.no_grad():
@@ -150,7 +150,7 @@ def test_a_model_that_cannot_continue_is_read_whole(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("kind", ["base", "ema"])
 def test_training_is_the_same_with_and_without(tmp_path, kind: str):
     """Same losses and weights after several steps, retention prompts and several completions a query included."""
-    context = [ids(random.Random(0), 40)]
+    context = [ids(random.Random(0), 80)]
     rows = [row if row.get("retain") else {**row, "context": context} for row in toy_rows(count=8, retained=3)]
     results = []
     for gib in (0.0, 1.0):

@@ -26,7 +26,7 @@ from text_sdft.core.scoring import completion_hidden_states
 logger = logging.get_logger(__name__)
 
 #: A shorter common beginning is not worth a forward of its own.
-MIN_TOKENS = 32
+MIN_TOKENS = 64
 #: Prompts remembered to find what the next ones have in common with them.
 RECENT = 64
 #: Largest difference from the plain forward, relative to the largest hidden state, at which sharing is trusted.
