@@ -146,7 +146,7 @@ def test_an_unknown_key_names_the_nearest(key, nearest, tmp_path, data, model, c
         (["--data.on_bad_image", "skip"], ["data.on_bad_image", "'error', 'drop'"]),
         (["--lora.enabled", "["], ["lora.enabled"]),
         (["--data.options", "{n_types: 2}"], ["options", "builtin data"]),
-        (["--adapter", "imag"], ["No adapter 'imag'. Did you mean 'image'?", "image, text"]),
+        (["--adapter", "imag"], ["No adapter 'imag'. Did you mean 'image'?", "Installed: image, "]),
         (["more"], ["more"]),
     ],
 )

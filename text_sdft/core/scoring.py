@@ -36,7 +36,8 @@ def completion_hidden_states(model: nn.Module, module: Model, inputs: ModelInput
     """
     lengths = [prompt + len(c) - 1 for prompt, c in zip(inputs.lengths, completions, strict=True)]
     states: dict[int, Tensor] = {}
-    for rows in by_length(lengths):
+    # A data-parallel wrapper exchanges buffers in each forward: all processes must call it equally often.
+    for rows in by_length(lengths) if model is module else [list(range(len(lengths)))]:
         given = [completions[i] for i in rows]
         states.update(zip(rows, _forward(model, module, inputs.select(rows), given), strict=True))
     return torch.cat([states[i] for i in range(len(inputs))])
