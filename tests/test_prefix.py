@@ -16,6 +16,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, Mis
 from tests.test_families import answer, encode_row, family_name, loaded, picture, turn  # noqa: F401  # a fixture
 from tests.toy import EOS, ToyAdapter, toy_args, toy_model, toy_rows
 from text_sdft.core import EMATeacher, ModelInputs, RowInputs, SDFTTrainer, continuation
+from text_sdft.core import prefix as prefix_module
 from text_sdft.core.prefix import PrefixStore
 from text_sdft.core.scoring import completion_hidden_states
 from vlm_sdft.features import ImageFeatures
@@ -169,3 +170,17 @@ def test_training_is_the_same_with_and_without(tmp_path, kind: str):
         assert abs(a["loss"] - b["loss"]) < 1e-5
         assert a["teacher/reused_tokens"] == 0
     assert shared_logs[-1]["teacher/reused_tokens"] > 0.5
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_rounding_is_measured_by_the_precision_of_the_forward(monkeypatch: pytest.MonkeyPatch, half: bool):
+    """A difference of 1 % is rounding under bf16 autocast, whose states are fp32 all the same, and an error without it."""
+    model, rng = toy_model(), random.Random(0)
+    own = prefix_module.go_on
+    monkeypatch.setattr(prefix_module, "go_on", lambda *args: [1.01 * states for states in own(*args)])
+    prefix = ids(rng, 80)
+    inputs, completions = inputs_of([[*prefix, 3], [*prefix, 4]]), completions_of(rng, 2)
+    store = PrefixStore(GIB)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        states_NH = store.completion_hidden_states(model, inputs, completions, "teacher", 0)
+    assert states_NH.dtype == torch.float32 and store.take_counts()[0] == (80 if half else 0)

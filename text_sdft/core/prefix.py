@@ -31,6 +31,7 @@ MIN_TOKENS = 64
 RECENT = 64
 #: Largest difference from the plain forward, relative to the largest hidden state, at which sharing is trusted.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+HALF = 0.1
 NOT_SHARED = "Prefixes of teacher prompts are read again for every prompt, which is slower"
 
 
@@ -177,7 +178,9 @@ class PrefixStore:
             return
         plain_NH = completion_hidden_states(module, module, inputs.select(fresh), [completions[i] for i in fresh])
         gap = float((torch.cat([states[i] for i in fresh]) - plain_NH).abs().max() / plain_NH.abs().max())
-        agrees = gap < TOLERANCE.get(plain_NH.dtype, 0.1)
+        # Under autocast states may be fp32, but they were computed in less.
+        half = torch.is_autocast_enabled(plain_NH.device.type)
+        agrees = gap < (HALF if half else TOLERANCE.get(plain_NH.dtype, HALF))
         self._trusted.update((kinds[i], agrees) for i in fresh)
         if not agrees:
             logger.warning(f"{NOT_SHARED}: this model's results would differ by {gap:.2g} (relative).")

@@ -49,7 +49,7 @@ def right_answers(
     Returns:
         ``logp_answer`` (mean over examples of the answer's log-probability, nats), ``logp_token`` (mean over all tokens),
         ``entropy`` (mean over those tokens of the next token's distribution, nats), ``tokens`` (of the prompt, mean); None
-        where the adapter has no tokenizer to write an answer with.
+        where the adapter writes no answers (`encode_answer`).
     """
     module, targets = trainer.module, [_answer_ids(trainer, example) for example in examples]
     if any(ids is None for ids in targets):
@@ -130,14 +130,12 @@ def _batches(examples: Sequence[Example], contexts: Contexts, size: int) -> list
 
 
 def _answer_ids(trainer: SDFTTrainer, example: Example) -> Tensor | None:
-    """The reference as the model would write it [T], with the token that ends it."""
-    processing = trainer.adapter.processing_class
-    tokenizer = getattr(processing, "tokenizer", processing)
-    if tokenizer is None:
+    """The reference as the model would write it [T], with a token that ends it; None if the adapter writes none."""
+    adapter: Any = trainer.adapter
+    if not hasattr(adapter, "encode_answer"):
         return None
-    ends = eos_ids(trainer.module)
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id in ends else sorted(ends)[:1]
-    return torch.tensor([*tokenizer(example.reference, add_special_tokens=False)["input_ids"], *end])
+    end = sorted(eos_ids(trainer.module))[:1]
+    return torch.cat([adapter.encode_answer(example.reference), torch.tensor(end, dtype=torch.long)])
 
 
 def _read(head: Any, hidden_NH: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
