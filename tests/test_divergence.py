@@ -137,6 +137,23 @@ def test_bf16_hidden_states_give_an_fp32_loss_near_the_exact_one():
     torch.testing.assert_close(loss_N.double(), exact_N, rtol=1e-5, atol=1e-5)
 
 
+def test_under_bf16_the_heads_gradient_sums_over_chunks_in_fp32():
+    """512 chunks: a sum kept in bf16 stops growing once a chunk's part is below half its last place."""
+    g = torch.Generator().manual_seed(0)
+    states_NH, teacher_NH, weight_VH = (0.4 * torch.randn(n, H, generator=g) for n in (512, 512, V))
+    states_NH += 1.0  # parts that add up, not cancel
+    grads = []
+    for half in (True, False):
+        head = Head(weight_VH.clone().requires_grad_())
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            settings = DivergenceSettings(chunk_size=1)
+            ids_N = torch.zeros(512, dtype=torch.long)
+            divergence(states_NH, teacher_NH, head, Head(weight_VH), settings, ids_N, torch.ones(512))[0].backward()
+        grads.append(head.weight_VH.grad)
+    assert grads[0].dtype == torch.float32
+    assert (grads[0] - grads[1]).norm() < 0.01 * grads[1].norm()
+
+
 def test_a_confident_teacher_stays_finite():
     """Log-probabilities of -1e4: no inf - inf, no nan, in loss and gradient."""
     student = torch.tensor([[1e4, 0.0, -1e4]], requires_grad=True)

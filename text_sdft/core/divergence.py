@@ -180,15 +180,15 @@ class _Divergence(torch.autograd.Function):
                     scale_R1 = (importance_R * weight_N[at].to(loss_R))[:, None]
                     grad_RV = _spread(slope_RK, student_RK, student_RV, index_RK) * scale_R1
                     logits_RV.copy_(head.backward(grad_RV, logits_RV))
-            del teacher_CV
-            grad_CV = student_CV
-            if grad_NH is not None:
-                grad_NH[chunk] = (grad_CV.to(compute) @ head.weight_VH).to(grad_NH.dtype)
-            if grad_VH is not None:
-                grad_VH.addmm_(grad_CV.T, student_NH[chunk].to(grad_CV.dtype))
             if grad_V is not None:
-                grad_V += grad_CV.sum(0)
-            del student_CV, grad_CV, logits_RV  # before the next chunk's take their place
+                grad_V += student_CV.sum(0)
+            grad_CV = student_CV.to(compute)
+            del teacher_CV, student_CV, logits_RV  # before the next chunk's take their place
+            if grad_NH is not None:
+                grad_NH[chunk] = (grad_CV @ head.weight_VH).to(grad_NH.dtype)
+            if grad_VH is not None:
+                _add_product(grad_VH, grad_CV, student_NH[chunk].to(compute))
+            del grad_CV
         ctx.grads = (grad_NH, grad_VH, grad_V)
         ctx.weight_dtype = weight_VH.dtype
         ctx.mark_non_differentiable(loss_N)
@@ -202,6 +202,15 @@ class _Divergence(torch.autograd.Function):
         scaled = [grad if grad is None else grad.mul_(grads[0].to(grad.dtype)) for grad in (grad_NH, grad_VH, grad_V)]
         grad_weight = scaled[1] if scaled[1] is None else scaled[1].to(ctx.weight_dtype)
         return scaled[0], grad_weight, scaled[2], *[None] * 7
+
+
+def _add_product(total_VH: Tensor, grad_CV: Tensor, states_CH: Tensor) -> None:
+    """total += gradᵀ · states. Half-precision products are many times faster; only their sum over chunks needs fp32."""
+    if grad_CV.dtype == total_VH.dtype:
+        total_VH.addmm_(grad_CV.T, states_CH)
+        return
+    for part_VH, part_CV in zip(total_VH.chunk(BLOCKS), grad_CV.chunk(BLOCKS, dim=1), strict=True):
+        part_VH += part_CV.T @ states_CH
 
 
 def _outcomes(student_RV: Tensor, teacher_RV: Tensor, settings: DivergenceSettings) -> tuple[Tensor, Tensor, Tensor | None]:
