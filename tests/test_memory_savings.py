@@ -1,0 +1,92 @@
+"""What saves memory leaves the result: gradient checkpointing to the last digits, bf16 as far as bf16 goes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+from PIL import Image
+
+from tests.test_families import family_name, loaded  # noqa: F401  # family_name is a fixture
+from tests.tiny_text import tiny_text_model
+from text_sdft import SDFTConfig, SDFTTrainer, TextAdapter
+from vlm_sdft import DemoSet, ImageAdapter
+
+ROWS = [
+    {"prompt": f"Question {i}?", "privileged_context": "An answer. " * (1 + i), "id": str(i), "retain": i > 3}
+    for i in range(6)
+]
+
+
+def train(folder: Path, model: Any, adapter: Any, rows: Any, lora: bool, processing: Any = None, **settings: Any) -> Any:
+    """Losses and trained weights after three steps."""
+    config = SDFTConfig(
+        str(folder), per_device_train_batch_size=4, gradient_accumulation_steps=1, max_steps=3, learning_rate=1e-3,
+        max_completion_length=6, save_strategy="no", logging_steps=1, disable_tqdm=True, use_cpu=True, report_to=[],
+        **settings,
+    )  # fmt: skip
+    peft = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False) if lora else None
+    torch.manual_seed(0)  # of the LoRA weights
+    trainer = SDFTTrainer(
+        model, config, adapter=adapter, train_dataset=rows, processing_class=processing, peft_config=peft
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.module.is_gradient_checkpointing == config.gradient_checkpointing
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return losses, {name: p.detach().clone() for name, p in trainer.module.named_parameters() if p.requires_grad}
+
+
+def assert_same(plain: Any, saving: Any, tolerance: float) -> None:
+    assert saving[0] == pytest.approx(plain[0], abs=tolerance) and max(plain[0]) > 1e-3
+    assert plain[1].keys() == saving[1].keys() and plain[1]
+    for name, weight in plain[1].items():
+        torch.testing.assert_close(saving[1][name], weight, atol=tolerance, rtol=1e-4, msg=name)
+
+
+@pytest.fixture
+def demos(tmp_path: Path) -> DemoSet:
+    for i in range(6):
+        kind = tmp_path / "objects" / "train" / f"kind{i % 2}"
+        kind.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (24 + 8 * i, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(kind / f"{i}.png")
+    return DemoSet.from_folder(tmp_path / "objects", holdout=0.0)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_gradient_checkpointing_of_a_text_model(tmp_path: Path, lora: bool):
+    results = []
+    for checkpointing in (False, True):
+        model, tokenizer = tiny_text_model()
+        folder = tmp_path / str(checkpointing)
+        results.append(train(folder, model, TextAdapter(), ROWS, lora, tokenizer, gradient_checkpointing=checkpointing))
+    assert_same(*results, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_gradient_checkpointing_of_every_family(tmp_path: Path, demos: DemoSet, family_name: str, lora: bool):  # noqa: F811
+    results = []
+    for checkpointing in (False, True):
+        model, processor, _ = loaded(family_name)
+        adapter = ImageAdapter(demos, n_types=2, shots=1)
+        folder = tmp_path / str(checkpointing)
+        results.append(
+            train(folder, copy.deepcopy(model), adapter, demos.train, lora, processor, gradient_checkpointing=checkpointing)
+        )
+    assert_same(*results, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_bf16_is_near_fp32_and_the_weights_stay_fp32(tmp_path: Path, lora: bool):
+    results = []
+    for bf16 in (False, True):
+        model, tokenizer = tiny_text_model()
+        results.append(train(tmp_path / str(bf16), model, TextAdapter(), ROWS, lora, tokenizer, bf16=bf16))
+    plain, half = results
+    assert half[0][0] == pytest.approx(plain[0][0], rel=0.1) and half[0] != plain[0]
+    assert all(weight.dtype == torch.float32 for weight in half[1].values())
