@@ -9,10 +9,10 @@ Shapes: R rows · D embedding width · T completion tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from peft import PeftModel
@@ -36,10 +36,11 @@ from text_sdft.templates import check_template, render
 from vlm_sdft.answers import is_right
 from vlm_sdft.config import ImageData, ImageDemonstrations, load_demos, vlm
 from vlm_sdft.controls import BLANK, CONTROLS, SHUFFLED, moved_answers, spoiled, with_cues
-from vlm_sdft.demos import DemoSet, ImageRow, Split
+from vlm_sdft.demos import DemoSet, ImageRow, as_row
 from vlm_sdft.embedding import ImageEmbedder
 from vlm_sdft.encoding import RowEncoder, check_by_forward
 from vlm_sdft.families import FAMILIES, Family, bound_images, find_family, vision_modules
+from vlm_sdft.feature_files import FeatureFiles, tower_key
 from vlm_sdft.features import ImageFeatures
 from vlm_sdft.rivals import images_of, mean_embedding, nearest_answers, zero_shot_answers
 from vlm_sdft.selection import DemonstrationSelector, Selection
@@ -64,6 +65,8 @@ class ImageAdapter:
         train_vision: train the vision tower and its projection too.
         image_features_gib: memory of the host for vision features, which are computed once an image unless the tower is
             trained; 0 computes them in every forward.
+        image_features_dir: keep them on disk too, for other processes and runs.
+        image_features_dir_gib: bound of that folder.
 
     Raises:
         UserError: an unknown template, context or selection, or no labelled images to demonstrate with.
@@ -85,6 +88,8 @@ class ImageAdapter:
         system_prompt: str | None = None,
         train_vision: bool = False,
         image_features_gib: float = 4.0,
+        image_features_dir: str | None = None,
+        image_features_dir_gib: float = 50.0,
     ) -> None:
         check_template(template)
         if context not in ("teacher", "student", "both"):
@@ -97,6 +102,8 @@ class ImageAdapter:
         self.policy, self.rung = policy, rung
         self.processing_class: Any = None
         self._train_vision, self._image_features_gib = train_vision, image_features_gib
+        self._image_features_dir = image_features_dir
+        self._image_features_dir_gib = image_features_dir_gib
         self._trust: dict[str, Any] = {}  # the model's own code was trusted: so is its processor's
         self._selector = DemonstrationSelector(demos.labelled, None, selection=selection, n_types=n_types, shots=shots)
         self._context, self._template, self._system_prompt = context, template, system_prompt
@@ -121,6 +128,8 @@ class ImageAdapter:
             system_prompt=data.system_prompt,
             train_vision=data.train_vision,
             image_features_gib=data.image_features_gib,
+            image_features_dir=data.image_features_dir,
+            image_features_dir_gib=data.image_features_dir_gib,
         )
         evals = {
             "new": demos.test,
@@ -171,9 +180,13 @@ class ImageAdapter:
             bound_images(family, processing_class, base, self._max_pixels)
         self.processing_class, self._family, self._model = processing_class, family, base
         self._embedder = self._selector.embeddings_RD = None
-        self._features = ImageFeatures(base, processing_class, family, int(self._image_features_gib * 2**30))
         # A tower that is trained gives other features at every step.
         reused = family.reuses_features and self._image_features_gib > 0 and not self._train_vision
+        files = None
+        if reused and self._image_features_dir is not None:
+            tower = tower_key(base, processing_class, family)
+            files = FeatureFiles(self._image_features_dir, tower, int(self._image_features_dir_gib * 2**30))
+        self._features = ImageFeatures(base, processing_class, family, int(self._image_features_gib * 2**30), files)
         self._reused = self._features if reused else None
         self._encode_row = RowEncoder(processing_class, family, self._reused)
 
@@ -189,7 +202,7 @@ class ImageAdapter:
         examples = []
         seen: dict[str, int] = {}
         for i, row in enumerate(rows):
-            example = row if isinstance(row, Example) else self._example(self._row(row, i))
+            example = row if isinstance(row, Example) else self._example(as_row(row, i))
             if example.id in seen:
                 raise UserError(f"Rows {seen[example.id]} and {i} have the same id '{example.id}'; ids must be unique.")
             seen[example.id] = i
@@ -331,29 +344,6 @@ class ImageAdapter:
         if self._family is None:
             raise RuntimeError("ImageAdapter.bind(model) has not been called")
         return self._family
-
-    def _row(self, row: Any, index: int) -> ImageRow:
-        if isinstance(row, ImageRow):
-            return row
-        if not isinstance(row, Mapping):
-            raise UserError(f"Row {index} is a {type(row).__name__}; it must be a mapping with 'image' and 'prompt'.")
-        images = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
-        if not images or not isinstance(images, list | tuple):
-            raise UserError(f"Row {index} has no 'image', and no list 'images' (it has {', '.join(map(str, row))}).")
-        if not row.get("prompt"):
-            raise UserError(f"Row {index} has no 'prompt': the question about its image.")
-        answer = row.get("answer")
-        split = row.get("split") or ("unlabelled" if answer is None else "train")
-        if split not in get_args(Split):
-            raise UserError(f"Row {index} has the split '{split}'; use {', '.join(get_args(Split))}.")
-        return ImageRow(
-            id=str(row.get("id", index)),
-            images=tuple(images),
-            question=row["prompt"],
-            answer=answer,
-            type=row.get("type"),
-            split=cast(Split, split),
-        )
 
     def _example(self, row: ImageRow) -> Example:
         messages: Conversation = [{"role": "user", "content": _question(row)}]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -214,6 +214,35 @@ class DemoSet:
             notes.append(f"Tested on, but without a labelled training image: {', '.join(unseen)}. Add some.")
         _note_near_duplicates(by_split["labelled"] + by_split["unlabelled"], by_split["test"], notes)
         return cls(**by_split, types=dict(types), report=notes)
+
+
+def as_row(row: Any, index: int) -> ImageRow:
+    """A row of a data set: an `ImageRow`, or a mapping as `ImageAdapter.examples` takes them.
+
+    Raises:
+        UserError: it lacks an image or a prompt; names the row by its index.
+    """
+    if isinstance(row, ImageRow):
+        return row
+    if not isinstance(row, Mapping):
+        raise UserError(f"Row {index} is a {type(row).__name__}; it must be a mapping with 'image' and 'prompt'.")
+    images = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
+    if not images or not isinstance(images, list | tuple):
+        raise UserError(f"Row {index} has no 'image', and no list 'images' (it has {', '.join(map(str, row))}).")
+    if not row.get("prompt"):
+        raise UserError(f"Row {index} has no 'prompt': the question about its image.")
+    answer = row.get("answer")
+    split = row.get("split") or ("unlabelled" if answer is None else "train")
+    if split not in get_args(Split):
+        raise UserError(f"Row {index} has the split '{split}'; use {', '.join(get_args(Split))}.")
+    return ImageRow(
+        id=str(row.get("id", index)),
+        images=tuple(images),
+        question=row["prompt"],
+        answer=answer,
+        type=row.get("type"),
+        split=cast(Split, split),
+    )
 
 
 def _check_exists(path: Path) -> None:

@@ -20,14 +20,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from text_sdft.core import UserError
 from text_sdft.core.rollout import evaluating
 from vlm_sdft.families import Family
+from vlm_sdft.feature_files import FeatureFiles
 from vlm_sdft.images import content_hash, load_image
 
 #: Memory of the host that features may take; the least recently used images' go first, and are computed again.
 MAX_BYTES = 4 * 2**30
+#: Images whose features may be open as files at once: a process may map some 65,000.
+MAX_FILES = 2**14
 #: Names under which processors give pixels, which a model does not need beside features.
 PIXELS = ("pixel_values", "pixel_attention_mask")
 
@@ -45,6 +49,19 @@ class ImageHandle:
     source: Any = field(compare=False)
 
 
+@dataclass
+class Features(ModelOutput):
+    """What a model takes in place of pixels.
+
+    Attributes:
+        pooler_output: [T, H] of one image; of several as `Family.features_listed` says.
+        deepstack_features: a list of what further layers of the language model are given; empty for most families.
+    """
+
+    pooler_output: Any = None
+    deepstack_features: Any = None
+
+
 class ImageFeatures:
     """`text_sdft.core.inputs.MediaEncoder` for one model and processor.
 
@@ -52,14 +69,24 @@ class ImageFeatures:
         model: its vision tower must not change.
         processor: the model's processor; its settings must not change.
         family: from `find_family`.
-        max_bytes: bound of the features kept.
+        max_bytes: bound of the features kept in memory.
+        files: keeps them on disk too.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: Any, family: Family, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        family: Family,
+        max_bytes: int = MAX_BYTES,
+        files: FeatureFiles | None = None,
+    ) -> None:
         self._model, self._processor, self._family, self._max_bytes = model, processor, family, max_bytes
+        self._files = files
+        self._dtype = model.dtype  # as loaded: in shards (FSDP) it changes to and fro, and an untouched tower's does not
         self._prepared: dict[str, Mapping[str, Any]] = {}
         self._lengths: dict[str, int] = {}
-        self._features: OrderedDict[tuple[str, Any], Any] = OrderedDict()
+        self._features: OrderedDict[tuple[str, torch.dtype], Features] = OrderedDict()
         self._bytes = 0
         #: Images that went through the tower so far (again, where their features had been dropped).
         self.computed = 0
@@ -69,12 +96,9 @@ class ImageFeatures:
         outputs = [self._features_of(handle) for handle in handles]
         device = self._model.device
         pooled: Any = [output.pooler_output.to(device) for output in outputs]
-        joined = type(outputs[0])(pooler_output=pooled if self._family.features_listed else torch.cat(pooled))
-        layers = getattr(outputs[0], "deepstack_features", None)
-        if layers is not None:
-            joined.deepstack_features = [
-                [output.deepstack_features[i].to(device) for output in outputs] for i in range(len(layers))
-            ]
+        layers = zip(*(output.deepstack_features for output in outputs), strict=True)
+        further = [[layer.to(device) for layer in given] for given in layers]
+        joined = Features(pooled if self._family.features_listed else torch.cat(pooled), further)
         return {"mm_encoder_outputs": {"image": joined}}
 
     def lengths(self, handles: Sequence[ImageHandle]) -> list[int]:
@@ -113,23 +137,38 @@ class ImageFeatures:
         kwargs = dict(self._family.processor_kwargs or {})
         return self._processor.image_processor([load_image(handle.source)], return_tensors="pt", **kwargs)
 
-    def _features_of(self, handle: ImageHandle) -> Any:
-        """The tower's output for one image, ``pooler_output`` [T, H], kept on the host."""
+    def _features_of(self, handle: ImageHandle) -> Features:
+        """The tower's output for one image, kept on the host."""
         device = self._model.device.type
-        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._model.dtype
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._dtype
         key = (handle.key, precision)
         if key in self._features:
             self._features.move_to_end(key)
             return self._features[key]
-        self.computed += 1
-        output = self._features[key] = self._encode_one(handle)
+        output = self._features[key] = self._from_files(handle, precision) or self._computed(handle, precision)
         self._bytes += _bytes(output)
-        while self._bytes > self._max_bytes and len(self._features) > 1:
+        bound = MAX_FILES if self._files is not None else len(self._features)
+        while (self._bytes > self._max_bytes or len(self._features) > bound) and len(self._features) > 1:
             self._bytes -= _bytes(self._features.popitem(last=False)[1])
         return output
 
+    def _from_files(self, handle: ImageHandle, precision: torch.dtype) -> Features | None:
+        tensors = None if self._files is None else self._files.read(_name(handle, precision))
+        if tensors is None:
+            return None
+        layers = [tensors[f"layer.{i}"] for i in range(len(tensors) - 1)]
+        return Features(tensors["pooled"], layers)
+
+    def _computed(self, handle: ImageHandle, precision: torch.dtype) -> Features:
+        self.computed += 1
+        output = self._encode_one(handle)
+        if self._files is not None:
+            layers = {f"layer.{i}": layer for i, layer in enumerate(output.deepstack_features)}
+            self._files.write(_name(handle, precision), {"pooled": output.pooler_output, **layers})
+        return output
+
     @torch.no_grad()
-    def _encode_one(self, handle: ImageHandle) -> Any:
+    def _encode_one(self, handle: ImageHandle) -> Features:
         """One image at a time: a result then hangs on nothing but its image, in every batch and after a restart."""
         get_image_features: Any = self._model.get_image_features
         names = inspect.signature(get_image_features).parameters
@@ -144,10 +183,8 @@ class ImageFeatures:
                     "be encoded one by one. Set train_vision, or add the family to vlm_sdft/families.py."
                 )
             pooled = pooled[0]
-        kept = type(output)(pooler_output=pooled.flatten(0, -2).cpu())
-        if getattr(output, "deepstack_features", None) is not None:
-            kept.deepstack_features = [torch.cat(list(layer)).cpu() for layer in output.deepstack_features]
-        return kept
+        layers = getattr(output, "deepstack_features", None) or ()
+        return Features(pooled.flatten(0, -2).cpu(), [torch.cat(list(layer)).cpu() for layer in layers])
 
 
 class _FromMemory:
@@ -172,6 +209,9 @@ def _without_pixels(prepared: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.to("meta") if name in PIXELS else value for name, value in prepared.items()}
 
 
-def _bytes(output: Any) -> int:
-    tensors = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def _name(handle: ImageHandle, precision: torch.dtype) -> str:
+    return f"{handle.key}-{str(precision).removeprefix('torch.')}"
+
+
+def _bytes(output: Features) -> int:
+    return sum(tensor.nbytes for tensor in (output.pooler_output, *output.deepstack_features))
