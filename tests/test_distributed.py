@@ -1,4 +1,4 @@
-"""Two processes (gloo, CPU) give the single process's losses and weights."""
+"""Two processes (gloo, CPU) give the single process's losses and weights: data parallel, FSDP, and DeepSpeed's ZeRO-2."""
 
 from __future__ import annotations
 
@@ -8,35 +8,170 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
 
 from tests.distributed_run import main
+from tests.test_experiments import SETTINGS
+from tests.test_experiments import read as read_run
 
 ROOT = Path(__file__).parent.parent
+#: `--multi_gpu` is accelerate's name for several local processes; the run itself asks for the CPU.
+DATA_PARALLEL = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
+SHARDED = ["--config_file", "configs/accelerate/fsdp2.yaml", "--mixed_precision", "no"]
+ZERO = ["--config_file", "configs/accelerate/zero2.yaml", "--mixed_precision", "no"]
+
+BASE, LIVE = {"teacher_model_kind": "base"}, {"teacher_model_kind": "live"}
+#: Gradients are reduced after each micro-batch, so that none is ever held whole.
+EACH_BATCH = {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
+IN_PARALLEL = {
+    "tied": {"tied": True},
+    "untied": {"tied": False},
+    "stored answers": {"tied": False, "method": "sft_teacher"},
+}
+IN_SHARDS = {
+    "ema": {"tied": True},
+    "base": {"tied": False, "args": BASE},
+    "live, two micro-batches": {"tied": False, "rows": 2, "args": LIVE},
+    "checkpointed, two micro-batches": {"tied": True, "rows": 2, "args": {"gradient_checkpointing": True, **EACH_BATCH}},
+    "lora, ema": {"tied": True, "lora": True},
+    "lora, base": {"tied": False, "lora": True, "args": BASE},
+    "stored answers": {"tied": False, "method": "sft_teacher"},
+}
+IN_ZERO = {
+    "ema": {"tied": True},
+    "base, two micro-batches": {"tied": False, "rows": 2, "args": BASE},
+    "lora, live": {"tied": False, "lora": True, "args": LIVE},
+}
+ADAMW = {"optim": "adamw_torch"}
+SAVING = {**ADAMW, "save_strategy": "steps", "save_steps": 2}
+IMAGES = {"all weights": [], "lora": ["--lora.enabled", "true"], "the tower too": ["--data.train_vision", "true"]}
 
 
-def free_port() -> int:
+def launch(folder: Path, options: list[str], cases: dict[str, Any]) -> Path:
+    """Run the cases in two processes, each in a folder of its own."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "--num_processes", "2"]
+    command += ["--dynamo_backend", "no", "--main_process_port", str(port)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        [*command, "-m", "tests.distributed_run", str(folder), json.dumps(cases)],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return folder
 
 
-@pytest.mark.parametrize(("head", "method"), [("tied", "sdft"), ("untied", "sdft"), ("untied", "sft_teacher")])
-def test_two_processes_equal_one(tmp_path, head, method):
-    one, two = tmp_path / "one", tmp_path / "two"
-    main(one, head == "tied", method)
-    # `--multi_gpu` is accelerate's name for several local processes; the run itself asks for the CPU.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", str(free_port())]
-    command = [*launch, "-m", "tests.distributed_run", str(two), head, method]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.fixture(scope="module")
+def parallel(tmp_path_factory) -> Path:
+    return launch(tmp_path_factory.mktemp("parallel"), DATA_PARALLEL, IN_PARALLEL)
+
+
+def with_resumed(folder: Path, cases: dict[str, Any]) -> dict[str, Any]:
+    """The cases, and runs that go on from another's checkpoint."""
+    more: dict[str, Any] = {}
+    for kind, lora in (("full", False), ("lora", True)):
+        checkpoint = str(folder / f"{kind}, whole" / "checkpoint-2")
+        more[f"{kind}, whole"] = {"tied": lora, "lora": lora, "args": SAVING}
+        more[f"{kind}, resumed"] = {"tied": lora, "lora": lora, "args": ADAMW, "resume": checkpoint}
+    return {**cases, **more}
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    return launch(folder, SHARDED, with_resumed(folder, IN_SHARDS))
+
+
+@pytest.fixture(scope="module")
+def zero(tmp_path_factory) -> Path:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    folder = tmp_path_factory.mktemp("zero")
+    return launch(folder, ZERO, with_resumed(folder, IN_ZERO))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    """Three steps of the builtin model, which two processes split by rows."""
+    folder = tmp_path_factory.mktemp("config")
+    train = {"max_steps": 3, "save_strategy": "no", "optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 3e-2}
+    settings = {**SETTINGS, "data": {**SETTINGS["data"], "cache": str(folder / "data")}}
+    settings["train"] = {**SETTINGS["train"], "weight_decay": 0.0, "gradient_checkpointing": True, **train}
+    (folder / "images.yaml").write_text(yaml.safe_dump(settings))
+    return folder / "images.yaml"
+
+
+@pytest.fixture(scope="module")
+def images(config, tmp_path_factory) -> Path:
+    half = ["--train.per_device_train_batch_size", "2"]
+    cases = {name: {"config": [str(config), *half, *options]} for name, options in IMAGES.items()}
+    return launch(tmp_path_factory.mktemp("images"), SHARDED, cases)
+
+
+def assert_equal(one: Path, two: Path) -> None:
     a, b = (json.loads((folder / "result.json").read_text()) for folder in (one, two))
     assert (a["processes"], b["processes"]) == (1, 2)
-    assert b["losses"] == pytest.approx(a["losses"], abs=1e-5)
+    assert b["losses"] == pytest.approx(a["losses"], abs=1e-5) and len(a["losses"]) == 4
     assert b["accuracy"] == pytest.approx(a["accuracy"])
-    for name, total in a["weights"].items():
-        assert b["weights"][name] == pytest.approx(total, abs=1e-4), name
+    assert_equal_weights(one / "model", two / "model", 1e-5)
+
+
+def assert_equal_weights(one: Path, two: Path, atol: float) -> None:
+    (file,) = one.glob("*.safetensors")
+    a, b = load_file(file), load_file(two / file.name)
+    b.pop("lm_head.weight" if "lm_head.weight" not in a else "", None)  # tied weights in shards are written twice
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(b[name], a[name], atol=atol, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("case", IN_PARALLEL)
+def test_data_parallel_equals_one(case, parallel, tmp_path):
+    main(tmp_path, IN_PARALLEL[case])
+    assert_equal(tmp_path, parallel / case)
+
+
+@pytest.mark.parametrize("case", IN_SHARDS)
+def test_shards_equal_one(case, sharded, tmp_path):
+    assert json.loads((sharded / case / "result.json").read_text())["wrapper"].startswith("FSDP")
+    main(tmp_path, IN_SHARDS[case])
+    assert_equal(tmp_path, sharded / case)
+
+
+@pytest.mark.parametrize("case", IN_ZERO)
+def test_zero_equals_one(case, zero, tmp_path):
+    assert json.loads((zero / case / "result.json").read_text())["wrapper"] == "DeepSpeedEngine"
+    main(tmp_path, IN_ZERO[case])
+    assert_equal(tmp_path, zero / case)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("how", ["sharded", "zero"])
+def test_a_resumed_run_is_the_uninterrupted_one(how, kind, request):
+    folder = request.getfixturevalue(how)
+    whole, resumed = (folder / f"{kind}, {name}" for name in ("whole", "resumed"))
+    a, b = (json.loads((folder / "result.json").read_text()) for folder in (whole, resumed))
+    assert b["losses"] == a["losses"]
+    assert_equal_weights(whole / "model", resumed / "model", 0.0)
+
+
+@pytest.mark.parametrize("case", IMAGES)
+def test_images_in_shards_equal_one(case, images, config, tmp_path):
+    """A whole run: measured, trained, measured again, saved; with the vision tower whole on each process, or trained."""
+    main(tmp_path / "run", {"config": [str(config), *IMAGES[case]]})
+    one, two = (read_run(folder / "results.json") for folder in (tmp_path / "run", images / case))
+    assert two["before"] == one["before"] and two["after"] == one["after"]
+    losses = [[row["loss"] for row in map(json.loads, (f / "metrics.jsonl").open()) if "loss" in row]
+              for f in (tmp_path / "run", images / case)]  # fmt: skip
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4) and len(losses[0]) == 3
+    assert_equal_weights(tmp_path / "run" / "model", images / case / "model", 1e-5)

@@ -214,8 +214,8 @@ def test_resuming_gives_the_same_run_bit_for_bit(tmp_path, kind, peft_config):
     assert resumed.state.global_step == 6
     for (name, p), q in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(p, q), name
-    for owner, teacher in whole._teachers().items():
-        other = resumed._teachers()[owner].state_dict()
+    for owner, teacher in whole.teachers().items():
+        other = resumed.teachers()[owner].state_dict()
         assert teacher.state_dict().keys() == other.keys()
         assert all(torch.equal(t, other[n]) for n, t in teacher.state_dict().items())
     states = [t.optimizer.state_dict()["state"] for t in (whole, resumed)]

@@ -4,27 +4,78 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Trainer
 
 from text_sdft.core.data import UserError
 from text_sdft.core.prefix import PrefixStore
+from text_sdft.core.sharding import whole, whole_state_dict
 from text_sdft.core.teacher import LiveTeacher
 
 TEACHER_FILE = "teacher.safetensors"
 PREFIXES_FILE = "prefixes.safetensors"
 
 
-def save_teachers(teachers: Mapping[str, LiveTeacher], folder: str | Path) -> None:
-    """Write the teachers' tensors, by teacher and parameter name; nothing where they have none."""
-    tensors = {
-        f"{owner}.{name}": tensor.contiguous()
-        for owner, teacher in teachers.items()
-        for name, tensor in teacher.state_dict().items()
-    }
+class CheckpointedTrainer(Trainer):
+    """A trainer whose checkpoints hold its teachers.
+
+    Attributes:
+        teacher: who reads the queries' completions.
+        start_teacher: the model as it was at the start; the same object where the teacher is that.
+        prefixes: of teacher prompts.
+    """
+
+    teacher: LiveTeacher
+    start_teacher: LiveTeacher
+    prefixes: PrefixStore
+
+    def teachers(self) -> dict[str, LiveTeacher]:
+        """Those whose weights differ, by name."""
+        teachers = {"teacher": self.teacher}
+        if self.start_teacher is not self.teacher:
+            teachers["start"] = self.start_teacher
+        return teachers
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As `transformers.Trainer.save_model`; a model in shards is written whole, if not into a checkpoint."""
+        with nullcontext() if _internal_call else whole_state_dict(self.accelerator):
+            super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with whole_or_removed(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        save_teachers(self.teachers(), output_dir, self.args.should_save)
+        if self.args.should_save:
+            save_prefixes(self.prefixes, output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            load_teachers(self.teachers(), checkpoint)
+            load_prefixes(self.prefixes, self.teachers(), checkpoint)
+
+
+def save_teachers(teachers: Mapping[str, LiveTeacher], folder: str | Path, writes: bool = True) -> None:
+    """Write the teachers' tensors, by teacher and parameter name; nothing where they have none.
+
+    Args:
+        writes: whether this process does; all processes have to come, with their shards.
+    """
+    tensors: dict[str, Tensor] = {}
+    for owner, teacher in teachers.items():
+        for name, tensor in teacher.state_dict().items():
+            values = whole(tensor)
+            if writes:
+                tensors[f"{owner}.{name}"] = values.contiguous()
     if tensors:
         save_file(tensors, Path(folder) / TEACHER_FILE)
 

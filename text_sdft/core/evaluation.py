@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.data import Example, Model, TeacherContext
 from text_sdft.core.rollout import Sampler
+from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_student, encode_teacher
 
 
@@ -24,8 +25,9 @@ def answer(
         limit: tokens that a prompt may have.
         contexts: one an example: answer in the teacher's view; None: in the student's.
     """
-    if contexts is None:
-        inputs = encode_student(adapter, examples, limit)
-    else:
-        inputs, _ = encode_teacher(adapter, examples, contexts, limit)
-    return [adapter.decode(ids) for ids in sampler.sample(model, inputs, seeds=None).ids]
+    with gathered(model):
+        if contexts is None:
+            inputs = encode_student(adapter, examples, limit)
+        else:
+            inputs, _ = encode_teacher(adapter, examples, contexts, limit)
+        return [adapter.decode(ids) for ids in sampler.sample(model, inputs, seeds=None).ids]

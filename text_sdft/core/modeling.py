@@ -73,6 +73,16 @@ def training_summary(model: nn.Module, frozen: list[str]) -> str:
     return f"Training {trained / 1e6:,.2f} M of {total / 1e6:,.2f} M parameters ({kind} {part}).{left}"
 
 
+def loss_summary(args: SDFTConfig) -> str:
+    """One sentence on which completion tokens count, since unset settings choose by the answers' length."""
+    kind = "short" if args.short_answers else "long"
+    cut = "left out" if args.masks_truncated else "counted"
+    return (
+        f"Answers are {kind} (at most {args.max_completion_length} tokens): the first {args.loss_tokens_to_skip} tokens of "
+        f"each are skipped, those cut by the limit are {cut}."
+    )
+
+
 def prompt_limit(model: Model, args: SDFTConfig) -> int:
     """Tokens that a prompt may have: ``max_prompt_length``, or what the model's context leaves beside a completion.
 

@@ -14,10 +14,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from text_sdft.core.data import Model, UserError
 from text_sdft.core.divergence import Head
 from text_sdft.core.inputs import ModelInputs
+from text_sdft.core.sharding import is_sharded
 
 #: A batch of so many tokens is never split by length: more forwards would cost more than padding.
 SMALL = 2048
@@ -36,10 +38,13 @@ def completion_hidden_states(model: nn.Module, module: Model, inputs: ModelInput
     """
     lengths = [prompt + len(c) - 1 for prompt, c in zip(inputs.lengths, completions, strict=True)]
     states: dict[int, Tensor] = {}
-    # A data-parallel wrapper exchanges buffers in each forward: all processes must call it equally often.
-    for rows in by_length(lengths) if model is module else [list(range(len(lengths)))]:
-        given = [completions[i] for i in rows]
-        states.update(zip(rows, _forward(model, module, inputs.select(rows), given), strict=True))
+    # In shards all processes have to run equally many forwards.
+    batches = [list(range(len(lengths)))] if is_sharded(module) else by_length(lengths)
+    for i, rows in enumerate(batches):
+        # A wrapper exchanges buffers in each forward, and its hooks fire once in the backward: one call, the last, will do.
+        called = model if i == len(batches) - 1 else module
+        given = [completions[row] for row in rows]
+        states.update(zip(rows, _forward(called, module, inputs.select(rows), given), strict=True))
     return torch.cat([states[i] for i in range(len(inputs))])
 
 
@@ -79,7 +84,9 @@ def head_of(module: Model, temperature: float) -> Head:
         UserError: the output layer is not a plain linear layer (LoRA or a quantised layer on it).
     """
     layer = module.get_output_embeddings()
-    if type(layer) is not nn.Linear:  # quantised and LoRA layers derive from it
+    if isinstance(layer, FSDPModule):  # a plain one, as it was before it was sharded
+        layer.unshard()
+    elif type(layer) is not nn.Linear:  # quantised and LoRA layers derive from it
         raise UserError(
             f"The output layer is a {type(layer).__name__}; the divergence needs a plain linear one. Leave the output "
             "layer (lm_head) out of LoRA's target_modules and modules_to_save, and do not quantise it."
@@ -88,10 +95,14 @@ def head_of(module: Model, temperature: float) -> Head:
     return Head(layer.weight, layer.bias, softcap, temperature)
 
 
-def frozen_head(head: Head) -> Head:
-    """The same values, without gradient, unaffected when a teacher's weights are swapped out again."""
-    bias_V = None if head.bias_V is None else head.bias_V.detach()
-    return Head(head.weight_VH.detach(), bias_V, head.softcap, head.temperature)
+def frozen_head(module: Model, temperature: float) -> Head:
+    """The output layer as it is now, without gradient, unaffected when a teacher's weights are swapped out again."""
+    head = head_of(module, temperature)
+    weight_VH, bias_V = (None if t is None else t.detach() for t in (head.weight_VH, head.bias_V))
+    if isinstance(module, FSDPModule):  # what was gathered is freed
+        weight_VH, bias_V = (None if t is None else t.clone() for t in (weight_VH, bias_V))
+    assert weight_VH is not None
+    return Head(weight_VH, bias_V, head.softcap, temperature)
 
 
 @contextmanager

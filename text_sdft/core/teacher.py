@@ -2,7 +2,8 @@
 
 A teacher holds copies of the *trainable* tensors only (all of them under full fine-tuning, the adapter's under LoRA) and
 swaps them into the module while its context manager is open. So there is no second model, nothing is loaded again from a
-path, and it starts as an exact copy of the student in memory, whatever that is.
+path, and it starts as an exact copy of the student in memory, whatever that is. A student in shards (FSDP) has a teacher in
+shards.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from text_sdft.core.sharding import fill, gathered, scatter
 
 TeacherKind = Literal["base", "ema", "live"]
 
@@ -26,12 +30,14 @@ class LiveTeacher:
 
     def __init__(self, model: nn.Module) -> None:
         self.version = 0
+        self._model = model
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within this context the module computes as the teacher."""
-        yield
+        """Within this context the module computes as the teacher, whole on every process: see `sharding.gathered`."""
+        with gathered(self._model):
+            yield
 
     def update(self) -> None:
         """To be called after each optimiser step."""
@@ -52,7 +58,7 @@ class LiveTeacher:
                 "teacher_model_kind, LoRA setting or model"
             )
         for name, tensor in self.state_dict().items():
-            tensor.copy_(state[name])
+            fill(tensor, state[name])
         self.version += 1
 
 
@@ -67,14 +73,14 @@ class FrozenTeacher(LiveTeacher):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        student = {name: p.data for name, p in self._parameters.items()}
+        scatter(self._model)
+        student = {name: _put(p, self._weights[name]) for name, p in self._parameters.items()}
         try:
-            for name, p in self._parameters.items():
-                p.data = self._weights[name].to(p.dtype)
-            yield
+            with gathered(self._model):
+                yield
         finally:
             for name, p in self._parameters.items():
-                p.data = student[name]
+                _put(p, student[name])
 
     def update(self) -> None:
         """Nothing moves."""
@@ -110,6 +116,18 @@ class EMATeacher(FrozenTeacher):
 
     def state_dict(self) -> dict[str, Tensor]:
         return {**self._weights, "steps": self._steps}
+
+
+@torch.no_grad()
+def _put(parameter: nn.Parameter, values: Tensor) -> Tensor:
+    """Give a parameter other values; returns those it had."""
+    before = parameter.data
+    if isinstance(parameter, DTensor):  # FSDP gathers from this memory, whatever the parameter points to
+        before = before.clone()
+        parameter.copy_(values)
+    else:
+        parameter.data = values.to(parameter.dtype)
+    return before
 
 
 def make_teacher(kind: TeacherKind, model: nn.Module, rate: float, sync_steps: int) -> LiveTeacher:

@@ -19,23 +19,24 @@ import numpy as np
 import torch
 from peft import PeftConfig
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, ProcessorMixin, Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, align_special_tokens
 from transformers.utils import logging
 
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
-from text_sdft.core.checkpoints import load_prefixes, load_teachers, save_prefixes, save_teachers, whole_or_removed
+from text_sdft.core.checkpoints import CheckpointedTrainer
 from text_sdft.core.config import SDFTConfig
 from text_sdft.core.data import Example, Model, TeacherContext, UserError
 from text_sdft.core.divergence import DivergenceSettings, Head, divergence
 from text_sdft.core.evaluation import answer
 from text_sdft.core.inputs import ModelInputs
 from text_sdft.core.metrics import StepMetrics
-from text_sdft.core.modeling import load_model, prepare_model, prompt_limit, training_summary
+from text_sdft.core.modeling import load_model, loss_summary, prepare_model, prompt_limit, training_summary
 from text_sdft.core.prefix import PrefixStore
 from text_sdft.core.rollout import Rollout, Sampler, TransformersSampler, draw_seed, eos_ids, evaluating
 from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_of
+from text_sdft.core.sharding import gathered, place_for_zero, shard
 from text_sdft.core.teacher import FrozenTeacher, LiveTeacher, make_teacher
 from text_sdft.core.views import encode_student, encode_teacher
 
@@ -52,7 +53,7 @@ class _Side:
     weight: float
 
 
-class SDFTTrainer(Trainer):
+class SDFTTrainer(CheckpointedTrainer):
     """Trains a model on-policy from demonstrations; it is its own teacher.
 
     Args:
@@ -120,12 +121,11 @@ class SDFTTrainer(Trainer):
             callbacks=[*(callbacks or []), MetricsWriter()],
             optimizers=optimizers,
         )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UserError(
-                "FSDP and DeepSpeed replace the tensors that the teacher's copies stand for: not supported yet. Start "
-                "the same command with plain `accelerate launch` (data parallel), and LoRA if memory is short."
-            )
-        # After the Trainer has moved the model: a teacher's copies lie beside the tensors they stand for.
+        if self.is_fsdp_enabled:
+            shard(self, adapter.frozen_modules(module))
+        elif self.is_deepspeed_enabled:
+            place_for_zero(self)
+        # After the model has been moved or sharded: a teacher's copies lie beside the tensors they stand for.
         self.teacher = make_teacher(args.teacher_model_kind, module, args.teacher_update_rate, args.teacher_sync_steps)
         same = args.teacher_model_kind == "base" or not self.retained
         self.start_teacher = self.teacher if same else FrozenTeacher(module)
@@ -136,7 +136,7 @@ class SDFTTrainer(Trainer):
             align_special_tokens(module, self.processing_class)
         self._prompts_checked = False
         self.metrics = StepMetrics()
-        logger.warning_once(f"{training_summary(module, adapter.frozen_modules(module))} {_loss_summary(args)}")
+        logger.warning_once(f"{training_summary(module, adapter.frozen_modules(module))} {loss_summary(args)}")
 
     @property
     def module(self) -> Model:
@@ -236,7 +236,8 @@ class SDFTTrainer(Trainer):
             inputs: the student's view of the examples: queries first, then retention prompts.
             seeds: one an example.
         """
-        return self.sampler.sample(self.module, inputs, seeds)
+        with gathered(self.module):
+            return self.sampler.sample(self.module, inputs, seeds)
 
     def contexts(self, queries: list[Example], seeds: list[int]) -> list[TeacherContext]:
         """The teacher's context for each query."""
@@ -256,9 +257,9 @@ class SDFTTrainer(Trainer):
             return None
         with torch.no_grad(), side.teacher.applied(), evaluating(self.module):
             ids = rollout.ids[side.rows]
-            owner = next(name for name, teacher in self._teachers().items() if teacher is side.teacher)
+            owner = next(name for name, teacher in self.teachers().items() if teacher is side.teacher)
             teacher_NH = self.prefixes.completion_hidden_states(self.module, side.view, ids, owner, side.teacher.version)
-            return teacher_NH, frozen_head(head_of(self.module, self.args.temperature))
+            return teacher_NH, frozen_head(self.module, self.args.temperature)
 
     def _draw_retained(self, queries: list[Example]) -> list[tuple[Example, int]]:
         """At most one retention prompt a query, and the seed of its completion.
@@ -300,13 +301,14 @@ class SDFTTrainer(Trainer):
                 "nothing would be learnt. Set generation_config.eos_token_id, or mask_truncated_completions to false."
             )
         dropped = 0
-        for example in self.queries:
-            encode_student(self.adapter, [example], self.prompt_limit)
-            if self.query_teacher is not None:
-                context = TeacherContext(draw_seed(self.args.seed, 0, example.id, 0))
-                dropped += encode_teacher(self.adapter, [example], [context], self.prompt_limit)[1]
-        for example in self.retained:
-            encode_student(self.adapter, [example], self.prompt_limit)
+        with gathered(self.module):  # retrieval may embed images with the model
+            for example in self.queries:
+                encode_student(self.adapter, [example], self.prompt_limit)
+                if self.query_teacher is not None:
+                    context = TeacherContext(draw_seed(self.args.seed, 0, example.id, 0))
+                    dropped += encode_teacher(self.adapter, [example], [context], self.prompt_limit)[1]
+            for example in self.retained:
+                encode_student(self.adapter, [example], self.prompt_limit)
         if dropped:
             logger.warning(
                 f"Teacher prompts exceed {self.prompt_limit} tokens: {dropped} demonstrations left out over "
@@ -361,40 +363,6 @@ class SDFTTrainer(Trainer):
             if self.is_world_process_zero():
                 append_jsonl(Path(str(self.args.output_dir)) / "samples.jsonl", self.metrics.samples)
         super().log(logs, start_time)
-
-    # ---- checkpoints ----
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        with whole_or_removed(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"):
-            super()._save_checkpoint(model, trial)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            save_teachers(self._teachers(), output_dir)
-            save_prefixes(self.prefixes, output_dir)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            load_teachers(self._teachers(), checkpoint)
-            load_prefixes(self.prefixes, self._teachers(), checkpoint)
-
-    def _teachers(self) -> dict[str, LiveTeacher]:
-        teachers = {"teacher": self.teacher}
-        if self.start_teacher is not self.teacher:
-            teachers["start"] = self.start_teacher
-        return teachers
-
-
-def _loss_summary(args: SDFTConfig) -> str:
-    """One sentence on which completion tokens count, since unset settings choose by the answers' length."""
-    kind = "short" if args.short_answers else "long"
-    cut = "left out" if args.masks_truncated else "counted"
-    return (
-        f"Answers are {kind} (at most {args.max_completion_length} tokens): the first {args.loss_tokens_to_skip} tokens of "
-        f"each are skipped, those cut by the limit are {cut}."
-    )
 
 
 def _scored_tokens(rollout: Rollout, skip: int, mask_truncated: bool) -> list[Tensor]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text_sdft.core import Example, Rollout, TeacherContext, answer
+from text_sdft.core import Example, Rollout, TeacherContext, UserError, answer
 from text_sdft.core.rollout import draw_seed
 from text_sdft.experiments.method_trainer import MethodTrainer
 
@@ -32,6 +32,8 @@ class LadderTrainer(MethodTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled:  # the teacher reads together on all processes, and they need other rungs
+            raise UserError("demonstrations.policy: ladder does not work under FSDP; use policy: fixed.")
         self._rungs, self._used = {}, Counter[int]()
 
     def contexts(self, queries: list[Example], seeds: list[int]) -> list[TeacherContext]:

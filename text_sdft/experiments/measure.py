@@ -18,6 +18,7 @@ from torch import Tensor
 from text_sdft.core import DivergenceSettings, Example, SDFTTrainer, TeacherContext, answer
 from text_sdft.core.rollout import draw_seed, eos_ids, evaluating
 from text_sdft.core.scoring import completion_hidden_states, head_of
+from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_student, encode_teacher
 
 Contexts = Sequence[TeacherContext] | None
@@ -65,7 +66,7 @@ def right_answers(
             inputs, _ = encode_teacher(trainer.adapter, batch, shown, trainer.prompt_limit)
         ids = [target for target in targets[start : start + len(batch)] if target is not None]
         start += len(batch)
-        with evaluating(module):
+        with evaluating(module), gathered(module):
             hidden_NH = completion_hidden_states(module, module, inputs, ids)
             logp_N, entropy_N = _read(head_of(module, 1.0), hidden_NH, torch.cat(ids).to(hidden_NH.device))
         logps += logp_N.split([len(row) for row in ids])

@@ -228,18 +228,17 @@ class MethodTrainer(SDFTTrainer):
         size = self.args.per_device_train_batch_size
         records: list[dict[str, Any]] = []
         quiet = bool(self.args.disable_tqdm) or not self.is_world_process_zero()
-        for start in track(range(0, len(mine), size), "the teacher's answers", transient=True, disable=quiet):
-            queries = mine[start : start + size]
-            seeds = [draw_seed(self.args.seed, "the teacher's answer", query.id) for query in queries]
-            contexts = [TeacherContext(seed) for seed in seeds]
-            inputs, _ = encode_teacher(self.adapter, queries, contexts, self.prompt_limit)
-            with self.start_teacher.applied():
+        with self.start_teacher.applied():
+            for start in track(range(0, len(mine), size), "the teacher's answers", transient=True, disable=quiet):
+                queries = mine[start : start + size]
+                seeds = [draw_seed(self.args.seed, "the teacher's answer", query.id) for query in queries]
+                contexts = [TeacherContext(seed) for seed in seeds]
+                inputs, _ = encode_teacher(self.adapter, queries, contexts, self.prompt_limit)
                 rollout = self.sampler.sample(self.module, inputs, seeds)
-            self.tokens["sampled"] += sum(inputs.lengths) + sum(len(ids) for ids in rollout.ids)
-            records += [
-                {"id": query.id, "answer": self.adapter.decode(ids), "ids": ids.tolist(), "finished": done, "seed": seed}
-                for query, ids, done, seed in zip(queries, rollout.ids, rollout.finished, seeds, strict=True)
-            ]
+                self.tokens["sampled"] += sum(inputs.lengths) + sum(len(ids) for ids in rollout.ids)
+                for query, ids, finished, seed in zip(queries, rollout.ids, rollout.finished, seeds, strict=True):
+                    answer = {"answer": self.adapter.decode(ids), "ids": ids.tolist(), "finished": finished}
+                    records.append({"id": query.id, **answer, "seed": seed})
         return gather_object(records) if self.args.world_size > 1 else records
 
     def _expert(self, example: Example) -> Answer:

@@ -113,7 +113,7 @@ def _memory(trainer: SDFTTrainer, student_tokens: int, teacher_tokens: int) -> d
     tokens = rows * (student_tokens + args.max_completion_length)
     # Kept for the backward pass of one layer: about 16 hidden-sized and 3 MLP-sized tensors a token; with checkpointing 1.
     per_layer = text.hidden_size if args.gradient_checkpointing else 16 * text.hidden_size + 3 * text.intermediate_size
-    copies = [tensor for teacher in trainer._teachers().values() for tensor in teacher.state_dict().values()]
+    copies = [tensor for teacher in trainer.teachers().values() for tensor in teacher.state_dict().values()]
     return {
         "weights": sum(p.numel() * p.element_size() for p in module.parameters()),
         "gradients": sum(p.numel() * p.element_size() for p in trained),
