@@ -108,6 +108,10 @@ class ImageFeatures:
                 self._lengths[handle.key] = len(self._features_of(handle).pooler_output)
         return [self._lengths[handle.key] for handle in handles]
 
+    def load(self, handles: Sequence[ImageHandle]) -> list[Image.Image]:
+        """The images themselves."""
+        return [load_image(handle.source) for handle in handles]
+
     def pooled(self, source: Any) -> Tensor:
         """Features [T, H] of one image."""
         return self._features_of(ImageHandle(content_hash(source), source)).pooler_output

@@ -7,7 +7,7 @@ vocabulary, EMA teacher at rate 0.01 moved every step, 3 tokens skipped, 1 compl
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TrainingArguments
 
@@ -98,6 +98,13 @@ class SDFTConfig(TrainingArguments):
     )
     top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling; 1 samples from the whole distribution."})
 
+    sampler: Literal["transformers", "vllm"] = field(
+        default="transformers", metadata={"help": "What samples: transformers, or vllm (an extra to install; one process)."}
+    )
+    vllm_gpu_memory_utilization: float = field(
+        default=0.3, metadata={"help": "With sampler vllm: the engine's share of the device's memory, beside training."}
+    )
+
     retain_weight: float = field(
         default=1.0, metadata={"help": "Weight of retention prompts beside queries (there must be some in the data)."}
     )
@@ -128,6 +135,11 @@ class SDFTConfig(TrainingArguments):
                 f"temperature {self.temperature}: use more than 0 (greedy completions teach nothing new)",
             ),
             (0 < self.top_p <= 1, f"top_p {self.top_p}: use a share in (0, 1]"),
+            (self.sampler in ("transformers", "vllm"), f"sampler '{self.sampler}': use transformers or vllm"),
+            (
+                0 < self.vllm_gpu_memory_utilization < 1,
+                f"vllm_gpu_memory_utilization {self.vllm_gpu_memory_utilization}: use a share between 0 and 1",
+            ),
             (0 <= self.retain_ratio <= 1, f"retain_ratio {self.retain_ratio}: use 0 … 1 retention prompts for each query"),
             (self.retain_weight >= 0, f"retain_weight {self.retain_weight}: use 0 or more"),
             (

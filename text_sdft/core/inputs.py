@@ -28,6 +28,10 @@ class MediaEncoder(Protocol):
         """Placeholder tokens that each image fills."""
         ...
 
+    def load(self, handles: Sequence[Any]) -> list[Any]:
+        """The images themselves, for an engine that encodes them on its own."""
+        ...
+
 
 @dataclass(frozen=True)
 class RowInputs:

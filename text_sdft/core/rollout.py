@@ -41,7 +41,7 @@ class Rollout:
 
 
 class Sampler(Protocol):
-    """Makes completions. Another engine (say vLLM) stands behind the same call."""
+    """Makes completions. `TransformersSampler` and `VLLMSampler` stand behind the same call."""
 
     def sample(self, model: Model, inputs: ModelInputs, seeds: Sequence[int] | None) -> Rollout:
         """One completion a row; ``seeds`` one a row, or None to take the most probable token each time."""

@@ -34,11 +34,12 @@ from text_sdft.core.inputs import ModelInputs
 from text_sdft.core.metrics import StepMetrics
 from text_sdft.core.modeling import load_model, loss_summary, prepare_model, prompt_limit, training_summary
 from text_sdft.core.prefix import PrefixStore
-from text_sdft.core.rollout import Rollout, Sampler, TransformersSampler, draw_seed, eos_ids, evaluating
+from text_sdft.core.rollout import Rollout, Sampler, draw_seed, eos_ids, evaluating
 from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_of
 from text_sdft.core.sharding import gathered, place_for_zero, shard
 from text_sdft.core.teacher import FrozenTeacher, LiveTeacher, make_teacher
 from text_sdft.core.views import encode_student, encode_teacher
+from text_sdft.core.vllm_sampler import OWN_SAMPLERS, make_sampler
 
 logger = logging.get_logger(__name__)
 
@@ -65,7 +66,7 @@ class SDFTTrainer(CheckpointedTrainer):
         eval_dataset: rows or examples, or a dict of several such sets; ``evaluate()`` reports ``eval_accuracy``.
         processing_class: tokenizer or processor; None loads the model's own.
         peft_config: trains a LoRA adapter instead of all weights; frozen modules are excluded from it.
-        sampler: makes the completions; None samples with transformers.
+        sampler: makes the completions; None: the one that ``args.sampler`` names.
         callbacks, optimizers: as in `transformers.Trainer`.
 
     Raises:
@@ -100,7 +101,7 @@ class SDFTTrainer(CheckpointedTrainer):
         head_of(module, args.temperature)  # refuses an output layer that the divergence cannot take
         self.adapter = adapter
         self.prompt_limit = prompt_limit(module, args)
-        self.sampler = sampler or TransformersSampler(args.max_completion_length, args.temperature, args.top_p)
+        self.sampler = sampler or make_sampler(args, adapter.processing_class)
         self.divergence_settings = DivergenceSettings(
             args.distillation_alpha,
             args.distillation_topk,
@@ -295,7 +296,7 @@ class SDFTTrainer(CheckpointedTrainer):
             return
         if not self.queries:
             raise UserError("There are no training queries (retention prompts alone teach nothing).")
-        if self.args.masks_truncated and isinstance(self.sampler, TransformersSampler) and not eos_ids(self.module):
+        if self.args.masks_truncated and isinstance(self.sampler, OWN_SAMPLERS) and not eos_ids(self.module):
             raise UserError(
                 "The model names no end token, so every completion is cut by the length limit, and cut ones are left out: "
                 "nothing would be learnt. Set generation_config.eos_token_id, or mask_truncated_completions to false."

@@ -1,0 +1,245 @@
+"""Completions sampled by vLLM, in the same process, from the weights that the module has at that moment.
+
+The engine starts empty beside the model and is handed its tensors: nothing goes through a file or another process. Its
+kernels round otherwise than the trainer's forward, so each token's own log-probability comes back with it, and the
+divergence weighs tokens by the clipped ratio (``distillation_is_clip``).
+
+Shapes: B rows · T completion tokens · L tokens of a prompt.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
+
+from text_sdft.core.config import SDFTConfig
+from text_sdft.core.data import Model, UserError
+from text_sdft.core.inputs import ModelInputs, RowInputs
+from text_sdft.core.rollout import Rollout, Sampler, TransformersSampler, eos_ids
+
+REMEDY = "Set train.sampler to transformers."
+#: vLLM's largest bias against a token: one in e^100.
+NEVER = -100.0
+
+
+class VLLMSampler:
+    """`Sampler` with a vLLM engine, which starts at the first call.
+
+    A row's completion hangs on its seed, not on its batch, but it is not the one that `TransformersSampler` draws.
+
+    Args:
+        max_completion_length, temperature, top_p: as `TransformersSampler`'s.
+        processor: the model's processor, which the engine reads images with; None, or a tokenizer: text only.
+        folder: takes the model's config and processor, which the engine wants as files.
+        memory: share of the device's memory for the engine's copy of the weights and its keys and values.
+        dtype: the engine's; None: the module's.
+
+    Raises:
+        UserError: vLLM is not installed.
+    """
+
+    def __init__(
+        self,
+        max_completion_length: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        *,
+        processor: Any,
+        folder: Path,
+        memory: float,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if find_spec("vllm") is None:
+            raise UserError(f"train.sampler is vllm, which is not installed: pip install 'vlm-sdft[vllm]'. Or: {REMEDY}")
+        self._settings = {"max_tokens": max_completion_length, "temperature": temperature, "top_p": top_p}
+        self._processor, self._folder, self._memory, self._dtype = processor, folder, memory, dtype
+        self._engine: Any = None
+        self._held: list[int] | None = None  # hashes of the trained tensors that it was handed
+
+    @torch.no_grad()
+    def sample(self, model: Model, inputs: ModelInputs, seeds: Sequence[int] | None) -> Rollout:
+        """One completion a row.
+
+        Raises:
+            UserError: vLLM cannot take the model or its images.
+        """
+        from vllm import SamplingParams
+
+        ends = eos_ids(model)
+        params = [
+            SamplingParams(
+                **self._settings | ({"temperature": 0.0} if seed is None else {"seed": seed}),
+                stop_token_ids=sorted(ends),
+                ignore_eos=True,  # of the engine's own config: those above count
+                logit_bias=dict.fromkeys(inputs.placeholder_ids, NEVER),
+                logprobs=0,  # of the drawn token alone
+                detokenize=False,
+            )
+            for seed in seeds or [None] * len(inputs)
+        ]
+        prompts = [_prompt(inputs, row) for row in inputs.rows]
+        with torch.autocast(model.device.type, enabled=False):
+            self._refresh(model)
+            outputs = self._engine.generate(prompts, params, use_tqdm=False)
+        for row, output in zip(inputs.rows, outputs, strict=True):
+            if output.prompt_token_ids != row.tokens["input_ids"].tolist():
+                raise UserError(f"vLLM reads images of this model's family as other tokens. {REMEDY}")
+        drawn = [output.outputs[0] for output in outputs]
+        logps = [[of[i].logprob for of, i in zip(one.logprobs, one.token_ids, strict=True)] for one in drawn]
+        return Rollout(
+            ids=[torch.tensor(one.token_ids) for one in drawn],
+            logps=[torch.tensor(row) for row in logps],
+            finished=[one.finish_reason == "stop" for one in drawn],
+        )
+
+    def _refresh(self, model: Model) -> None:
+        """Start the engine, or hand it the weights if they are not those that it has (a teacher's may be swapped in)."""
+        hashes = torch.stack([torch.hash_tensor(p) for p in model.parameters() if p.requires_grad]).tolist()
+        if hashes == self._held:
+            return
+        with _weights(model) as weights:
+            if self._engine is None:
+                self._engine = self._start(model, weights)
+            else:
+                self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+                self._engine.reset_prefix_cache()
+                self._engine.llm_engine.reset_encoder_cache()
+        self._held = hashes
+
+    def _start(self, model: Model, weights: dict[str, Tensor]) -> Any:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where it can be handed tensors
+        from vllm import LLM
+        from vllm.model_executor.model_loader import register_model_loader
+        from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+        @register_model_loader("memory")
+        class FromMemory(BaseModelLoader):
+            def download_model(self, model_config: Any) -> None:
+                pass
+
+            def load_weights(self, model: Any, model_config: Any) -> None:
+                model.load_weights(iter(weights.items()))
+
+        inner = _inner(model)
+        config = type(inner.config).from_dict({**inner.config.to_dict(), "architectures": [type(inner).__name__]})
+        config.save_pretrained(self._folder)
+        reads_images = hasattr(self._processor, "image_processor")
+        if reads_images:
+            self._processor.save_pretrained(self._folder)
+        with _randomness_kept():
+            try:
+                return LLM(
+                    str(self._folder),
+                    skip_tokenizer_init=not reads_images,
+                    limit_mm_per_prompt={"video": 0} if reads_images else {},
+                    load_format="memory",
+                    dtype=self._dtype or model.dtype,
+                    generation_config="vllm",  # only the given settings: see `rollout._generation_config`
+                    logprobs_mode="processed_logprobs",  # after temperature and top_p, as drawn
+                    max_model_len=-1,  # what the memory has room for
+                    gpu_memory_utilization=self._memory,
+                    distributed_executor_backend="uni",
+                    enforce_eager=model.device.type == "cpu",
+                )
+            except (ValueError, NotImplementedError) as error:
+                raise UserError(f"vLLM cannot take this {type(inner).__name__}: {error} {REMEDY}") from error
+
+
+def _prompt(inputs: ModelInputs, row: RowInputs) -> dict[str, Any]:
+    """A row as vLLM takes it: an image is itself, and one placeholder token that the engine repeats."""
+    ids_L = row.tokens["input_ids"]
+    if row.media and not (row.images and inputs.media_encoder is not None):
+        raise UserError(f"vLLM takes images only where the vision tower stays and its features are kept. {REMEDY}")
+    if not row.images or inputs.media_encoder is None:
+        return {"prompt_token_ids": ids_L.tolist()}
+    lengths = inputs.media_encoder.lengths(row.images)
+    places = torch.isin(ids_L, torch.tensor(inputs.placeholder_ids)).nonzero().squeeze(-1)
+    keep_L = torch.ones_like(ids_L, dtype=torch.bool)
+    for image_places in places.split(lengths):
+        keep_L[image_places[1:]] = False
+    return {
+        "prompt_token_ids": ids_L[keep_L].tolist(),
+        "multi_modal_data": {"image": inputs.media_encoder.load(row.images)},
+        "multi_modal_uuids": {"image": [image.key for image in row.images]},
+    }
+
+
+def _inner(model: Model) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+@contextmanager
+def _weights(model: Model) -> Iterator[dict[str, Tensor]]:
+    """All weights by their names in a checkpoint, adapters added in.
+
+    They are added to copies, and the weights themselves come back after it: nothing is subtracted, so nothing is rounded.
+    """
+    inner = _inner(model)
+    own: list[tuple[nn.Parameter, Tensor]] = []
+    layers: list[Any] = [layer for layer in inner.modules() if isinstance(layer, BaseTunerLayer)]
+    try:
+        for layer in layers:
+            for p in layer.get_base_layer().parameters():
+                own.append((p, p.data))
+                p.data = p.data.clone()
+            layer.merge()
+        yield revert_weight_conversion(inner, dict(_plain(inner)))
+    finally:
+        for layer in layers:
+            layer.merged_adapters.clear()
+        for p, data in own:
+            p.data = data
+
+
+def _plain(inner: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors under the names that they have without an adapter."""
+    for name, tensor in inner.state_dict().items():
+        if ".base_layer." in name:
+            yield name.replace(".base_layer.", "."), tensor
+        elif ".modules_to_save." in name:
+            before, _, after = name.partition(".modules_to_save.")
+            yield f"{before}.{after.partition('.')[2]}", tensor
+        elif ".original_module." not in name and ".lora_" not in name:
+            yield name, tensor
+
+
+@contextmanager
+def _randomness_kept() -> Iterator[None]:
+    """The engine seeds all generators of the process when it starts; a run's own must not notice."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)
+
+
+#: They end where `eos_ids` says; another sampler may end otherwise.
+OWN_SAMPLERS = (TransformersSampler, VLLMSampler)
+
+
+def make_sampler(args: SDFTConfig, processor: Any) -> Sampler:
+    """The sampler of a config (``sampler``).
+
+    Raises:
+        UserError: vLLM is not installed, or there is more than one process.
+    """
+    settings = (args.max_completion_length, args.temperature, args.top_p)
+    if args.sampler == "transformers":
+        return TransformersSampler(*settings)
+    if args.world_size > 1:
+        raise UserError(f"train.sampler vllm works in one process, and this is one of {args.world_size}. {REMEDY}")
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    folder, memory = Path(str(args.output_dir)) / "vllm", args.vllm_gpu_memory_utilization
+    return VLLMSampler(*settings, processor=processor, folder=folder, memory=memory, dtype=dtype)
