@@ -23,6 +23,7 @@ from text_sdft.core.modeling import default_lora
 from text_sdft.core.rollout import Rollout, Sampler, TransformersSampler
 from text_sdft.core.teacher import EMATeacher, FrozenTeacher, LiveTeacher
 from text_sdft.core.trainer import SDFTTrainer
+from text_sdft.core.vllm_sampler import VLLMSampler
 
 __all__ = [
     "ENTRY_POINT_GROUP",
@@ -49,6 +50,7 @@ __all__ = [
     "TeacherContext",
     "TransformersSampler",
     "UserError",
+    "VLLMSampler",
     "adapter_class",
     "answer",
     "default_lora",

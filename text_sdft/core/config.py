@@ -99,10 +99,10 @@ class SDFTConfig(TrainingArguments):
     top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling; 1 samples from the whole distribution."})
 
     sampler: Literal["transformers", "vllm"] = field(
-        default="transformers", metadata={"help": "What samples: transformers, or vllm (an extra to install; one process)."}
+        default="transformers", metadata={"help": "What samples: transformers, or vllm (to be installed beside it; one process)."}
     )
-    vllm_gpu_memory_utilization: float = field(
-        default=0.3, metadata={"help": "With sampler vllm: the engine's share of the device's memory, beside training."}
+    vllm_cache_gib: float = field(
+        default=4.0, metadata={"help": "With sampler vllm: memory (GiB) for its keys and values, beside a copy of the weights."}
     )
 
     retain_weight: float = field(
@@ -136,10 +136,7 @@ class SDFTConfig(TrainingArguments):
             ),
             (0 < self.top_p <= 1, f"top_p {self.top_p}: use a share in (0, 1]"),
             (self.sampler in ("transformers", "vllm"), f"sampler '{self.sampler}': use transformers or vllm"),
-            (
-                0 < self.vllm_gpu_memory_utilization < 1,
-                f"vllm_gpu_memory_utilization {self.vllm_gpu_memory_utilization}: use a share between 0 and 1",
-            ),
+            (self.vllm_cache_gib > 0, f"vllm_cache_gib {self.vllm_cache_gib}: use more than 0"),
             (0 <= self.retain_ratio <= 1, f"retain_ratio {self.retain_ratio}: use 0 … 1 retention prompts for each query"),
             (self.retain_weight >= 0, f"retain_weight {self.retain_weight}: use 0 or more"),
             (

@@ -43,7 +43,7 @@ class VLLMSampler:
         max_completion_length, temperature, top_p: as `TransformersSampler`'s.
         processor: the model's processor, which the engine reads images with; None, or a tokenizer: text only.
         folder: takes the model's config and processor, which the engine wants as files.
-        memory: share of the device's memory for the engine's copy of the weights and its keys and values.
+        cache_bytes: memory of the device for the engine's keys and values, beside its own copy of the weights.
         dtype: the engine's; None: the module's.
 
     Raises:
@@ -58,13 +58,13 @@ class VLLMSampler:
         *,
         processor: Any,
         folder: Path,
-        memory: float,
+        cache_bytes: int,
         dtype: torch.dtype | None = None,
     ) -> None:
         if find_spec("vllm") is None:
-            raise UserError(f"train.sampler is vllm, which is not installed: pip install 'vlm-sdft[vllm]'. Or: {REMEDY}")
+            raise UserError(f"train.sampler is vllm, which is not installed: see docs/benchmarks.md. {REMEDY}")
         self._settings = {"max_tokens": max_completion_length, "temperature": temperature, "top_p": top_p}
-        self._processor, self._folder, self._memory, self._dtype = processor, folder, memory, dtype
+        self._processor, self._folder, self._cache_bytes, self._dtype = processor, folder, cache_bytes, dtype
         self._engine: Any = None
         self._held: list[int] | None = None  # hashes of the trained tensors that it was handed
 
@@ -148,8 +148,9 @@ class VLLMSampler:
                     dtype=self._dtype or model.dtype,
                     generation_config="vllm",  # only the given settings: see `rollout._generation_config`
                     logprobs_mode="processed_logprobs",  # after temperature and top_p, as drawn
-                    max_model_len=-1,  # what the memory has room for
-                    gpu_memory_utilization=self._memory,
+                    max_model_len=-1,  # what the cache has room for
+                    kv_cache_memory_bytes=self._cache_bytes,
+                    gpu_memory_utilization=0.01,  # only checked against what training leaves free: the line above counts
                     distributed_executor_backend="uni",
                     enforce_eager=model.device.type == "cpu",
                 )
@@ -241,5 +242,5 @@ def make_sampler(args: SDFTConfig, processor: Any) -> Sampler:
     if args.world_size > 1:
         raise UserError(f"train.sampler vllm works in one process, and this is one of {args.world_size}. {REMEDY}")
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    folder, memory = Path(str(args.output_dir)) / "vllm", args.vllm_gpu_memory_utilization
-    return VLLMSampler(*settings, processor=processor, folder=folder, memory=memory, dtype=dtype)
+    folder, cache_bytes = Path(str(args.output_dir)) / "vllm", int(args.vllm_cache_gib * 2**30)
+    return VLLMSampler(*settings, processor=processor, folder=folder, cache_bytes=cache_bytes, dtype=dtype)

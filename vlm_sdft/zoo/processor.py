@@ -67,6 +67,7 @@ def new_processor() -> Qwen3VLProcessor:
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(**settings),
         tokenizer=new_tokenizer(),
-        video_processor=Qwen3VLVideoProcessor(**settings),
+        # Never used; but vLLM wants room for two frames of one token.
+        video_processor=Qwen3VLVideoProcessor(**settings | {"size": {"shortest_edge": pixels, "longest_edge": 2 * pixels}}),
         chat_template=CHAT_TEMPLATE,
     )
