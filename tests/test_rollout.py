@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import random
+from typing import Any
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from tests.test_families import answer, encode_row, family_name, loaded, picture, turn  # noqa: F401  # a fixture
+from tests.test_prefix import sliding
 from tests.toy import EOS, ToyAdapter, toy_model
 from text_sdft.core import ModelInputs, RowInputs, TransformersSampler
 from text_sdft.core.rollout import draw_seed
+from vlm_sdft.features import ImageFeatures
 
 
 def inputs(*rows):
@@ -119,3 +125,45 @@ def test_a_peft_model_samples_with_our_settings_and_keeps_its_own(task_type):
     sampled = TransformersSampler(5).sample(wrapped, inputs(*ROWS), [1, 2, 3, 4])
     assert all(torch.equal(a, b) for a, b in zip(expected.ids, sampled.ids, strict=True))
     assert model.generation_config is own and wrapped.generation_config is own
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_equal_prompts_are_read_once_and_change_nothing(family_name: str, seeded: bool):  # noqa: F811
+    """Three completions of a query with images, two of one without, one of another: as if each had been sampled alone."""
+    model, processor, family = loaded(family_name)
+    features = ImageFeatures(model, processor, family) if family.reuses_features else None
+    first, second = [turn(picture(5, 18, 27), "What is this?")], [turn("Hello there, you.")]
+    third = [turn(picture(6, 18, 27), "What is this?"), answer("dax"), turn(picture(5, 20, 30), "And this?")]
+    rows = [encode_row(processor, row, family, features) for row in (first, second, first, third, second, first)]
+    pad = processor.tokenizer.pad_token_id
+    prompts = ModelInputs(rows, pad, family.media_by_row, family.placeholder_ids, features)
+    seeds = [draw_seed(i) for i in range(6)] if seeded else None
+    read: list[int] = []
+    layer = model.get_output_embeddings()
+    with layer.register_forward_pre_hook(lambda module, args: read.append(args[0].shape[0])):
+        together = TransformersSampler(6).sample(model, prompts, seeds)
+    assert read[0] == (3 if features else 6) and set(read[1:]) == {6}
+    for i in range(6):
+        alone = TransformersSampler(6).sample(model, prompts.select([i]), seeds and [seeds[i]])
+        assert together.ids[i].tolist() == alone.ids[0].tolist()
+        torch.testing.assert_close(together.logps[i], alone.logps[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3", "lora"])
+def test_equal_prompts_of_text_models_are_read_once(kind: str):
+    """Windows shorter than the prompt, and an adapter."""
+    model: Any = toy_model() if kind in ("llama", "lora") else sliding(kind)
+    if kind == "lora":
+        config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+        model = get_peft_model(model, config)
+    rng = random.Random(0)
+    long, short = ([rng.randrange(2, 40) for _ in range(n)] for n in (50, 9))
+    rows, seeds = [long, short, long, long, short], list(range(5))
+    read: list[int] = []
+    with model.get_output_embeddings().register_forward_pre_hook(lambda module, args: read.append(args[0].shape[0])):
+        together = TransformersSampler(8).sample(model, inputs(*rows), seeds)
+    assert read[0] == 2 and set(read[1:]) == {5}
+    for i, row in enumerate(rows):
+        alone = TransformersSampler(8).sample(model, inputs(row), [seeds[i]])
+        assert together.ids[i].tolist() == alone.ids[0].tolist()
+        torch.testing.assert_close(together.logps[i], alone.logps[0], rtol=0, atol=1e-5)
