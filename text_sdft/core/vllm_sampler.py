@@ -120,6 +120,7 @@ class VLLMSampler:
 
     def _start(self, model: Model, weights: dict[str, Tensor]) -> Any:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where it can be handed tensors
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it has dozens of lines to say, at each sync too
         from vllm import LLM
         from vllm.model_executor.model_loader import register_model_loader
         from vllm.model_executor.model_loader.base_loader import BaseModelLoader

@@ -108,7 +108,8 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
         write_report([folder], folder / "report.html")
         if experiment.args.push_to_hub:
             _push(experiment.args, folder / "model")
-    trainer.accelerator.end_training()
+    if experiment.args.world_size > 1:  # the group of a single process is vLLM's, which ends it itself
+        trainer.accelerator.end_training()
     return results
 
 
