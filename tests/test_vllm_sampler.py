@@ -17,8 +17,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig
 from tests.test_families import answer, picture, turn
 from tests.toy import ToyAdapter, toy_args, toy_model, toy_rows
 from text_sdft.core import (
-    EMATeacher, ModelInputs, RowInputs, Rollout, SDFTTrainer, TransformersSampler, UserError, VLLMSampler
-)  # fmt: skip
+    EMATeacher,
+    ModelInputs,
+    Rollout,
+    RowInputs,
+    SDFTTrainer,
+    TransformersSampler,
+    UserError,
+    VLLMSampler,
+)
 from text_sdft.core.vllm_sampler import _prompt
 from vlm_sdft.encoding import encode_row
 from vlm_sdft.families import find_family
@@ -108,7 +115,7 @@ def test_seeded_samples_follow_the_distribution_and_hang_on_their_seed(tmp_path)
     z[list(likely)] = -torch.inf  # placeholders of media are never sampled
     logp = (z / 0.7).log_softmax(-1)
     first = torch.stack([ids[0] for ids in rollout.ids])
-    torch.testing.assert_close(torch.stack([l[0] for l in rollout.logps]).double(), logp[first], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.stack([row[0] for row in rollout.logps]).double(), logp[first], atol=1e-4, rtol=1e-4)
     counts, p = torch.bincount(first, minlength=40).double(), logp.exp()
     keep = p * n >= 5
     observed = torch.cat([counts[keep], counts[~keep].sum()[None]])

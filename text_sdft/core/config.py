@@ -99,10 +99,12 @@ class SDFTConfig(TrainingArguments):
     top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling; 1 samples from the whole distribution."})
 
     sampler: Literal["transformers", "vllm"] = field(
-        default="transformers", metadata={"help": "What samples: transformers, or vllm (to be installed beside it; one process)."}
+        default="transformers",
+        metadata={"help": "What samples: transformers, or vllm (to be installed beside it; one process)."},
     )
     vllm_cache_gib: float = field(
-        default=4.0, metadata={"help": "With sampler vllm: memory (GiB) for its keys and values, beside a copy of the weights."}
+        default=4.0,
+        metadata={"help": "With sampler vllm: memory (GiB) for its keys and values, beside a copy of the weights."},
     )
 
     retain_weight: float = field(

@@ -30,12 +30,15 @@ from text_sdft.core.inputs import ModelInputs, RowInputs
 from text_sdft.core.rollout import Rollout, Sampler, TransformersSampler, eos_ids
 
 REMEDY = "Set train.sampler to transformers."
+#: Engines by what they hold, and whose weights each has. vLLM keeps an engine until the process ends, so trainings one
+#: after the other (`compare`, `sequence`) share one.
+ENGINES: dict[str, tuple[Any, tuple[Any, list[int]]]] = {}
 #: vLLM's largest bias against a token: one in e^100.
 NEVER = -100.0
 
 
 class VLLMSampler:
-    """`Sampler` with a vLLM engine, which starts at the first call.
+    """`Sampler` for one model with a vLLM engine, which starts at the first call.
 
     A row's completion hangs on its seed, not on its batch, but it is not the one that `TransformersSampler` draws.
 
@@ -63,10 +66,11 @@ class VLLMSampler:
     ) -> None:
         if find_spec("vllm") is None:
             raise UserError(f"train.sampler is vllm, which is not installed: see docs/benchmarks.md. {REMEDY}")
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where it can be handed tensors
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it has dozens of lines to say, at each sync too
         self._settings = {"max_tokens": max_completion_length, "temperature": temperature, "top_p": top_p}
-        self._processor, self._folder, self._cache_bytes, self._dtype = processor, folder, cache_bytes, dtype
-        self._engine: Any = None
-        self._held: list[int] | None = None  # hashes of the trained tensors that it was handed
+        self._processor = processor if hasattr(processor, "image_processor") else None
+        self._folder, self._cache_bytes, self._dtype = folder, cache_bytes, dtype
 
     @torch.no_grad()
     def sample(self, model: Model, inputs: ModelInputs, seeds: Sequence[int] | None) -> Rollout:
@@ -87,12 +91,11 @@ class VLLMSampler:
                 logprobs=0,  # of the drawn token alone
                 detokenize=False,
             )
-            for seed in seeds or [None] * len(inputs)
+            for seed in (seeds if seeds is not None else [None] * len(inputs))
         ]
         prompts = [_prompt(inputs, row) for row in inputs.rows]
         with torch.autocast(model.device.type, enabled=False):
-            self._refresh(model)
-            outputs = self._engine.generate(prompts, params, use_tqdm=False)
+            outputs = self._engine(model).generate(prompts, params, use_tqdm=False)
         for row, output in zip(inputs.rows, outputs, strict=True):
             if output.prompt_token_ids != row.tokens["input_ids"].tolist():
                 raise UserError(f"vLLM reads images of this model's family as other tokens. {REMEDY}")
@@ -104,23 +107,24 @@ class VLLMSampler:
             finished=[one.finish_reason == "stop" for one in drawn],
         )
 
-    def _refresh(self, model: Model) -> None:
-        """Start the engine, or hand it the weights if they are not those that it has (a teacher's may be swapped in)."""
+    def _engine(self, model: Model) -> Any:
+        """The engine, with the weights that the model has now (a teacher's may be swapped in)."""
         hashes = torch.stack([torch.hash_tensor(p) for p in model.parameters() if p.requires_grad]).tolist()
-        if hashes == self._held:
-            return
-        with _weights(model) as weights:
-            if self._engine is None:
-                self._engine = self._start(model, weights)
-            else:
-                self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
-                self._engine.reset_prefix_cache()
-                self._engine.llm_engine.reset_encoder_cache()
-        self._held = hashes
+        config = _inner(model).config.to_json_string()
+        key = f"{config} {self._processor!r} {self._dtype or model.dtype} {self._cache_bytes}"
+        engine, held = ENGINES.get(key, (None, None))
+        if held != (self, hashes):
+            with _weights(model) as weights:
+                if engine is None:
+                    engine = self._start(model, weights)
+                else:
+                    engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+                    engine.reset_prefix_cache()
+                    engine.llm_engine.reset_encoder_cache()
+            ENGINES[key] = engine, (self, hashes)
+        return engine
 
     def _start(self, model: Model, weights: dict[str, Tensor]) -> Any:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where it can be handed tensors
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it has dozens of lines to say, at each sync too
         from vllm import LLM
         from vllm.model_executor.model_loader import register_model_loader
         from vllm.model_executor.model_loader.base_loader import BaseModelLoader
@@ -136,15 +140,14 @@ class VLLMSampler:
         inner = _inner(model)
         config = type(inner.config).from_dict({**inner.config.to_dict(), "architectures": [type(inner).__name__]})
         config.save_pretrained(self._folder)
-        reads_images = hasattr(self._processor, "image_processor")
-        if reads_images:
+        if self._processor is not None:
             self._processor.save_pretrained(self._folder)
         with _randomness_kept():
             try:
                 return LLM(
                     str(self._folder),
-                    skip_tokenizer_init=not reads_images,
-                    limit_mm_per_prompt={"video": 0} if reads_images else {},
+                    skip_tokenizer_init=self._processor is None,
+                    limit_mm_per_prompt={"video": 0} if self._processor is not None else {},
                     load_format="memory",
                     dtype=self._dtype or model.dtype,
                     generation_config="vllm",  # only the given settings: see `rollout._generation_config`
@@ -197,7 +200,9 @@ def _weights(model: Model) -> Iterator[dict[str, Tensor]]:
                 own.append((p, p.data))
                 p.data = p.data.clone()
             layer.merge()
-        yield revert_weight_conversion(inner, dict(_plain(inner)))
+        weights = revert_weight_conversion(inner, dict(_plain(inner)))
+        yield weights
+        weights.clear()  # vLLM remembers the loader that was given them
     finally:
         for layer in layers:
             layer.merged_adapters.clear()

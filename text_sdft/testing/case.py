@@ -101,6 +101,9 @@ class NoisyEncoder:
     def lengths(self, handles: Sequence[Any]) -> list[int]:
         return self._own.lengths(handles)
 
+    def load(self, handles: Sequence[Any]) -> list[Any]:
+        return self._own.load(handles)
+
 
 def has_words(text: str, words: str) -> bool:
     """Whether ``words`` stand in ``text`` as whole words (an answer "1" is not in "12")."""
