@@ -16,6 +16,7 @@ def test_compiled_training_gives_the_same_losses(tmp_path):
         config = toy_args(tmp_path / str(compiled), max_steps=4, torch_compile=compiled)
         trainer = SDFTTrainer(toy_model(), config, adapter=ToyAdapter(), train_dataset=toy_rows(8))
         trainer.train()
-        assert hasattr(trainer.model_wrapped, "_orig_mod") == compiled
+        assert hasattr(trainer.model_wrapped, "_orig_mod") == compiled  # the student's forward
+        assert not hasattr(trainer.module, "_orig_mod")  # what samples and what the teacher reads with
         losses[compiled] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
