@@ -7,10 +7,11 @@ vocabulary, EMA teacher at rate 0.01 moved every step, 3 tokens skipped, 1 compl
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
 
+from text_sdft.core.confidence import Confidence
 from text_sdft.core.teacher import TeacherKind
 
 #: Answers of at most so many tokens are labels: no token of theirs is skipped, and cut ones still count.
@@ -84,6 +85,14 @@ class SDFTConfig(TrainingArguments):
         },
     )
 
+    confidence: Confidence = field(
+        default="none",
+        metadata={
+            "help": "A query's completion counts less where its teacher is unsure: entropy (exp of minus its entropy at "
+            "the least sure token), agreement (of two orders of its demonstrations: one more teacher forward), none."
+        },
+    )
+
     num_generations: int = field(default=1, metadata={"help": "Completions sampled of each query (the paper: 1)."})
     max_prompt_length: int | None = field(
         default=None,
@@ -130,6 +139,10 @@ class SDFTConfig(TrainingArguments):
             (0 < self.teacher_update_rate <= 1, f"teacher_update_rate {self.teacher_update_rate}: use a rate in (0, 1]"),
             (self.teacher_sync_steps >= 1, f"teacher_sync_steps {self.teacher_sync_steps}: use 1 or more"),
             (self.teacher_prefix_gib >= 0, f"teacher_prefix_gib {self.teacher_prefix_gib}: use 0 (off) or more"),
+            (
+                self.confidence in get_args(Confidence),
+                f"confidence '{self.confidence}': use {', '.join(get_args(Confidence))}",
+            ),
             (self.num_generations >= 1, f"num_generations {self.num_generations}: use 1 or more"),
             (self.max_completion_length >= 1, f"max_completion_length {self.max_completion_length}: use 1 or more"),
             (

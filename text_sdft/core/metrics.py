@@ -20,6 +20,7 @@ NAMES = (
     "completions/mean_length",
     "completions/clipped_ratio",
     "teacher/dropped_demonstrations",
+    "teacher/confidence",
     "teacher/reused_tokens",
 )
 
@@ -71,6 +72,11 @@ class StepMetrics:
             }
             for example, ids, loss in zip(examples, rollout.ids, losses_B, strict=True)
         ]
+
+    def add_confidence(self, weights: Sequence[float]) -> None:
+        """Add the weights of queries' completions by the teacher's confidence."""
+        self._sums["teacher/confidence"][0] += sum(weights)
+        self._sums["teacher/confidence"][1] += len(weights)
 
     def add_reused(self, reused: int, tokens: int) -> None:
         """Add tokens of teacher prompts that were not read again, and all."""

@@ -26,6 +26,7 @@ from transformers.utils import logging
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
 from text_sdft.core.checkpoints import CheckpointedTrainer
+from text_sdft.core.confidence import completion_weights
 from text_sdft.core.config import SDFTConfig
 from text_sdft.core.data import Example, Model, TeacherContext, UserError
 from text_sdft.core.divergence import DivergenceSettings, Head, divergence
@@ -190,13 +191,18 @@ class SDFTTrainer(CheckpointedTrainer):
 
         # 4. Token divergence, mean over a completion's scored tokens, then over completions.
         scored = self.scored_tokens(examples, rollout)
+        trust = self._trust(examples[:n], seeds[:n], rollout, teacher_states[0], scored[:n]) + [1.0] * len(retained)
         dtype = torch.promote_types(student_NH.dtype, torch.float32)
         loss = student_NH.new_zeros((), dtype=dtype)
         losses_B: list[float] = []
         for side, teacher in zip(sides, teacher_states, strict=True):
             keep_N = torch.cat(scored[side.rows]).to(student_NH.device)
             counts = [int(mask.sum()) for mask in scored[side.rows]]
-            weights = [torch.full((n,), side.weight / n, dtype=dtype) for n in counts if n]
+            weights = [
+                torch.full((count,), side.weight * sure / count, dtype=dtype)
+                for count, sure in zip(counts, trust[side.rows], strict=True)
+                if count
+            ]
             weight_N = torch.cat(weights or [torch.zeros(0, dtype=dtype)]).to(student_NH.device)
             ids_N, sampler_logp_N = (
                 torch.cat(values[side.rows]).to(student_NH.device)[keep_N] for values in (rollout.ids, rollout.logps)
@@ -261,6 +267,27 @@ class SDFTTrainer(CheckpointedTrainer):
             owner = next(name for name, teacher in self.teachers().items() if teacher is side.teacher)
             teacher_NH = self.prefixes.completion_hidden_states(self.module, side.view, ids, owner, side.teacher.version)
             return teacher_NH, frozen_head(self.module, self.args.temperature)
+
+    def _trust(
+        self,
+        queries: list[Example],
+        seeds: list[int],
+        rollout: Rollout,
+        teacher: tuple[Tensor, Head] | None,
+        scored: list[Tensor],
+    ) -> list[float]:
+        """The weight of each query's completion by the teacher's confidence (`text_sdft.core.confidence`)."""
+        if self.args.confidence == "none" or teacher is None:
+            return [1.0] * len(queries)
+
+        def again() -> tuple[Tensor, Head] | None:  # the same demonstrations in another order, or another draw of them
+            contexts = self.contexts(queries, [draw_seed(seed, "again") for seed in seeds])
+            view, _ = encode_teacher(self.adapter, queries, contexts, self.prompt_limit)
+            return self._read_as_teacher(_Side(slice(0, len(queries)), self.query_teacher, view, weight=1.0), rollout)
+
+        weights = completion_weights(teacher, again, scored, self.args.confidence, self.divergence_settings)
+        self.metrics.add_confidence(weights)
+        return weights
 
     def _draw_retained(self, queries: list[Example]) -> list[tuple[Example, int]]:
         """At most one retention prompt a query, and the seed of its completion.

@@ -294,7 +294,7 @@ def _settings(method: Method, args: SDFTConfig) -> SDFTConfig:
     """
     changes = dict(method.settings)
     if method.completions not in ("student", "none"):
-        changes |= {"num_loss_tokens_to_skip": 0, "num_generations": 1, "distillation_is_clip": None}
+        changes |= {"num_loss_tokens_to_skip": 0, "num_generations": 1, "distillation_is_clip": None, "confidence": "none"}
         changes["teacher_model_kind"] = "base" if method.completions == "teacher" else "live"
     args = copy.copy(args)
     for name, value in changes.items():
