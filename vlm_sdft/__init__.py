@@ -16,6 +16,8 @@ _HOME = {
     "SDFTTrainer": "text_sdft.core",
     "UserError": "text_sdft.core",
     "lora": "text_sdft.core",
+    "retain_in_context": "vlm_sdft.retention",
+    "retain_made": "vlm_sdft.retention",
 }
 __all__ = sorted(_HOME)
 

@@ -210,14 +210,20 @@ class ImageAdapter:
         return examples
 
     def student_messages(self, example: Example) -> Conversation:
-        """The query alone; with ``context="both"`` or ``"student"`` after demonstrations that hang on its id only."""
+        """The query alone; with ``context="both"`` or ``"student"`` after demonstrations that hang on its id only, as a
+        retention row in context always is."""
         row = example.meta.get("row")
+        if example.retain:
+            return render(example.messages, self._kept_in_context(example), None, self._template)
         shown = self._context != "teacher" and not (row is not None and row.split == "old")
         demonstrations = self._demonstrations(example, draw_seed(example.id), None) if shown else []
         return render(example.messages, demonstrations, None, self._template)
 
     def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
-        """What the teacher is shown before the query: none with ``context="student"``, or for a retention row."""
+        """What the teacher is shown before the query: none with ``context="student"``; for a retention row what the student
+        is shown."""
+        if example.retain:
+            return self._kept_in_context(example)
         rung = self._rung_of(example, context)
         if self._context == "student" or rung == 0:
             return []
@@ -361,9 +367,7 @@ class ImageAdapter:
     def _demonstrations(
         self, example: Example, seed: int, limit: int | None, without: str | None = None
     ) -> list[Demonstration]:
-        """What stands before a query: fixed demonstrations first, else chosen ones; nothing for a retention row."""
-        if example.retain:
-            return []
+        """What stands before a query: fixed demonstrations first, else chosen ones."""
         if example.demonstrations:
             return list(example.demonstrations[:limit])
         row = example.meta.get("row")
@@ -379,6 +383,14 @@ class ImageAdapter:
             query_D = self._embed_rows([row])[0]
         chosen = self._selector.select(query, query_D, seed, limit, include_type=own_type, exclude_type=without)
         return [_demonstration(shown) for shown in chosen]
+
+    def _kept_in_context(self, example: Example) -> list[Demonstration]:
+        """What stands before a retention row's query in both views: nothing, or demonstrations with exchanged names."""
+        row = example.meta.get("row")
+        if row is None or not row.in_context:
+            return []
+        seed = draw_seed(example.id)
+        return spoiled(self._demonstrations(example, seed, None), SHUFFLED, seed)
 
     def _embed_rows(self, rows: Sequence[ImageRow]) -> Tensor:
         """Embeddings [R, D] of rows: the mean over a row's images, normalised."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from text_sdft.core import UserError
 from vlm_sdft.demos import QUESTION, DemoSet
+from vlm_sdft.retention import is_made, retain_in_context, retain_made
 from vlm_sdft.selection import Selection
 from vlm_sdft.zoo import resolve_data
 from vlm_sdft.zoo.novel_objects import NovelObjects
@@ -44,7 +45,17 @@ class ImageData:
         default=None, metadata={"help": "What is asked about each retention image; unset: the question."}
     )
     retain: str | None = field(
-        default=None, metadata={"help": "A further folder of images the model should go on answering as it does."}
+        default=None,
+        metadata={
+            "help": "More that the model should go on answering as it does: a folder of images, a .txt file of prompts "
+            "without images, crops (parts of your own images) or drawn (pictures drawn by this program)."
+        },
+    )
+    retain_in_context: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of retention prompts that come with demonstrations, names exchanged: keeps in-context learning."
+        },
     )
     holdout: float = field(default=0.2, metadata={"help": "Share held out for testing where there is no test/."})
     on_bad_image: Literal["error", "drop"] = field(
@@ -144,15 +155,19 @@ def load_demos(data: ImageData) -> DemoSet:
         path = resolve_data(data.path, Path(data.cache), **data.options)
     except (ValueError, TypeError) as error:
         raise UserError(f"data.path {data.path}, data.options {data.options}: {error}") from error
+    made = data.retain is not None and is_made(data.retain)
     folder_only = {
         "question": data.question,
         "retain_questions": data.retain_questions,
-        "retain": data.retain,
+        "retain": None if made else data.retain,
         "holdout": data.holdout,
         "on_bad_image": data.on_bad_image,
     }
     demos = DemoSet.load(path, **folder_only)
-    return demos if data.types is None else _only(demos, data.types)
+    demos = demos if data.types is None else _only(demos, data.types)
+    if made:
+        demos = retain_made(demos, str(data.retain), data.retain_questions or [data.question])
+    return retain_in_context(demos, data.retain_in_context)
 
 
 def _only(demos: DemoSet, types: list[str]) -> DemoSet:

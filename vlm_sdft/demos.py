@@ -55,6 +55,7 @@ class ImageRow:
         answer: the right answer; None where nobody knows it.
         type: the type's name, for balancing demonstrations; None where unknown.
         split: what the row is used for.
+        in_context: a retention row behind demonstrations (see `vlm_sdft.retention`).
     """
 
     id: str
@@ -63,6 +64,7 @@ class ImageRow:
     answer: str | None
     type: str | None
     split: Split
+    in_context: bool = False
 
     @cached_property
     def hashes(self) -> tuple[str, ...]:

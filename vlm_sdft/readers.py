@@ -70,7 +70,10 @@ def read_folder(
     if retain is not None:
         extra = Path(retain)
         if not extra.is_dir():
-            raise UserError(f"data.retain: the folder {extra} does not exist.")
+            raise UserError(
+                f"data.retain: the folder {extra} does not exist. It may also be a .txt file with a prompt in each line, "
+                "or one of the words crops and drawn."
+            )
         retained += [(f"data.retain/{_id(extra, file)}", file) for file in _images(extra)]
     for key, file in retained:
         own = [entry["prompt"] for entry in metadata.get("retain", {}).get(file, []) if "prompt" in entry]

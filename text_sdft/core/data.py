@@ -40,7 +40,7 @@ class Example:
         privileged_context: further text or messages only the teacher sees.
         reference: the right answer. Used to score answers, never trained on, never shown to the student; shown to the
             teacher at rung 5 alone.
-        retain: a retention prompt: no demonstrations, and its teacher is the model as it was at the start.
+        retain: a retention prompt: its teacher is the model as it was at the start, and reads the student's own view.
         meta: what the adapter wants to remember (a type's name, a file's path); the core never reads it.
     """
 
