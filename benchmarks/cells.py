@@ -45,12 +45,12 @@ def demo_set(**options: Any) -> DemoSet:
 
 def make_trainer(
     adapter: ImageAdapter, rows: Sequence[Any], rate: float, steps: int, seed: int, model: Any = MODEL,
-    kind: type[SDFTTrainer] = SDFTTrainer, folder: str = "runs/benchmark",
+    kind: type[SDFTTrainer] = SDFTTrainer, folder: str = "runs/benchmark", **changes: Any,
 ) -> SDFTTrainer:  # fmt: skip
-    """A trainer with 16 queries a step, full fine-tuning, cosine."""
+    """A trainer with 16 queries a step, full fine-tuning, cosine; ``changes`` are further settings of `SDFTConfig`."""
     settings = {**vlm(), "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_completion_length": 16}
     config = SDFTConfig(
-        folder, **{**settings, "learning_rate": rate, "max_steps": steps, "seed": seed},
+        folder, **{**settings, "learning_rate": rate, "max_steps": steps, "seed": seed, **changes},
         save_strategy="no", use_cpu=True, disable_tqdm=True, logging_steps=steps,
     )  # fmt: skip
     return kind(model, config, adapter=adapter, train_dataset=rows)

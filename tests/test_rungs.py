@@ -105,6 +105,13 @@ def test_what_a_row_does_not_have_is_not_offered(folder):
     assert described.controls(example) == (BLANK,) and described.rungs(example) == (0, 2, 3, 5)
 
 
+#: On the model's own vision features.
+OWN_RIVALS = [
+    f"{name} (own features)"
+    for name in ("nearest demonstration", "nearest labelled image", "linear probe", "Tip-Adapter without names")
+]
+
+
 def test_rivals_see_the_demonstrations_that_the_teacher_sees(folder):
     demos = DemoSet.from_folder(folder)
     adapter = ImageAdapter(demos, n_types=4)
@@ -114,7 +121,8 @@ def test_rivals_see_the_demonstrations_that_the_teacher_sees(folder):
     contexts = [TeacherContext(i) for i in range(len(rows))]
     rivals = adapter.rivals(rows, contexts)
     right = [e.reference for e in rows]
-    assert rivals == dict.fromkeys(("nearest demonstration (own features)", "nearest labelled image (own features)"), right)
+    assert rivals == dict.fromkeys(OWN_RIVALS, right)
+    assert set(adapter.rivals_left_out()) == {"zero-shot by name", "Tip-Adapter with names"}
     without = adapter.rivals(rows, [replace(c, rung=1) for c in contexts])
     assert all(a != b for a, b in zip(without["nearest demonstration (own features)"], right, strict=True))
     assert without["nearest labelled image (own features)"] == right
@@ -132,7 +140,8 @@ def test_open_clip_answers_by_the_demonstrated_names(folder, clip):
     examples = adapter.examples(demos.test)[:4]
     contexts = [TeacherContext(i) for i in range(4)]
     rivals = adapter.rivals(examples, contexts)
-    assert "nearest demonstration (open_clip)" in rivals
+    assert {name.replace("own features", "open_clip").replace(" without names", "") for name in OWN_RIVALS} <= set(rivals)
+    assert set(OWN_RIVALS) <= set(rivals) and adapter.rivals_left_out() == {}
     model, _, transform = open_clip.create_model_and_transforms("ViT-small-with-words", pretrained=clip.partition("/")[2])
     tokenizer = open_clip.get_tokenizer("ViT-small-with-words")
     for example, context, given in zip(examples, contexts, rivals["zero-shot by name (open_clip)"], strict=True):

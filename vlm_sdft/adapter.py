@@ -42,7 +42,7 @@ from vlm_sdft.encoding import RowEncoder, check_by_forward
 from vlm_sdft.families import FAMILIES, Family, bound_images, find_family, vision_modules
 from vlm_sdft.feature_files import FeatureFiles, tower_key
 from vlm_sdft.features import ImageFeatures
-from vlm_sdft.rivals import images_of, mean_embedding, nearest_answers, zero_shot_answers
+from vlm_sdft.rivals import images_of, mean_embedding, rival_answers
 from vlm_sdft.selection import DemonstrationSelector, Selection
 from vlm_sdft.zoo import resolve_model
 
@@ -312,21 +312,21 @@ class ImageAdapter:
         return None if answer is None else replace(example, reference=answer, meta={})
 
     def rivals(self, examples: Sequence[Example], contexts: Sequence[TeacherContext]) -> dict[str, list[str]]:
-        """Answers of cheap rivals, by this adapter's embedder: the nearest of the demonstrations that the teacher sees, the
-        nearest of all labelled images, and for open_clip the nearest name of a demonstrated type."""
+        """Answers of `vlm_sdft.rivals` by the model's own vision features, and by open_clip's where it is the embedder."""
         shown = [self.demonstrations(e, context) for e, context in zip(examples, contexts, strict=True)]
-        queries_RD = torch.stack([mean_embedding(self.example_images(e), self.embed) for e in examples])
-        labelled = self.demos.labelled
-        nearest = (queries_RD @ self._embed_rows(labelled).T).argmax(-1).tolist()
-        by = "open_clip" if self._embedder_name.startswith("open_clip:") else "own features"
-        answers = {
-            f"nearest demonstration ({by})": nearest_answers(queries_RD, shown, self.embed),
-            f"nearest labelled image ({by})": [str(labelled[i].answer) for i in nearest],
-        }
-        if by == "open_clip":
-            names = [list(dict.fromkeys(str(d.messages[-1]["content"]) for d in row)) for row in shown]
-            answers["zero-shot by name (open_clip)"] = zero_shot_answers(queries_RD, names, self._embedder_name)
+        queries = [self.example_images(example) for example in examples]
+        own = ImageEmbedder("model", self._features)
+        answers = rival_answers(queries, shown, self.demos.labelled, own, "model")
+        if self._embedder_name != "model":
+            answers |= rival_answers(queries, shown, self.demos.labelled, self.embed, self._embedder_name)
         return answers
+
+    def rivals_left_out(self) -> dict[str, str]:
+        """Rivals that cannot run, and why."""
+        if self._embedder_name != "model":
+            return {}
+        why = "it needs open_clip weights (demonstrations.embedder: open_clip:ARCHITECTURE/PRETRAINED)."
+        return dict.fromkeys(("zero-shot by name", "Tip-Adapter with names"), why)
 
     def variants(self) -> dict[str, ImageAdapter]:
         """This adapter, bound to the same model, with other numbers of demonstrations and other selections."""

@@ -34,7 +34,8 @@ class ModalityAdapter(Protocol):
     - ``controls(example)``: names of ways to spoil its demonstrations that ``TeacherContext.control`` may ask for;
     - ``relabelled(example, context)``: the example with the answer that its spoiled demonstrations call for, None where
       they call for none;
-    - ``rivals(examples, contexts) -> {name: answers}``: cheap methods that see the demonstrations of those contexts;
+    - ``rivals(examples, contexts) -> {name: answers}``: cheap methods that see the demonstrations of those contexts or the
+      same labelled rows, with ``rivals_left_out() -> {name: why}``;
     - ``variants() -> {option: adapter}``: this adapter with other demonstrations, by the option that sets them;
     - ``policy``: ``"ladder"`` asks for hints that grow (`text_sdft.experiments.ladder`);
     - ``example_images(example)``: what to look at in a preview;

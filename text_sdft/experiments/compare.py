@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -33,7 +33,7 @@ from text_sdft.experiments.costs import training_flops
 from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.methods import Method, Unsupported, find_method, rows_for
 from text_sdft.experiments.run import eval_sets, make_trainer, write_json
-from text_sdft.experiments.scores import evaluate
+from text_sdft.experiments.scores import contexts_for, evaluate
 
 Sets = dict[str, list[Example]]
 #: The set that is learnt; all others are prior skills.
@@ -159,6 +159,9 @@ class _Runner:
             found.skipped[method.name] = str(error)
             self.console.print(f"Left out: {error}", highlight=False, soft_wrap=True)
             return
+        if method.name == "rivals":
+            self._run_rivals(method)
+            return
         rates = plan["learning_rates"] if method.trains else [0.0]
         accuracies = found.validation[method.name] = {}
         for rate in rates:
@@ -173,6 +176,33 @@ class _Runner:
         cells = [self._cell(method, "test", chosen, seed, self._test) for seed in seeds]
         found.tests[method.name] = [cell for cell in cells if cell is not None]
         self._weights(method, chosen).unlink(missing_ok=True)
+
+    def _run_rivals(self, method: Method) -> None:
+        """One cell a seed (of the demonstrations' draw) with every rival in it; each becomes a row of its own."""
+        adapter: Any = self.experiment.adapter
+        if not hasattr(adapter, "rivals"):
+            self.comparison.skipped[method.name] = "there are none for this kind of data."
+            return
+        cells = [self._cell(method, "test", 0.0, seed, self._rivals) for seed in range(self.comparison.plan["seeds"])]
+        for cell in [cell for cell in cells if cell is not None]:
+            for name, scores in cell["test"].items():
+                row = {**cell, "method": name, "test": {NEW: scores}}
+                self.comparison.tests.setdefault(name, []).append(row)
+                self.comparison.chosen[name] = 0.0
+        if hasattr(adapter, "rivals_left_out"):
+            self.comparison.skipped |= adapter.rivals_left_out()
+
+    def _rivals(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
+        trainer = self._trainer(method, rate, seed)
+        adapter, examples = cast(Any, trainer.adapter), self.test[NEW]
+        started = time.monotonic()
+        answers = adapter.rivals(examples, contexts_for(trainer, examples))
+        seconds = time.monotonic() - started
+        scores = {
+            name: {e.id: adapter.score(e, text) for e, text in zip(examples, texts, strict=True)}
+            for name, texts in answers.items()
+        }
+        return {"test": scores, "seconds": seconds, "flops": 0.0}
 
     def _cell(
         self, method: Method, part: str, rate: float, seed: int, work: Callable[[Method, float, int], dict[str, Any]]

@@ -78,6 +78,12 @@ METHODS = {
         ),
         Method("base", "The model as it is, without training.", "none"),
         Method("icl", "The model as it is, with the demonstrations in its context when it is tested.", "none"),
+        Method(
+            "rivals",
+            "Cheap methods on the same labelled rows, without training the model; each is a row of the table, measured on "
+            "the new task alone.",
+            "none",
+        ),
         Method("sft", "Supervised fine-tuning: cross-entropy on the expert's answers.", "expert"),
         Method(
             "sft_attention",

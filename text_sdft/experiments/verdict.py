@@ -156,11 +156,11 @@ def verdict(found: Evidence) -> Verdict:
 
 
 def _notes(found: Evidence) -> tuple[str, ...]:
-    notes = [
-        f"{name} is right in {_percent(accuracy)} without training: if names are all you need, it is cheaper."
-        for name, accuracy in found.rivals.items()
-        if found.gap.low > 0 and accuracy >= found.teacher - MARGIN
-    ]
+    notes = []
+    best = max(found.rivals, key=lambda name: found.rivals[name], default="")
+    if best and found.gap.low > 0 and found.rivals[best] >= found.teacher - MARGIN:
+        right = _percent(found.rivals[best])
+        notes.append(f"{best} is right in {right} without training: if names are all you need, it is cheaper.")
     if found.permuted is not None and found.gap.low > 0 and found.permuted < found.teacher - SHARE * found.gap.mean:
         notes.append(
             f"With names exchanged the teacher gives the exchanged one in {_percent(found.permuted)} only: part of what it "
