@@ -35,8 +35,8 @@ PROMPTS = (
 Plan = tuple[str, float, float]
 PLANS: list[Plan] = [
     *((source, 1.0, 0.0) for source in SOURCES),
-    *((source, weight, 0.0) for source in ("crops", "drawn") for weight in (0.5, 2.0)),
-    *((source, 1.0, 0.5) for source in ("none", "crops", "drawn", "old")),
+    *((source, 1.0, 0.5) for source in ("old", "crops", "drawn")),
+    *(("drawn", weight, 0.0) for weight in (0.5, 2.0)),
 ]
 COLUMNS = {
     "new": "new types",

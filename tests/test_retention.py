@@ -105,6 +105,15 @@ def test_crops_are_parts_of_the_users_training_images(tmp_path):
     assert [row.images for row in again.retain] == [row.images for row in demos.retain]
 
 
+def test_both_settings_go_together(tmp_path):
+    root = fill(tmp_path / "data", {"train/dax": 2, "train/wug": 2, "test/dax": 1, "retain": 3})
+    demos = load_demos(ImageData(str(root), retain="crops", retain_in_context=0.5))
+    kinds = Counter(row.id.partition("/")[0].partition(" ")[0] for row in demos.retain)
+    assert kinds == {"retain": 3, "data.retain": 8, "in": 11}
+    dax = load_demos(ImageData(str(root), retain="crops", types=["dax"]))
+    assert len(dax.retain) == 3 + 4, "crops of the chosen types alone"
+
+
 def test_a_crop_shows_no_more_than_its_share(tmp_path):
     """Every pixel of a picture has a grey value of its own: those in a crop tell which part it is."""
     ramp = np.linspace(0, 255, 100).astype(np.uint8)
