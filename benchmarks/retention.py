@@ -35,8 +35,9 @@ PROMPTS = (
 Plan = tuple[str, float, float]
 PLANS: list[Plan] = [
     *((source, 1.0, 0.0) for source in SOURCES),
-    *((source, 1.0, 0.5) for source in ("old", "crops", "drawn")),
+    *(("old", weight, 0.5) for weight in (1.0, 2.0)),
     *(("drawn", weight, 0.0) for weight in (0.5, 2.0)),
+    ("drawn", 2.0, 0.5),
 ]
 COLUMNS = {
     "new": "new types",

@@ -39,9 +39,11 @@ from vlm_sdft.controls import BLANK, CONTROLS, SHUFFLED, moved_answers, spoiled,
 from vlm_sdft.demos import DemoSet, ImageRow, as_row
 from vlm_sdft.embedding import ImageEmbedder
 from vlm_sdft.encoding import RowEncoder, check_by_forward
+from vlm_sdft.episodes import Episodes
 from vlm_sdft.families import FAMILIES, Family, bound_images, find_family, vision_modules
 from vlm_sdft.feature_files import FeatureFiles, tower_key
 from vlm_sdft.features import ImageFeatures
+from vlm_sdft.retention import pictured
 from vlm_sdft.rivals import images_of, mean_embedding, rival_answers
 from vlm_sdft.selection import DemonstrationSelector, Selection
 from vlm_sdft.zoo import resolve_model
@@ -111,6 +113,7 @@ class ImageAdapter:
         self._model: PreTrainedModel | None = None
         self._family: Family | None = None
         self._embedder: ImageEmbedder | None = None
+        self._episodes: Episodes | None = None
         self._features: ImageFeatures | None = None
         self._reused: ImageFeatures | None = None
         self._encode_row: Callable[[Conversation], RowInputs]
@@ -179,7 +182,12 @@ class ImageAdapter:
         if self._max_pixels is not None:
             bound_images(family, processing_class, base, self._max_pixels)
         self.processing_class, self._family, self._model = processing_class, family, base
+<<<<<<< HEAD
         self._embedder = self._selector.embeddings_RD = None
+=======
+        self._embedder = self._selector.embeddings_RD = self._episodes = None
+        self._features = ImageFeatures(base, processing_class, family, int(self._image_features_gib * 2**30))
+>>>>>>> 1adff3f (Retention in context: images that are alike under random names, which keep the skill on other types too)
         # A tower that is trained gives other features at every step.
         reused = family.reuses_features and self._image_features_gib > 0 and not self._train_vision
         files = None
@@ -385,12 +393,17 @@ class ImageAdapter:
         return [_demonstration(shown) for shown in chosen]
 
     def _kept_in_context(self, example: Example) -> list[Demonstration]:
-        """What stands before a retention row's query in both views: nothing, or demonstrations with exchanged names."""
+        """What stands before a retention row's query in both views: nothing, or an episode (`vlm_sdft.episodes`)."""
         row = example.meta.get("row")
         if row is None or not row.in_context:
             return []
-        seed = draw_seed(example.id)
-        return spoiled(self._demonstrations(example, seed, None), SHUFFLED, seed)
+        if self._episodes is None:
+            rows = pictured(self.demos)
+            answers = list(dict.fromkeys(str(row.answer) for row in self.demos.labelled))
+            shape = (self._selector.n_types, self._selector.shots)
+            self._episodes = Episodes(rows, self._embed_rows(rows), answers, *shape)
+        shown = self._episodes.draw(row, self._embed_rows([row])[0], draw_seed(example.id))
+        return [_demonstration(replace(other, question=row.question, answer=name)) for other, name in shown]
 
     def _embed_rows(self, rows: Sequence[ImageRow]) -> Tensor:
         """Embeddings [R, D] of rows: the mean over a row's images, normalised."""

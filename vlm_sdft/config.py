@@ -54,7 +54,7 @@ class ImageData:
     retain_in_context: float = field(
         default=0.0,
         metadata={
-            "help": "Share of retention prompts that come with demonstrations, names exchanged: keeps in-context learning."
+            "help": "Share of retention prompts that begin with demonstrations (random names): keeps in-context learning."
         },
     )
     holdout: float = field(default=0.2, metadata={"help": "Share held out for testing where there is no test/."})

@@ -4,8 +4,7 @@ A retention prompt is a query that the model should go on answering as it did at
 Where images of what the model knows are missing, other pictures can take their place, or prompts without any (measured in
 docs/retention.md).
 
-*In context* are prompts with demonstrations before the query, whose names are exchanged among each other. Right names would
-keep nothing: what the student learns of its new types answers such a prompt as well as the demonstrations do.
+Prompts *in context* have demonstrations before the query (`vlm_sdft.episodes`), and keep the skill of reading them.
 """
 
 from __future__ import annotations
@@ -65,34 +64,41 @@ def retain_made(demos: DemoSet, source: str, questions: Sequence[str]) -> DemoSe
 def retain_in_context(demos: DemoSet, share: float) -> DemoSet:
     """The demo set with so large a share of its retention prompts in context.
 
-    Their queries are the labelled and unlabelled images; `ImageAdapter` puts demonstrations before them, chosen as the
-    teacher's are. Without retention prompts of another kind all are in context.
+    Their queries are all images that are trained on, asked what the labelled ones are asked. Without retention prompts of
+    another kind all are in context.
 
     Args:
         share: at least 0, below 1; 0 adds none.
 
     Raises:
-        UserError: the share is out of range, or there is only one type, whose name cannot be exchanged.
+        UserError: the share is out of range, or there is only one name to give.
     """
     if not 0 <= share < 1:
         raise UserError(f"data.retain_in_context is {share}: use 0 (none) or more, and less than 1.")
     if share == 0:
         return demos
     if len({row.answer for row in demos.labelled}) < 2:
-        raise UserError("data.retain_in_context exchanges the names of types in a prompt: it needs at least 2 types.")
-    queries = [*demos.labelled, *demos.unlabelled]
+        raise UserError("data.retain_in_context draws names among those of the types: it needs at least 2 types.")
+    queries = pictured(demos)
     count = round(len(demos.retain) * share / (1 - share)) if demos.retain else EACH * len(queries)
     order: list[ImageRow] = []
     while len(order) < count:
         order += random.Random(len(order)).sample(queries, len(queries))
+    question = demos.labelled[0].question
     rows = [
-        replace(row, id=f"in context {i}/{row.id}", answer=None, type=None, split="retain", in_context=True)
+        replace(
+            row, id=f"in context {i}/{row.id}", question=question, answer=None, type=None, split="retain", in_context=True
+        )
         for i, row in enumerate(order[:count])
     ]
-    note = (
-        f"{count} retention prompts in context: labelled and unlabelled images after demonstrations with exchanged names."
-    )
+    note = f"{count} retention prompts in context: images after demonstrations under names drawn at random."
     return replace(demos, retain=[*demos.retain, *rows], report=[*demos.report, note])
+
+
+def pictured(demos: DemoSet) -> list[ImageRow]:
+    """The rows that are trained on and have images, each image once."""
+    rows = [row for row in demos.train if row.images and not row.in_context]
+    return list({row.hashes: row for row in rows}.values())
 
 
 def _lines(file: Path) -> list[str]:
