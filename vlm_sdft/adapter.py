@@ -218,8 +218,8 @@ class ImageAdapter:
         return examples
 
     def student_messages(self, example: Example) -> Conversation:
-        """The query alone; with ``context="both"`` or ``"student"`` after demonstrations that hang on its id only, as a
-        retention row in context always is."""
+        """The query alone; after demonstrations that hang on its id only: a retention row in context, and any query with
+        ``context="both"`` or ``"student"``."""
         row = example.meta.get("row")
         if example.retain:
             return render(example.messages, self._kept_in_context(example), None, self._template)
@@ -398,12 +398,11 @@ class ImageAdapter:
         if row is None or not row.in_context:
             return []
         if self._episodes is None:
-            rows = pictured(self.demos)
-            answers = list(dict.fromkeys(str(row.answer) for row in self.demos.labelled))
+            rows, answers = pictured(self.demos), [str(row.answer) for row in self.demos.labelled]
             shape = (self._selector.n_types, self._selector.shots)
             self._episodes = Episodes(rows, self._embed_rows(rows), answers, *shape)
-        shown = self._episodes.draw(row, self._embed_rows([row])[0], draw_seed(example.id))
-        return [_demonstration(replace(other, question=row.question, answer=name)) for other, name in shown]
+        drawn = self._episodes.draw(row, self._embed_rows([row])[0], draw_seed(example.id))
+        return [_demonstration(replace(shown, question=row.question, answer=name)) for shown, name in drawn]
 
     def _embed_rows(self, rows: Sequence[ImageRow]) -> Tensor:
         """Embeddings [R, D] of rows: the mean over a row's images, normalised."""
