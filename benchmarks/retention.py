@@ -35,7 +35,7 @@ PROMPTS = (
 Plan = tuple[str, float, float]
 PLANS: list[Plan] = [
     *((source, 1.0, 0.0) for source in SOURCES),
-    *(("old", weight, 0.5) for weight in (2.0, 1.0)),
+    *(("old", weight, 0.5) for weight in (1.0, 2.0)),
     *(("drawn", weight, 0.0) for weight in (0.5, 2.0)),
     ("drawn", 2.0, 0.5),
 ]
