@@ -13,7 +13,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
-from tests.test_methods import log_probabilities, prompt_of, rows, step_of, trainer_of
+from tests.test_methods import gradients, log_probabilities, prompt_of, rows, step_of, trainer_of
 from tests.toy import toy_model
 from text_sdft.core import DivergenceSettings, Head, SDFTConfig, TeacherContext
 from text_sdft.core.confidence import agreement, certainty
@@ -59,7 +59,7 @@ def test_the_steps_loss_weighs_each_query_by_its_least_sure_token(tmp_path, how)
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
     trainer.teacher = trainer.start_teacher
     loss, rollout, examples = step_of(trainer)
-    expected, used = 0.0, []
+    expected, used = torch.zeros((), dtype=torch.float64), []
     for example, ids in zip(examples, rollout.ids, strict=True):
         p = log_probabilities(trainer.module, prompt_of(example, trainer), ids.tolist())
         if example.retain:
@@ -75,9 +75,15 @@ def test_the_steps_loss_weighs_each_query_by_its_least_sure_token(tmp_path, how)
                 sure = [1 - d**2 for d in distances.tolist()]
             weight = min([*sure[1:], 1.0])
             used.append(weight)
+        q = q.detach()
         kl = (q.exp() * (q - p)).sum(-1)[1:]
         expected = expected + weight * (kl.mean() if len(kl) else 0.0) / 4
     torch.testing.assert_close(loss, expected)
+    loss.backward()
+    ours = gradients(trainer.module)
+    expected.backward()
+    for name, gradient in gradients(trainer.module).items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-6, atol=1e-8)
     assert min(used) < 0.9
     assert trainer.metrics.take(trainer.accelerator, trainer.args.device)["teacher/confidence"] == pytest.approx(
         sum(used) / 4, abs=1e-5

@@ -182,12 +182,7 @@ class ImageAdapter:
         if self._max_pixels is not None:
             bound_images(family, processing_class, base, self._max_pixels)
         self.processing_class, self._family, self._model = processing_class, family, base
-<<<<<<< HEAD
-        self._embedder = self._selector.embeddings_RD = None
-=======
         self._embedder = self._selector.embeddings_RD = self._episodes = None
-        self._features = ImageFeatures(base, processing_class, family, int(self._image_features_gib * 2**30))
->>>>>>> 1adff3f (Retention in context: images that are alike under random names, which keep the skill on other types too)
         # A tower that is trained gives other features at every step.
         reused = family.reuses_features and self._image_features_gib > 0 and not self._train_vision
         files = None

@@ -172,7 +172,7 @@ class SDFTTrainer(CheckpointedTrainer):
         rollout = self.complete(student_inputs, examples, seeds)
 
         # 2. The teacher scores the same ids with its demonstrations in context; for a retention prompt the model as it
-        #    was at the start scores them without any.
+        #    was at the start scores them in the student's own view.
         n, dropped = len(queries), 0
         teacher_inputs = None
         if self.query_teacher is not None:
@@ -183,6 +183,8 @@ class SDFTTrainer(CheckpointedTrainer):
             view = student_inputs.select(range(n, len(examples)))
             sides.append(_Side(slice(n, len(examples)), self.start_teacher, view, self._retain_weight()))
         teacher_states = [self._read_as_teacher(side, rollout) for side in sides]
+        scored = self.scored_tokens(examples, rollout)
+        trust = self._trust(examples[:n], seeds[:n], rollout, teacher_states[0], scored[:n]) + [1.0] * len(retained)
 
         # 3. The student scores them in its own view, with gradient.
         student_NH = completion_hidden_states(model, module, student_inputs, rollout.ids)
@@ -190,8 +192,6 @@ class SDFTTrainer(CheckpointedTrainer):
         head = head_of(module, args.temperature)
 
         # 4. Token divergence, mean over a completion's scored tokens, then over completions.
-        scored = self.scored_tokens(examples, rollout)
-        trust = self._trust(examples[:n], seeds[:n], rollout, teacher_states[0], scored[:n]) + [1.0] * len(retained)
         dtype = torch.promote_types(student_NH.dtype, torch.float32)
         loss = student_NH.new_zeros((), dtype=dtype)
         losses_B: list[float] = []
