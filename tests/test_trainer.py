@@ -365,3 +365,19 @@ def test_the_best_checkpoint_by_accuracy_comes_back(tmp_path):
     accuracies = [log["eval_accuracy"] for log in trainer.state.log_history if "eval_accuracy" in log]
     assert len(accuracies) == 3 and trainer.state.best_metric == max(accuracies)
     assert trainer.evaluate()["eval_accuracy"] == max(accuracies)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_completions_come_in_the_precision_of_training_before_it_too(tmp_path, bf16):
+    trainer = make(tmp_path, bf16=bf16)
+    prompts = trainer.adapter.encode([trainer.adapter.student_messages(e) for e in trainer.queries[:4]])
+    before = trainer.sampler.sample(trainer.module, prompts, [1, 2, 3, 4])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        for row, ids, logps in zip(prompts.rows, before.ids, before.logps, strict=True):
+            prompt = row.tokens["input_ids"]
+            z = trainer.module(torch.cat([prompt, ids])[None]).logits[0, len(prompt) - 1 : -1].float()
+            torch.testing.assert_close(logps, z.log_softmax(-1).gather(-1, ids[:, None])[:, 0], rtol=0, atol=2e-2)
+    trainer.args.learning_rate = 0.0
+    trainer.train()
+    after = trainer.sampler.sample(trainer.module, prompts, [1, 2, 3, 4])
+    assert all(torch.equal(a, b) for a, b in zip(before.logps, after.logps, strict=True))

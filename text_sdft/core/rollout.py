@@ -10,8 +10,8 @@ Shapes: B rows · T completion tokens · V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,11 +56,13 @@ class TransformersSampler:
     Attributes:
         max_completion_length: tokens at most.
         temperature, top_p: as usual; 1.0 samples from the model's own distribution.
+        autocast: opened around a whole batch, so that mixed precision casts the weights once and not for every token.
     """
 
     max_completion_length: int
     temperature: float = 1.0
     top_p: float = 1.0
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @torch.no_grad()
     def sample(self, model: Model, inputs: ModelInputs, seeds: Sequence[int] | None) -> Rollout:
@@ -83,7 +85,7 @@ class TransformersSampler:
             eos_token_id=sorted(eos) or None,
             pad_token_id=inputs.pad_token_id,
         )
-        with evaluating(model), _generation_config(model, config), equal_prompts_read_once(model, inputs):
+        with self.autocast(), evaluating(model), _generation_config(model, config), equal_prompts_read_once(model, inputs):
             ids_BL = model.generate(**batch, logits_processor=processors)  # type: ignore[operator]
         completions_BT = ids_BL[:, start:].cpu()
         logps_BT = torch.stack(choice.logps, dim=1).cpu()

@@ -102,7 +102,6 @@ class SDFTTrainer(CheckpointedTrainer):
         head_of(module, args.temperature)  # refuses an output layer that the divergence cannot take
         self.adapter = adapter
         self.prompt_limit = prompt_limit(module, args)
-        self.sampler = sampler or make_sampler(args, adapter.processing_class)
         self.divergence_settings = DivergenceSettings(
             args.distillation_alpha,
             args.distillation_topk,
@@ -123,6 +122,7 @@ class SDFTTrainer(CheckpointedTrainer):
             callbacks=[*(callbacks or []), MetricsWriter()],
             optimizers=optimizers,
         )
+        self.sampler = sampler or make_sampler(args, adapter.processing_class, self.accelerator.autocast)
         if self.is_fsdp_enabled:
             shard(self, adapter.frozen_modules(module))
         elif self.is_deepspeed_enabled:
@@ -262,7 +262,8 @@ class SDFTTrainer(CheckpointedTrainer):
         """The teacher's hidden states [N, H] at a side's completions, and its output layer."""
         if side.teacher is None or side.view is None:
             return None
-        with torch.no_grad(), side.teacher.applied(), evaluating(self.module):
+        # `autocast` inside `applied`: what it keeps of the weights that it casts must go before they are swapped back.
+        with torch.no_grad(), side.teacher.applied(), self.accelerator.autocast(), evaluating(self.module):
             ids = rollout.ids[side.rows]
             owner = next(name for name, teacher in self.teachers().items() if teacher is side.teacher)
             teacher_NH = self.prefixes.completion_hidden_states(self.module, side.view, ids, owner, side.teacher.version)

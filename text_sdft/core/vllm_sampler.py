@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -236,15 +236,18 @@ def _randomness_kept() -> Iterator[None]:
 OWN_SAMPLERS = (TransformersSampler, VLLMSampler)
 
 
-def make_sampler(args: SDFTConfig, processor: Any) -> Sampler:
+def make_sampler(args: SDFTConfig, processor: Any, autocast: Callable[[], AbstractContextManager[None]]) -> Sampler:
     """The sampler of a config (``sampler``).
+
+    Args:
+        autocast: see `TransformersSampler`.
 
     Raises:
         UserError: vLLM is not installed, or there is more than one process.
     """
     settings = (args.max_completion_length, args.temperature, args.top_p)
     if args.sampler == "transformers":
-        return TransformersSampler(*settings)
+        return TransformersSampler(*settings, autocast)
     if args.world_size > 1:
         raise UserError(f"train.sampler vllm works in one process, and this is one of {args.world_size}. {REMEDY}")
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
