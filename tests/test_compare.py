@@ -117,6 +117,9 @@ def test_every_number_follows_from_the_cells(finished):
         if len(new) > 1 and new[0] != new[1]:
             low, high = stats.t.interval(0.95, 1, loc=np.mean(new), scale=stats.sem(new))
             assert (row["new"]["over_seeds"]["low"], row["new"]["over_seeds"]["high"]) == pytest.approx((low, high))
+        assert row["kl"] == pytest.approx(mean({i: cell["drift"]["kl"] for i, cell in enumerate(tests)}))
+    moved = {name: row["kl"] for name, row in results["methods"].items()}
+    assert moved["base"] == pytest.approx(0, abs=1e-6) and moved["sdft"] > 1e-4 and moved["sft/no_retain"] > 1e-4
     mine, theirs = cells(finished, "test", "sft+no_retain"), cells(finished, "test", "sdft")
     pairs = [
         (a["test"]["old"][i], b["test"]["old"][i]) for a, b in zip(mine, theirs, strict=True) for i in a["test"]["old"]

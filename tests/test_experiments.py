@@ -353,6 +353,10 @@ def test_a_text_model_is_trained_measured_and_loaded(tmp_path, capsys):
     run = tmp_path / "run"
     results = read(run / "results.json")
     assert {name: score["n"] for name, score in results["after"].items()} == {"new": 3, "old": 1, "teacher": 3}
+    moved = results["drift"]
+    assert moved["before"]["kl"] == pytest.approx(0, abs=1e-6) and moved["after"]["kl"] > 1e-6
+    assert moved["before"]["perplexity"] > 1 and moved["before"]["perplexity"] != moved["after"]["perplexity"]
+    assert f"KL from the start {moved['after']['kl']:.3g} nats" in capsys.readouterr().out
     assert all("retain/loss" in log for log in steps(run))
     start, end = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (tmp_path / "llama", run / "model"))
     assert not all(torch.equal(start[name], end[name]) for name in start)

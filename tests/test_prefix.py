@@ -186,8 +186,9 @@ def test_rounding_is_measured_by_the_precision_of_the_forward(monkeypatch: pytes
     assert states_NH.dtype == torch.float32 and store.take_counts()[0] == (80 if half else 0)
 
 
-def test_prefixes_are_shared_while_training_in_bf16(tmp_path):
+def test_prefixes_are_shared_while_training_in_bf16(tmp_path, monkeypatch: pytest.MonkeyPatch):
     """accelerate wraps the forward alone; the store must see all the same that states are computed in half precision."""
+    monkeypatch.setitem(prefix_module.TOLERANCE, torch.float32, 0.0)  # so small a model rounds little
     rows = [{**row, "context": [ids(random.Random(0), 80)]} for row in toy_rows(count=4, retained=0)]
     config = toy_args(tmp_path, bf16=True, teacher_model_kind="base", max_steps=3)
     trainer = SDFTTrainer(toy_model(), config, adapter=ToyAdapter(), train_dataset=rows)

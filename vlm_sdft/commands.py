@@ -66,19 +66,39 @@ def eval_command(argv: list[str]) -> None:
 
     from text_sdft.core import UserError
     from text_sdft.experiments.run import run_evaluation
-    from vlm_sdft.tables import print_results
+    from vlm_sdft.tables import print_further, print_results
 
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: vlm-sdft eval RUN [--key value …]\n\nMeasures the final model of the run's folder RUN again.")
+        print(
+            "usage: vlm-sdft eval RUN [--samples N] [--skills TASK,…] [--key value …]\n\n"
+            "Measures the final model of the run's folder RUN again. --samples N also samples N answers to each row of\n"
+            "the set new, for pass@k. --skills measures prior skills before and after training, by lm-evaluation-harness:\n"
+            "'paper' for the paper's six, names of its tasks, or YAML files of local ones (configs/skills/)."
+        )
         return
+    samples, argv = _taken(argv, "--samples")
+    skills, argv = _taken(argv, "--skills")
+    if not (samples or "0").isdigit():
+        raise UserError(f"--samples {samples}: give the number of answers to each row, such as 16.")
     folder = Path(argv[0])
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run's folder (it has no config.yaml). Give what --train.output_dir named.")
     experiment = read_experiment("eval", [str(folder / "config.yaml"), *argv[1:], "--train.output_dir", str(folder)])
-    measured = run_evaluation(experiment, folder)
+    measured = run_evaluation(experiment, folder, int(samples or 0), [name for name in (skills or "").split(",") if name])
     file = folder / "results.json"
     stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     print_results({"before": stored.get("after", {}), "after": measured}, folder, ("stored", "measured now"))
+    print_further(folder, pass_at_k=bool(samples), skills=bool(skills))
+
+
+def _taken(argv: list[str], option: str) -> tuple[str | None, list[str]]:
+    """The value of an option of the command's own, and the other arguments."""
+    for i, arg in enumerate(argv):
+        if arg.startswith(f"{option}="):
+            return arg.partition("=")[2], argv[:i] + argv[i + 1 :]
+        if arg == option and i + 1 < len(argv):
+            return argv[i + 1], argv[:i] + argv[i + 2 :]
+    return None, argv
 
 
 def report_command(argv: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,33 @@ def print_results(results: dict[str, Any], folder: Path, columns: tuple[str, str
         table.add_row(LABELS.get(name, name), _cell(before.get(name)), _cell(after.get(name)), str(n))
     console = Console()
     console.print(table)
+    moved = results.get("drift")
+    if moved is not None:
+        line = f"On prompts of prior skills: KL from the start {moved['after']['kl']:.3g} nats a token"
+        if "perplexity" in moved["after"]:
+            before, after = moved["before"]["perplexity"], moved["after"]["perplexity"]
+            line += f"; perplexity of their references {before:.3g} before, {after:.3g} after"
+        console.print(f"{line}.", highlight=False, soft_wrap=True)
     console.print(f"Everything is in {folder}/ (the model in {folder / 'model'}/).", highlight=False, soft_wrap=True)
+
+
+def print_further(folder: Path, pass_at_k: bool, skills: bool) -> None:
+    """What `run_evaluation` measured beside the accuracies, out of its files in the run's folder."""
+    console = Console()
+    if pass_at_k:
+        found = json.loads((folder / "pass_at_k.json").read_text(encoding="utf-8"))["pass_at_k"]
+        line = ", ".join(f"pass@{k} {100 * value:.1f} %" for k, value in found.items())
+        console.print(f"New: {line}.", highlight=False, soft_wrap=True)
+    if skills:
+        found = json.loads((folder / "skills.json").read_text(encoding="utf-8"))
+        for task, before in found["before"].items():
+            line = f"{task} ({before['metric']}): {_percent(before)} before, {_percent(found['after'][task])} after"
+            console.print(f"{line}.", highlight=False, soft_wrap=True)
+
+
+def _percent(measured: dict[str, Any]) -> str:
+    error = "" if measured["stderr"] is None else f" ± {196 * measured['stderr']:.1f}"
+    return f"{100 * measured['score']:.1f} %{error}"
 
 
 def print_probe(numbers: dict[str, Any], file: Path) -> None:

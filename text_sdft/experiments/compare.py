@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ from text_sdft.core import Example, UserError
 from text_sdft.experiments.compare_table import write_tables
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.costs import training_flops
+from text_sdft.experiments.drift import Start, drift, general, remember
 from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.methods import Method, Unsupported, find_method, rows_for
 from text_sdft.experiments.run import eval_sets, make_trainer, write_json
@@ -52,7 +54,7 @@ class Comparison:
         plan: methods, rates, seeds, steps, and how validation rows came about.
         validation: method -> rate -> {set: accuracy}, seed 0.
         chosen: method -> rate (0 where nothing is trained).
-        tests: method -> one cell a seed: {"seed", "test": {set: {item: score}}, "seconds", "flops"}.
+        tests: method -> one cell a seed: {"seed", "test": {set: {item: score}}, "drift", "seconds", "flops"}.
         skipped, failed: method or cell -> why.
     """
 
@@ -252,7 +254,16 @@ class _Runner:
             cost = {"seconds": done["seconds"], "flops": done["flops"]}
         else:
             trainer, cost = self._trained(method, rate, seed)
-        return {"test": self._scores(trainer, method, self.test), **cost}
+        moved = {"drift": drift(trainer, self._start)} if self._start is not None else {}
+        return {"test": self._scores(trainer, method, self.test), **moved, **cost}
+
+    @cached_property
+    def _start(self) -> Start | None:
+        """The starting model on the prompts of prior skills that are tested; None where there are none."""
+        prior = general(self.test)
+        if not prior:
+            return None
+        return remember(self._trainer(find_method("base"), 0.0, 0), prior, self.experiment.eval.batch_size)
 
     def _trained(self, method: Method, rate: float, seed: int) -> tuple[MethodTrainer, dict[str, float]]:
         trainer = self._trainer(method, rate, seed)

@@ -25,7 +25,7 @@ def write_tables(comparison: Comparison, experiment: Experiment, folder: Path) -
 
     Returns:
         ``plan``; ``methods`` ({name: learning_rate, seeds, new and prior (each over_seeds, pooled, change, paired), sets,
-        seconds, flops}); ``validation`` ({name: {rate: {set: accuracy}}}); ``skipped``, ``failed``.
+        kl, perplexity, seconds, flops}); ``validation`` ({name: {rate: {set: accuracy}}}); ``skipped``, ``failed``.
     """
     results = {
         "model": experiment.model,
@@ -55,14 +55,17 @@ def markdown(results: dict[str, Any], plotted: bool) -> str:
         f"{', '.join(f'{rate:g}' for rate in plan['learning_rates'])}, {plan['seeds']} seeds at the chosen one. "
         f"{plan['validation']} With seed 0, by the mean of new and of the mean of the other sets.",
         "",
-        "| method | lr | new | 95 % pooled | change | p | prior skills | 95 % pooled | change | p | seconds | FLOPs |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| method | lr | new | 95 % pooled | change | p | prior skills | 95 % pooled | change | p | KL | perplexity | "
+        "seconds | FLOPs |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         *(_line(name, row) for name, row in results["methods"].items()),
         "",
         "In points of accuracy. *new*, *prior skills* (mean of the other sets): mean over seeds ± 95 % (Student's t). "
         "*95 % pooled*: Wilson's interval over the items of all seeds, which takes them for independent; seeds share their "
         f"items. *change*: against base. *p*: exact McNemar test against {REFERENCE} on the same items of all seeds, not "
-        "corrected for the number of methods. *seconds*, *FLOPs*: of one training run. " + FORMULA,
+        "corrected for the number of methods. *KL*: from the starting model's next-token distributions to the model's, on "
+        "the start's own answers to the prompts of prior skills, nats a token; *perplexity*: of those prompts' references; "
+        "means over seeds. *seconds*, *FLOPs*: of one training run. " + FORMULA,
         "",
     ]
     if plotted:
@@ -85,6 +88,9 @@ def _row(comparison: Comparison, name: str) -> dict[str, Any]:
         "seconds": sum(cell["seconds"] for cell in cells) / len(cells),
         "flops": sum(cell["flops"] for cell in cells) / len(cells),
     }
+    for key in ("kl", "perplexity"):
+        moved = [cell["drift"][key] for cell in cells if key in cell.get("drift", {})]
+        row[key] = sum(moved) / len(moved) if moved else None
     base = comparison.tests.get("base")
     for key, parts in (("new", [NEW]), ("prior", prior)):
         if not parts:
@@ -134,6 +140,7 @@ def _line(name: str, row: dict[str, Any]) -> str:
             "–" if change is None or name == "base" else f"{100 * change:+.1f}",
             "–" if paired is None else f"{paired['p']:.2g}",
         ]
+    parts += ["–" if row[key] is None else f"{row[key]:.3g}" for key in ("kl", "perplexity")]
     parts += [f"{row['seconds']:.0f}", f"{row['flops']:.1e}"] if row["flops"] else ["–", "–"]
     return "| " + " | ".join(parts) + " |"
 

@@ -9,6 +9,7 @@ import copy
 import json
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,13 +22,16 @@ from text_sdft.core import Example, Model, SDFTConfig, SDFTTrainer, UserError
 from text_sdft.core.callbacks import append_jsonl
 from text_sdft.core.modeling import load_model, training_summary
 from text_sdft.experiments.config import Experiment
+from text_sdft.experiments.drift import drift, general, remember
 from text_sdft.experiments.ladder import LadderTrainer
 from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.methods import find_method
 from text_sdft.experiments.model_card import model_card
+from text_sdft.experiments.pass_at_k import measure_pass_at_k
 from text_sdft.experiments.probe import short_probe
 from text_sdft.experiments.report import write_report
 from text_sdft.experiments.scores import evaluate, sample
+from text_sdft.experiments.skills import prior_skills
 from text_sdft.experiments.verdict import Verdict
 
 LIBRARIES = ("vlm-sdft", "torch", "transformers", "peft", "accelerate", "datasets")
@@ -49,9 +53,10 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
         force: train without asking a short probe first (a resumed run does not ask again).
 
     Returns:
-        What ``results.json`` holds: ``before`` and ``after`` ({set: {accuracy, n, low, high}}), ``probe`` (the verdict of
-        the short probe, where it was asked), ``trained``, ``seconds`` and ``tokens`` of training (of this process, where a
-        run was resumed), ``settings``, ``versions``.
+        What ``results.json`` holds: ``before`` and ``after`` ({set: {accuracy, n, low, high}}), ``drift`` (``before`` and
+        ``after``, see `drift`; where prior skills are measured), ``probe`` (the verdict of the short probe, where it was
+        asked), ``trained``, ``seconds`` and ``tokens`` of training (of this process, where a run was resumed),
+        ``settings``, ``versions``.
 
     Raises:
         UserError: the folder holds another run, or something in the data, model or settings cannot work.
@@ -91,6 +96,10 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
         if main:
             append_jsonl(folder / "samples.jsonl", records)
             write_json(folder / "results.json", results)
+    prior = general(sets)
+    start = remember(trainer, prior, settings.batch_size) if prior else None
+    if start is not None:
+        results.setdefault("drift", {"before": drift(trainer, start)})
     started = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -100,6 +109,8 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
     results["tokens"] = dict(trainer.tokens)
     after, records = evaluate(trainer, sets, settings.teacher, settings.batch_size, "after")
     results["after"] = after
+    if start is not None:
+        results["drift"]["after"] = drift(trainer, start)
     trainer.save_model(str(folder / "model"))
     if main:
         append_jsonl(folder / "samples.jsonl", records)
@@ -113,15 +124,20 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
     return results
 
 
-def run_evaluation(experiment: Experiment, folder: Path) -> Results:
+def run_evaluation(experiment: Experiment, folder: Path, samples: int = 0, skills: Sequence[str] = ()) -> Results:
     """Measure a finished run's model again; also written to ``eval.json``.
 
     Args:
         experiment: as read from the run's ``config.yaml``.
         folder: the run's folder.
+        samples: answers sampled to each row of the set ``new``, whose pass@k goes to ``pass_at_k.json``; 0: none.
+        skills: tasks of `prior_skills`, measured of the starting model and of the run's; written to ``skills.json``.
+
+    Returns:
+        What ``eval.json`` holds: {set: {accuracy, n, low, high}}.
 
     Raises:
-        UserError: the run has no final model.
+        UserError: the run has no final model, or as `prior_skills`.
     """
     model_folder = folder / "model"
     if not model_folder.is_dir():
@@ -130,8 +146,17 @@ def run_evaluation(experiment: Experiment, folder: Path) -> Results:
         )
     trainer = SDFTTrainer(trained_model(experiment, model_folder), _local(experiment.args), adapter=experiment.adapter)
     settings = experiment.eval
-    scores, _ = evaluate(trainer, eval_sets(experiment), settings.teacher, settings.batch_size, "eval")
+    sets = eval_sets(experiment)
+    scores, _ = evaluate(trainer, sets, settings.teacher, settings.batch_size, "eval")
     write_json(folder / "eval.json", scores)
+    if samples:
+        found, records = measure_pass_at_k(trainer, sets.get("new", []), samples, settings.batch_size)
+        write_json(folder / "pass_at_k.json", {"pass_at_k": found, "answers": records})
+    if skills:
+        after = prior_skills(trainer, skills, settings.batch_size, settings.max_examples)
+        start = SDFTTrainer(experiment.model, _local(experiment.args), adapter=experiment.adapter)
+        before = prior_skills(start, skills, settings.batch_size, settings.max_examples)
+        write_json(folder / "skills.json", {"before": before, "after": after})
     return scores
 
 

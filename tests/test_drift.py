@@ -1,0 +1,61 @@
+"""The two measures of forgetting against plain transformers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.tiny_text import tiny_text_model
+from text_sdft import TextAdapter
+from text_sdft.core import Example, SDFTConfig, SDFTTrainer
+from text_sdft.experiments.drift import drift, general, remember
+
+PROMPTS = ["1 + 1?", "What is the capital of France?", "Hi"]
+EXAMPLES = [
+    Example(id=str(i), messages=[{"role": "user", "content": prompt}], reference="two") for i, prompt in enumerate(PROMPTS)
+]
+
+
+def trainer(**settings) -> SDFTTrainer:
+    model, tokenizer = tiny_text_model()
+    args = SDFTConfig("runs/x", use_cpu=True, max_completion_length=6, report_to=[], **settings)
+    return SDFTTrainer(model, args, adapter=TextAdapter(), processing_class=tokenizer)
+
+
+def move(made: SDFTTrainer) -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in made.module.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+
+
+@torch.no_grad()
+def test_kl_and_perplexity_are_those_of_a_direct_computation():
+    made = trainer()
+    start, tokenizer = tiny_text_model()
+    remembered = remember(made, EXAMPLES, batch_size=2)
+    move(made)
+    kl, nll = [], []
+    for prompt in PROMPTS:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )["input_ids"]
+        said = start.generate(ids, max_new_tokens=6, do_sample=False)
+        p, q = (model(said).logits[0, ids.shape[1] - 1 : -1].log_softmax(-1) for model in (start, made.module))
+        kl.append((p.exp() * (p - q)).sum(-1))
+        right = torch.tensor([tokenizer("two")["input_ids"] + [tokenizer.eos_token_id]])
+        logp = made.module(torch.cat([ids, right], dim=1)).logits[0, ids.shape[1] - 1 : -1].log_softmax(-1)
+        nll.append(-logp.gather(-1, right[0, :, None]).squeeze(-1))
+    found = drift(made, remembered)
+    assert found["kl"] == pytest.approx(float(torch.cat(kl).mean()), rel=1e-4) and found["kl"] > 0.01
+    assert found["perplexity"] == pytest.approx(float(torch.cat(nll).mean().exp()), rel=1e-4)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_an_untrained_model_has_not_moved(bf16):
+    made = trainer(bf16=bf16)
+    assert drift(made, remember(made, EXAMPLES, batch_size=2))["kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_general_prompts_are_those_of_prior_skills():
+    assert general({"new": EXAMPLES[:1], "validation": EXAMPLES[1:2], "old": EXAMPLES[2:]}) == EXAMPLES[2:]

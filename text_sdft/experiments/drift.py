@@ -1,0 +1,96 @@
+"""How far a model has moved on general prompts: two measures of forgetting that need no labels of the new task.
+
+The starting model's greedy answers to the prompts of prior skills are read again by the model as it is now. *KL* is how far
+the next token's distribution has moved, KL(start‖now), exact over the vocabulary; *perplexity* is that of the prompts'
+references, where the adapter writes answers. Nothing is generated later, so that all methods are read on one text.
+
+Shapes: N tokens of several answers · H hidden size · V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from text_sdft.core import DivergenceSettings, Example, SDFTTrainer, divergence
+from text_sdft.core.divergence import Head
+from text_sdft.core.rollout import evaluating
+from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_of
+from text_sdft.core.views import encode_student
+from text_sdft.experiments.measure import right_answers
+
+#: Sets that training or the choice of settings is about: everything else that is measured is a prior skill.
+TASK = ("new", "validation", "ood")
+
+
+@dataclass(frozen=True)
+class Start:
+    """The starting model on general prompts.
+
+    Attributes:
+        batches: for each batch of examples: the examples, the start's answers to them (id tensors [T_b]) and its hidden
+            states [N, H] at the answers' tokens, on the CPU.
+        head: its output layer.
+    """
+
+    batches: list[tuple[list[Example], list[Tensor], Tensor]]
+    head: Head
+
+    @property
+    def examples(self) -> list[Example]:
+        """All of them, in order."""
+        return [example for examples, _, _ in self.batches for example in examples]
+
+
+def general(sets: dict[str, list[Example]]) -> list[Example]:
+    """The examples of prior skills among the sets that are measured."""
+    return [example for name, examples in sets.items() if name not in TASK for example in examples]
+
+
+def remember(trainer: SDFTTrainer, examples: Sequence[Example], batch_size: int) -> Start:
+    """To be called with the starting model.
+
+    Args:
+        examples: general prompts; their references are only used for the perplexity.
+    """
+    batches = []
+    for i in range(0, len(examples), batch_size):
+        batch = list(examples[i : i + batch_size])
+        inputs = encode_student(trainer.adapter, batch, trainer.prompt_limit)
+        ids = trainer.sampler.sample(trainer.module, inputs, seeds=None).ids
+        batches.append((batch, ids, _states(trainer, batch, ids).cpu()))
+    head = frozen_head(head_of(trainer.module, 1.0))
+    return Start(batches, replace(head, weight_VH=head.weight_VH.clone()))  # training changes the weights in place
+
+
+@torch.no_grad()
+def drift(trainer: SDFTTrainer, start: Start) -> dict[str, float]:
+    """How far the trainer's model is from its start.
+
+    Returns:
+        ``kl``: nats a token, mean over all answers' tokens; ``perplexity`` of the references' tokens, left out where the
+        adapter writes no answers.
+    """
+    now = head_of(trainer.module, 1.0)
+    tokens: list[Tensor] = []
+    for examples, ids, before_NH in start.batches:
+        after_NH = _states(trainer, examples, ids)
+        ids_N = torch.cat(ids).to(after_NH.device)
+        before_NH, weight_N = before_NH.to(after_NH.device), torch.zeros(len(ids_N), device=after_NH.device)
+        tokens.append(divergence(after_NH, before_NH, now, start.head, DivergenceSettings(alpha=0.0), ids_N, weight_N)[1])
+    found = {"kl": float(torch.cat(tokens).mean())}
+    known = [example for example in start.examples if example.reference is not None]
+    read = right_answers(trainer, known, None, len(start.batches[0][0])) if known else None
+    return found if read is None else {**found, "perplexity": math.exp(-read["logp_token"])}
+
+
+@torch.no_grad()
+def _states(trainer: SDFTTrainer, examples: Sequence[Example], ids: Sequence[Tensor]) -> Tensor:
+    """Hidden states [N, H] of the module in the student's view, in the precision of training before training too."""
+    inputs = encode_student(trainer.adapter, examples, trainer.prompt_limit)
+    with trainer.accelerator.autocast(), evaluating(trainer.module):
+        return completion_hidden_states(trainer.module, trainer.module, inputs, ids).float()

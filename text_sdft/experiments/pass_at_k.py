@@ -1,0 +1,69 @@
+"""Pass@k: the chance that at least one of k sampled answers is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.progress import track
+from scipy.special import comb
+
+from text_sdft.core import Example, SDFTTrainer
+from text_sdft.core.rollout import draw_seed
+from text_sdft.core.views import encode_student
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """The unbiased estimator of arXiv 2107.03374, eq. 1: 1 - C(n - right, k) / C(n, k).
+
+    Args:
+        n: answers sampled for one question.
+        right: how many of them are right.
+        k: answers that may be tried, at most n.
+
+    Raises:
+        ValueError: a count that cannot be.
+    """
+    if not (0 <= right <= n and 1 <= k <= n):
+        raise ValueError(f"pass_at_k({n=}, {right=}, {k=}): needs 0 <= right <= n and 1 <= k <= n")
+    return 1.0 - comb(n - right, k, exact=True) / comb(n, k, exact=True)
+
+
+def mean_pass_at_k(scores: Sequence[Sequence[float]], k: int) -> float:
+    """Mean of `pass_at_k` over questions.
+
+    Args:
+        scores: one list a question, one score a sampled answer; 1 is right.
+    """
+    return sum(pass_at_k(len(s), sum(score == 1.0 for score in s), k) for s in scores) / len(scores)
+
+
+def measure_pass_at_k(
+    trainer: SDFTTrainer, examples: Sequence[Example], samples: int, batch_size: int
+) -> tuple[dict[int, float], list[dict[str, Any]]]:
+    """Sample answers to each example with a reference, in the student's view, at the temperature of training.
+
+    Args:
+        samples: answers to each example.
+        batch_size: answers sampled at once.
+
+    Returns:
+        {k: pass@k} for k = 1, 2, 4, … and ``samples``; and a record for each example: its answers and their scores.
+    """
+    adapter = trainer.adapter
+    known = [example for example in examples if example.reference is not None]
+    jobs = [(example, i) for example in known for i in range(samples)]
+    texts: list[str] = []
+    starts = range(0, len(jobs), batch_size)
+    for start in track(starts, f"{samples} answers each", transient=True, disable=not trainer.is_world_process_zero()):
+        batch = jobs[start : start + batch_size]
+        inputs = encode_student(adapter, [example for example, _ in batch], trainer.prompt_limit)
+        seeds = [draw_seed(trainer.args.seed, "pass@k", example.id, i) for example, i in batch]
+        texts += [adapter.decode(ids) for ids in trainer.sampler.sample(trainer.module, inputs, seeds).ids]
+    records: list[dict[str, Any]] = []
+    for n, example in enumerate(known):
+        answers = texts[n * samples : (n + 1) * samples]
+        scores = [adapter.score(example, text) or 0.0 for text in answers]
+        records.append({"id": example.id, "answers": answers, "scores": scores})
+    counts = sorted({*(2**i for i in range(samples.bit_length())), samples})
+    return {k: mean_pass_at_k([record["scores"] for record in records], k) for k in counts}, records
