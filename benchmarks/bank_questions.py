@@ -42,8 +42,10 @@ WORDINGS = {
         "Tell me this about the {product}: {label}.",
         "A customer asks about the {label} of the {product}. What do you answer?",
     ),
-    "validation": ("State the {label} that applies to the {product}.",),
-    "test": ("For the {product}, what is the {label}?",),
+    # A question, as the test's are: asked to "state" a value or "about" a product, a small model talks of other things, and
+    # settings would be chosen on that.
+    "validation": ("With the {product}, what is the {label}?",),
+    "test": ("For the {product}, what is the {label}?", "What {label} does the {product} have?"),
 }
 STYLE = " Answer with the value only."
 

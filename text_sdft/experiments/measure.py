@@ -67,7 +67,8 @@ def right_answers(
         ids = [target for target in targets[start : start + len(batch)] if target is not None]
         start += len(batch)
         with evaluating(module), gathered(module):
-            hidden_NH = completion_hidden_states(module, module, inputs, ids)
+            with trainer.accelerator.autocast():
+                hidden_NH = completion_hidden_states(module, module, inputs, ids)
             logp_N, entropy_N = _read(head_of(module, 1.0), hidden_NH, torch.cat(ids).to(hidden_NH.device))
         logps += logp_N.split([len(row) for row in ids])
         entropies.append(entropy_N)
