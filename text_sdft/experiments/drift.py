@@ -20,6 +20,7 @@ from text_sdft.core import DivergenceSettings, Example, SDFTTrainer, divergence
 from text_sdft.core.divergence import Head
 from text_sdft.core.rollout import evaluating
 from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_of
+from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_student
 from text_sdft.experiments.measure import right_answers
 
@@ -61,9 +62,11 @@ def remember(trainer: SDFTTrainer, examples: Sequence[Example], batch_size: int)
     for i in range(0, len(examples), batch_size):
         batch = list(examples[i : i + batch_size])
         inputs = encode_student(trainer.adapter, batch, trainer.prompt_limit)
-        ids = trainer.sampler.sample(trainer.module, inputs, seeds=None).ids
+        with gathered(trainer.module):
+            ids = trainer.sampler.sample(trainer.module, inputs, seeds=None).ids
         batches.append((batch, ids, _states(trainer, batch, ids).cpu()))
-    head = frozen_head(head_of(trainer.module, 1.0))
+    with gathered(trainer.module):
+        head = frozen_head(trainer.module, 1.0)
     return Start(batches, replace(head, weight_VH=head.weight_VH.clone()))  # training changes the weights in place
 
 
@@ -75,13 +78,14 @@ def drift(trainer: SDFTTrainer, start: Start) -> dict[str, float]:
         ``kl``: nats a token, mean over all answers' tokens; ``perplexity`` of the references' tokens, left out where the
         adapter writes no answers.
     """
-    now = head_of(trainer.module, 1.0)
     tokens: list[Tensor] = []
     for examples, ids, before_NH in start.batches:
         after_NH = _states(trainer, examples, ids)
         ids_N = torch.cat(ids).to(after_NH.device)
         before_NH, weight_N = before_NH.to(after_NH.device), torch.zeros(len(ids_N), device=after_NH.device)
-        tokens.append(divergence(after_NH, before_NH, now, start.head, DivergenceSettings(alpha=0.0), ids_N, weight_N)[1])
+        with gathered(trainer.module):
+            now = head_of(trainer.module, 1.0)
+            tokens.append(divergence(after_NH, before_NH, now, start.head, DivergenceSettings(), ids_N, weight_N)[1])
     found = {"kl": float(torch.cat(tokens).mean())}
     known = [example for example in start.examples if example.reference is not None]
     read = right_answers(trainer, known, None, len(start.batches[0][0])) if known else None
@@ -92,5 +96,5 @@ def drift(trainer: SDFTTrainer, start: Start) -> dict[str, float]:
 def _states(trainer: SDFTTrainer, examples: Sequence[Example], ids: Sequence[Tensor]) -> Tensor:
     """Hidden states [N, H] of the module in the student's view, in the precision of training before training too."""
     inputs = encode_student(trainer.adapter, examples, trainer.prompt_limit)
-    with trainer.accelerator.autocast(), evaluating(trainer.module):
+    with gathered(trainer.module), trainer.accelerator.autocast(), evaluating(trainer.module):
         return completion_hidden_states(trainer.module, trainer.module, inputs, ids).float()

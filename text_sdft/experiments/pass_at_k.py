@@ -10,6 +10,7 @@ from scipy.special import comb
 
 from text_sdft.core import Example, SDFTTrainer
 from text_sdft.core.rollout import draw_seed
+from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_student
 
 
@@ -59,7 +60,8 @@ def measure_pass_at_k(
         batch = jobs[start : start + batch_size]
         inputs = encode_student(adapter, [example for example, _ in batch], trainer.prompt_limit)
         seeds = [draw_seed(trainer.args.seed, "pass@k", example.id, i) for example, i in batch]
-        texts += [adapter.decode(ids) for ids in trainer.sampler.sample(trainer.module, inputs, seeds).ids]
+        with gathered(trainer.module):
+            texts += [adapter.decode(ids) for ids in trainer.sampler.sample(trainer.module, inputs, seeds).ids]
     records: list[dict[str, Any]] = []
     for n, example in enumerate(known):
         answers = texts[n * samples : (n + 1) * samples]
