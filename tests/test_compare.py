@@ -9,6 +9,7 @@ import multiprocessing
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from tests.toy import toy_args
 from text_sdft import TextAdapter
 from text_sdft.core import Example, UserError
 from text_sdft.core.rollout import TransformersSampler
-from text_sdft.experiments.compare import selection_score, split_sets
+from text_sdft.experiments.compare import Comparison, selection_score, split_sets
+from text_sdft.experiments.compare_table import write_tables
 from text_sdft.experiments.costs import training_flops
 from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.scores import Accuracy
@@ -126,6 +128,16 @@ def test_every_number_follows_from_the_cells(finished):
     ]
     paired = results["methods"]["sft/no_retain"]["prior"]["paired"]
     assert (paired["better"], paired["worse"]) == (sum(a > b for a, b in pairs), sum(a < b for a, b in pairs))
+
+
+@pytest.mark.parametrize(("methods", "reference"), [(["sdft", "sdft/frozen"], "sdft"), (["sdft/frozen"], "sdft/frozen")])
+def test_others_are_tested_against_sdft_or_its_variant(finished, tmp_path, methods, reference):
+    tests = {"sft": cells(finished, "test", "sft+no_retain"), **dict.fromkeys(methods, cells(finished, "test", "sdft"))}
+    comparison = Comparison(table(finished)["plan"], chosen=dict.fromkeys(tests, 0.001), tests=tests)
+    results = write_tables(comparison, SimpleNamespace(model="m", settings={"data": {"path": "d"}}), tmp_path)
+    assert results["reference"] == reference and results["methods"]["sft"]["new"]["paired"] is not None
+    assert results["methods"][reference]["new"]["paired"] is None
+    assert f"McNemar test against {reference} " in (tmp_path / "compare.md").read_text()
 
 
 def test_rates_are_chosen_on_validation_rows_and_tests_run_at_the_chosen_one_only(finished):

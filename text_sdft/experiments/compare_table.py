@@ -17,21 +17,25 @@ from text_sdft.experiments.stats import Interval, Paired
 if TYPE_CHECKING:
     from text_sdft.experiments.compare import Comparison
 
-NEW, REFERENCE = "new", "sdft"
+NEW = "new"
 
 
 def write_tables(comparison: Comparison, experiment: Experiment, folder: Path) -> dict[str, Any]:
     """Write ``compare.json``, ``compare.md`` and ``compare.png``; returns the first.
 
     Returns:
-        ``plan``; ``methods`` ({name: learning_rate, seeds, new and prior (each over_seeds, pooled, change, paired), sets,
-        kl, perplexity, seconds, flops}); ``validation`` ({name: {rate: {set: accuracy}}}); ``skipped``, ``failed``.
+        ``plan``; ``reference`` (what others are tested against: ``sdft``, or its variant with the shortest name);
+        ``methods`` ({name: learning_rate, seeds, new and prior (each over_seeds, pooled, change, paired), sets, kl,
+        perplexity, seconds, flops}); ``validation`` ({name: {rate: {set: accuracy}}}); ``skipped``, ``failed``.
     """
+    variants = [name for name, cells in comparison.tests.items() if cells and name.partition("/")[0] == "sdft"]
+    reference = min(variants, key=len, default=None)
     results = {
         "model": experiment.model,
         "data": experiment.settings["data"]["path"],
         "plan": comparison.plan,
-        "methods": {name: _row(comparison, name) for name, cells in comparison.tests.items() if cells},
+        "reference": reference,
+        "methods": {name: _row(comparison, name, reference) for name, cells in comparison.tests.items() if cells},
         "validation": {
             name: {f"{rate:g}": accuracy for rate, accuracy in by_rate.items()}
             for name, by_rate in comparison.validation.items()
@@ -62,8 +66,8 @@ def markdown(results: dict[str, Any], plotted: bool) -> str:
         "",
         "In points of accuracy. *new*, *prior skills* (mean of the other sets): mean over seeds ± 95 % (Student's t). "
         "*95 % pooled*: Wilson's interval over the items of all seeds, which takes them for independent; seeds share their "
-        f"items. *change*: against base. *p*: exact McNemar test against {REFERENCE} on the same items of all seeds, not "
-        "corrected for the number of methods. *KL*: from the starting model's next-token distributions to the model's, on "
+        f"items. *change*: against base. *p*: exact McNemar test against {results['reference']} on the same items of all "
+        "seeds, not corrected for the number of methods. *KL*: from the starting model's next-token distributions to the model's, on "
         "the start's own answers to the prompts of prior skills, nats a token; *perplexity*: of those prompts' references; "
         "means over seeds. *seconds*, *FLOPs*: of one training run. " + FORMULA,
         "",
@@ -77,7 +81,7 @@ def markdown(results: dict[str, Any], plotted: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(comparison: Comparison, name: str) -> dict[str, Any]:
+def _row(comparison: Comparison, name: str, reference: str | None) -> dict[str, Any]:
     cells = comparison.tests[name]
     sets = list(cells[0]["test"])
     prior = [part for part in sets if part != NEW]
@@ -101,7 +105,7 @@ def _row(comparison: Comparison, name: str) -> dict[str, Any]:
             "over_seeds": asdict(over_seeds),
             "pooled": asdict(Accuracy.of(items)),
             "change": over_seeds.mean - _mean(base[0], parts) if base else None,
-            "paired": _paired(cells, comparison.tests.get(REFERENCE), parts) if name != REFERENCE else None,
+            "paired": _paired(cells, comparison.tests[reference], parts) if reference not in (None, name) else None,
         }
     return row
 
@@ -112,12 +116,12 @@ def _mean(cell: dict[str, Any], parts: list[str]) -> float:
     return sum(means) / len(means)
 
 
-def _paired(cells: list[dict[str, Any]], reference: list[dict[str, Any]] | None, parts: list[str]) -> dict[str, Any] | None:
+def _paired(cells: list[dict[str, Any]], reference: list[dict[str, Any]], parts: list[str]) -> dict[str, Any] | None:
     """On the items of all seeds that both have; a method without seeds (base) stands beside each of the reference's."""
     first: list[float] = []
     second: list[float] = []
     by_seed = {cell["seed"]: cell["test"] for cell in cells}
-    for other in reference or []:
+    for other in reference:
         mine = by_seed.get(other["seed"]) if cells[0]["method"] != "base" else cells[0]["test"]
         if mine is not None:
             first += [mine[part][item] for part in parts for item in other["test"][part]]
