@@ -67,9 +67,9 @@ def markdown(results: dict[str, Any], plotted: bool) -> str:
         "In points of accuracy. *new*, *prior skills* (mean of the other sets): mean over seeds ± 95 % (Student's t). "
         "*95 % pooled*: Wilson's interval over the items of all seeds, which takes them for independent; seeds share their "
         f"items. *change*: against base. *p*: exact McNemar test against {results['reference']} on the same items of all "
-        "seeds, not corrected for the number of methods. *KL*: from the starting model's next-token distributions to the model's, on "
-        "the start's own answers to the prompts of prior skills, nats a token; *perplexity*: of those prompts' references; "
-        "means over seeds. *seconds*, *FLOPs*: of one training run. " + FORMULA,
+        "seeds, not corrected for the number of methods. *KL*: from the starting model's next-token distributions to the "
+        "model's, on the start's own answers to the prompts of prior skills, nats a token; *perplexity*: of those prompts' "
+        "references; means over seeds. *seconds*, *FLOPs*: of one training run. " + FORMULA,
         "",
     ]
     if plotted:
