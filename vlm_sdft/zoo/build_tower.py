@@ -56,11 +56,11 @@ def tower_features(tower: Qwen3VLVisionModel, patches: Tensor) -> Tensor:
     return tower.merger(hidden)
 
 
-def attribute_targets(kinds: Sequence[ObjectType]) -> Tensor:
-    """Indices of each type's word attributes, [types, 4]: colour, shape, pattern with its colour, legs."""
+def attribute_targets(kinds: Sequence[ObjectType | None]) -> Tensor:
+    """Indices of each type's word attributes, [types, 4]: colour, shape, pattern with its colour, legs; -100 of None."""
     lists: list[list[Any]] = [list(COLOURS), list(SHAPES), list(PATTERNS), list(LEGS)]
-    values = [(k.colour, k.shape, (k.pattern, k.pattern_colour), k.legs) for k in kinds]
-    return torch.tensor([[options.index(v) for options, v in zip(lists, row, strict=True)] for row in values])
+    values = [k and (k.colour, k.shape, (k.pattern, k.pattern_colour), k.legs) for k in kinds]
+    return torch.tensor([[o.index(v) for o, v in zip(lists, row, strict=True)] if row else [-100] * 4 for row in values])
 
 
 class TowerTrainer(nn.Module):
@@ -99,13 +99,13 @@ def one_shot_accuracy(tower: Qwen3VLVisionModel, pictures: Tensor) -> float:
 
 
 def train_tower(
-    pictures: Tensor, kinds: Sequence[ObjectType], held_out: Tensor, work: Path, seed: int
+    pictures: Tensor, kinds: Sequence[ObjectType | None], held_out: Tensor, work: Path, seed: int
 ) -> Qwen3VLVisionModel:
     """Train the tower, going on from a checkpoint in ``work`` if there is one.
 
     Args:
         pictures: uint8 [types, images, 3, 32, 32].
-        kinds: their types.
+        kinds: their types; None for what is no drawn object.
         held_out: pictures of validation types, uint8 [types, 2 or more, 3, 32, 32], for the progress bar.
         work: folder for the checkpoint.
         seed: of the initial weights and the batches.

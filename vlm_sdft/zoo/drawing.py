@@ -31,7 +31,7 @@ def draw(kind: ObjectType, rng: np.random.Generator, size: int = 64, noise: floa
     turn = rng.normal(0, math.radians(8))
     radius = 0.26 * pixels * rng.uniform(0.9, 1.1)
     centre = pixels / 2 + rng.uniform(-0.05, 0.05, 2) * pixels
-    image = _background(rng, size).resize((pixels, pixels), Image.Resampling.BILINEAR)
+    image = wall(rng, size).resize((pixels, pixels), Image.Resampling.BILINEAR)
     _draw_legs(image, kind, centre, radius, turn)
     points = _outline(kind) @ _rotation(turn).T * radius + centre
     body = Image.new("L", image.size)
@@ -43,7 +43,7 @@ def draw(kind: ObjectType, rng: np.random.Generator, size: int = 64, noise: floa
         marks = Image.fromarray(_pattern(kind, pixels, centre, radius, turn))
         image.paste(PATTERN_COLOURS[kind.pattern_colour], mask=ImageChops.multiply(body, marks))
     ImageDraw.Draw(image).line([*polygon, polygon[0]], fill=LEG_COLOUR, width=SCALE)
-    return _light_and_noise(image.reduce(SCALE), rng, noise)
+    return light_and_noise(image.reduce(SCALE), rng, noise)
 
 
 def _rotation(angle: float) -> np.ndarray:
@@ -112,14 +112,15 @@ def _pattern(kind: ObjectType, pixels: int, centre: np.ndarray, radius: float, t
     return marked.astype(np.uint8) * 255
 
 
-def _background(rng: np.random.Generator, size: int) -> Image.Image:
+def wall(rng: np.random.Generator, size: int) -> Image.Image:
     """A muted wall that changes smoothly from corner to corner."""
     corners = rng.uniform(120, 205) + rng.normal(0, 9, (2, 2, 1)) + rng.normal(0, 6, (2, 2, 3))
     wall = Image.fromarray(np.clip(corners, 0, 255).astype(np.uint8))
     return wall.resize((size, size), Image.Resampling.BILINEAR)
 
 
-def _light_and_noise(image: Image.Image, rng: np.random.Generator, additional: float) -> Image.Image:
+def light_and_noise(image: Image.Image, rng: np.random.Generator, additional: float) -> Image.Image:
+    """A square picture under light that changes across it, with pixel noise."""
     size = image.width
     slope = rng.normal(0, 0.07, 2)
     place = np.linspace(-1, 1, size, dtype=np.float32)

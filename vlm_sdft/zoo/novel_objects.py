@@ -48,6 +48,7 @@ class NovelObjects:
         split: "test", or "validation": types for choosing settings. No type is in both.
         size: width and height in pixels.
         noise: additional pixel noise, of 255, on all pictures: 0 is easy for the builtin model.
+        described: answers are descriptions that end in the name, for the question "Describe and name this."
     """
 
     n_types: int = 5
@@ -61,6 +62,7 @@ class NovelObjects:
     split: str = "test"
     size: int = 64
     noise: float = 0.0
+    described: bool = False
 
     def __post_init__(self) -> None:
         if self.split not in ("test", "validation"):
@@ -94,8 +96,9 @@ def write_novel_objects(folder: Path, **options: Any) -> Path:
     """
     spec = NovelObjects(**options)
     made_by = {"format": FORMAT, **asdict(spec)}
-    if not spec.first:
-        del made_by["first"]  # as in folders made before there was such an option
+    for added in ("first", "described"):
+        if not made_by[added]:
+            del made_by[added]  # as in folders made before there was such an option
     if folder.exists() and any(folder.iterdir()):
         state = _read_marker(folder)
         if state["made_by"] != made_by:
@@ -118,10 +121,17 @@ def write_novel_objects(folder: Path, **options: Any) -> Path:
             for i in range(spec.n_old):
                 row = {"file_name": f"{_folder(name)}/{i:03}.png", "prompt": DESCRIBE_QUESTION, "answer": kind.description}
                 file.write(json.dumps(row) + "\n")
-    types = {_folder(name): {"answer": name, "synonyms": [], "cues": kind.cues} for name, kind in {**new, **old}.items()}
+    types = {
+        _folder(name): {"answer": _answer(name, kind, spec), "synonyms": [], "cues": kind.cues}
+        for name, kind in {**new, **old}.items()
+    }
     (folder / "types.yaml").write_text(yaml.safe_dump(types, sort_keys=False), encoding="utf-8")
     _write_marker(folder, made_by, pictures=_count_pictures(folder))
     return folder
+
+
+def _answer(name: str, kind: ObjectType, spec: NovelObjects) -> str:
+    return f"{kind.description} called {name}" if spec.described else name
 
 
 def _folder(name: str) -> str:

@@ -1,0 +1,208 @@
+"""SDFT and its rivals on types that the model has never seen: `python benchmarks/unseen_types/run.py --seeds 5`.
+
+First `fetch.py` (pictures) and `build_model.py` (the broader model) for all settings but those on drawn objects. Every
+method has the same labelled images, the same unlabelled ones where it can use them, the same optimiser steps and the same grid of
+learning rates. The rate is chosen on validation types of the setting `RATES_FROM`, by the harmonic mean of four skills: new
+types, old types, describing, and learning from demonstrations of yet other types. Test types are measured once a seed. A
+finished cell is not run again; `--settings` and `--methods` choose what is run, `--table` runs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from build_model import MODEL as BROADER
+from cells import MODEL, Cells, make_trainer
+from PIL import Image
+from sources import SOURCES, new_kinds, write_folder
+from tables import report
+
+from text_sdft.core import Example, SDFTTrainer
+from text_sdft.experiments.method_trainer import MethodTrainer
+from text_sdft.experiments.scores import contexts_for, evaluate
+from vlm_sdft import DemoSet, ImageAdapter
+from vlm_sdft.zoo import resolve_data
+from vlm_sdft.zoo.drawing import draw
+from vlm_sdft.zoo.novel_objects import NovelObjects
+from vlm_sdft.zoo.skills import user
+from vlm_sdft.zoo.vocabulary import DESCRIBE_AND_NAME_QUESTION, DESCRIBE_QUESTION, NAME_QUESTION, invented_names
+
+RATES = (1e-4, 3e-4, 1e-3)
+#: what the tables call it -> the method's name in this package
+METHODS = {
+    "SFT": "sft/no_retain",
+    "SFT + retention": "sft",
+    "SFT from teacher + retention": "sft_teacher",
+    "SDFT": "sdft/no_retain",
+    "SDFT + retention": "sdft",
+}
+#: In-context learning: questions, types of an episode, pictures of each, and types to draw them from.
+EPISODES, WAYS, SHOWN, OTHERS = 150, 5, 2, 25
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is learnt from what. ``described``: answers are descriptions that end in the name."""
+
+    source: str = "objects"
+    noise: int = 0
+    steps: int = 100
+    shots: int = 2
+    types: int = 10
+    unlabelled: int = 20
+    described: bool = False
+
+    @property
+    def model(self) -> str:
+        return MODEL if self.source == "objects" else str(BROADER)
+
+    def demos(self, split: str, seed: int, cache: Path) -> DemoSet:
+        """The setting's folder, drawn if need be."""
+        options: dict[str, Any] = {
+            "n_types": self.types, "shots": self.shots, "n_unlabelled": self.unlabelled, "noise": self.noise, "seed": seed,
+            "split": split,
+        }  # fmt: skip
+        if self.source == "objects":
+            folder = resolve_data(
+                "builtin:novel-objects", cache, **options, **({"described": True} if self.described else {})
+            )
+        else:
+            folder = write_folder(self.source, cache, **options)
+        question = DESCRIBE_AND_NAME_QUESTION if self.described else NAME_QUESTION
+        asked = list(dict.fromkeys([question, NAME_QUESTION, DESCRIBE_QUESTION]))
+        return DemoSet.from_folder(folder, question=question, retain_questions=asked)
+
+    def other_types(self, split: str, seed: int) -> list[tuple[list[Image.Image], list[Image.Image]]]:
+        """Pictures of types that are neither new nor old: shown ones, and those that are asked about."""
+        rng = np.random.default_rng([2031, seed])
+        if self.source in SOURCES and self.source != "fashion":
+            source = SOURCES[self.source]()
+            kinds = new_kinds(source, split, seed)[self.types : self.types + OTHERS]
+            picture = [partial(source.picture, kind, rng, noise=self.noise) for kind in kinds]
+            return [([show(held_out=False) for _ in range(4)], [show(held_out=True) for _ in range(3)]) for show in picture]
+        others = NovelObjects(n_types=OTHERS, first=self.types, seed=seed, split=split).new_types().values()
+        return [tuple([draw(kind, rng, noise=self.noise) for _ in range(n)] for n in (4, 3)) for kind in others]  # type: ignore[misc]
+
+
+SETTINGS = {
+    "objects, noise 90": Setting(noise=90),
+    "objects, noise 150": Setting(noise=150),
+    "objects, noise 150, 300 steps": Setting(noise=150, steps=300),
+    "objects, long answers, noise 60": Setting(noise=60, described=True),
+    "emoji": Setting("emoji"),
+    "handwriting": Setting("handwriting"),
+    "fashion": Setting("fashion", types=5),
+    "objects, noise 90, 5 labelled": Setting(noise=90, shots=5),
+}
+RATES_FROM = "objects, noise 90"
+NOBODY = "untrained"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--table", action="store_true", help="only the tables of what is there")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/unseen_types.json"))
+    args = parser.parse_args()
+    cells = Cells(args.out)
+    if not args.table:
+        rates = {method: best_rate(cells, method) for method in args.methods}
+        for name in args.settings:
+            for seed in range(args.seeds):
+                cell(cells, name, "test", seed, NOBODY, 0.0)
+                for method in args.methods:
+                    cell(cells, name, "test", seed, method, rates[method])
+    print(report(cells.done, list(SETTINGS), [NOBODY, *METHODS]))
+
+
+def best_rate(cells: Cells, method: str) -> float:
+    """The learning rate that is best on validation types."""
+    scores = {rate: cell(cells, RATES_FROM, "validation", 0, method, rate) for rate in RATES}
+    return max(scores, key=lambda rate: harmonic(scores[rate]))
+
+
+def harmonic(scores: dict[str, float]) -> float:
+    """Harmonic mean of the four skills."""
+    skills = ("new", "old", "describing", "in_context")
+    return len(skills) / sum(1 / max(scores[name], 1e-3) for name in skills)
+
+
+def cell(cells: Cells, name: str, split: str, seed: int, method: str, rate: float) -> dict[str, Any]:
+    return cells.get(f"{name}/{split}/{seed}/{method}/{rate:g}", lambda: run(SETTINGS[name], split, seed, method, rate))
+
+
+def run(
+    setting: Setting, split: str, seed: int, method: str, rate: float, cache: Path = Path("runs/data")
+) -> dict[str, float]:
+    """Train once, unless it is for measuring the model as it is, and measure the four skills.
+
+    Returns:
+        Accuracies: *new* types (with long answers the whole answer; *name* for the name in it), *old* types, *describing*,
+        *in_context* (`EPISODES` about other types). Untrained also *teacher* (the new types with demonstrations in context;
+        *teacher_name*) and *nearest* (the nearest labelled image by the model's own vision features).
+    """
+    demos = setting.demos(split, seed, cache)
+    adapter = ImageAdapter(demos, n_types=5, shots=setting.shots)
+    trained = method != NOBODY
+    kind = partial(MethodTrainer, method=METHODS[method], full_batches=True) if trained else SDFTTrainer
+    trainer = make_trainer(adapter, demos.train, rate, setting.steps, seed, model=setting.model, kind=kind)  # type: ignore[arg-type]
+    if trained:
+        trainer.train()
+    sets = {
+        "new": adapter.examples(demos.test),
+        "old": adapter.examples([row for row in demos.old if row.type]),
+        "describing": adapter.examples([row for row in demos.old if not row.type]),
+        "in_context": episodes(setting.other_types(split, seed), seed),
+    }
+    scores, records = evaluate(trainer, sets, teacher=not trained, batch_size=50, phase="eval")
+    result = {name: score["accuracy"] for name, score in scores.items()}
+    if setting.described:
+        for view, name in (("student", "name"), ("teacher", "teacher_name")):
+            answered = [r for r in records if r["set"] == "new" and r["view"] == view]
+            right = [last_name(r["answer"]) == last_name(r["reference"]) for r in answered]
+            result |= {name: sum(right) / len(right)} if right else {}
+    if not trained:
+        given = adapter.rivals(sets["new"], contexts_for(trainer, sets["new"]))["nearest labelled image (own features)"]
+        right = [answer == example.reference for answer, example in zip(given, sets["new"], strict=True)]
+        result["nearest"] = sum(right) / len(right)
+    return result
+
+
+def episodes(others: list[tuple[list[Image.Image], list[Image.Image]]], seed: int) -> list[Example]:
+    """Questions about types that are shown in earlier turns of the same conversation, with names of their own."""
+    examples = []
+    for number in range(EPISODES):
+        rng = np.random.default_rng([2030, seed, number])
+        kinds, names = rng.choice(len(others), WAYS, replace=False), invented_names(WAYS, rng)
+        asked = int(rng.integers(WAYS))
+        turns = [(picture, names[w]) for w in range(WAYS) for picture in _some(others[kinds[w]][0], SHOWN, rng)]
+        messages: list[dict[str, Any]] = []
+        for i in rng.permutation(len(turns)):
+            messages += [user(turns[i][0], NAME_QUESTION), {"role": "assistant", "content": turns[i][1]}]
+        messages.append(user(_some(others[kinds[asked]][1], 1, rng)[0], NAME_QUESTION))
+        examples.append(Example(f"in context {number}", messages, reference=names[asked]))
+    return examples
+
+
+def _some(pictures: list[Image.Image], count: int, rng: np.random.Generator) -> list[Image.Image]:
+    return [pictures[i] for i in rng.choice(len(pictures), count, replace=False)]
+
+
+def last_name(answer: str) -> str:
+    """The name at the end of a long answer."""
+    return answer.rpartition(" called ")[2].strip()
+
+
+if __name__ == "__main__":
+    main()

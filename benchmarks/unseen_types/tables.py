@@ -1,0 +1,95 @@
+"""The tables of docs/results-visual.md, from finished cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from text_sdft.experiments.stats import Interval
+
+COLUMNS = {
+    "new": "new types",
+    "name": "name alone",
+    "old": "old types",
+    "describing": "describing",
+    "in_context": "in-context learning",
+}
+#: Rows of differences, as far as both were run: a column of one row minus a column of another, on the same seeds.
+PAIRS = (
+    ("SDFT + retention", "teacher"),
+    ("SFT from teacher + retention", "teacher"),
+    ("SDFT + retention", "SFT"),
+    ("SDFT + retention", "SFT + retention"),
+    ("SDFT + retention", "SFT from teacher + retention"),
+    ("SDFT + retention", "untrained"),
+    ("SFT from teacher + retention", "untrained"),
+)
+
+
+def report(done: Mapping[str, Mapping[str, Any]], settings: Sequence[str], methods: Sequence[str]) -> str:
+    """Markdown: for each setting that has test cells a table of means and one of paired differences, in points.
+
+    Args:
+        done: cells by "setting/split/seed/method/rate".
+        settings, methods: in the order of the tables; the first method is the untrained model.
+    """
+    parts = []
+    for setting in settings:
+        rows: dict[str, dict[int, Mapping[str, Any]]] = {}
+        rates = {}
+        for key, cell in done.items():
+            name, split, seed, method, rate = key.rsplit("/", 4)
+            if (name, split) == (setting, "test") and method in methods:
+                rows.setdefault(method, {})[int(seed)] = cell
+                rates[method] = rate
+        if rows:
+            base = rows.get(methods[0], {})
+            rows["teacher"] = {
+                s: {"new": cell["teacher"], **({"name": cell["teacher_name"]} if "teacher_name" in cell else {})}
+                for s, cell in base.items()
+            }
+            rows["nearest labelled image"] = {s: {"new": cell["nearest"]} for s, cell in base.items()}
+            order = [methods[0], "teacher", "nearest labelled image", *methods[1:]]
+            rows = {method: dict(sorted(rows[method].items())) for method in order if rows.get(method)}
+            parts += [f"### {setting}", means(rows, rates), differences(rows)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def means(rows: Mapping[str, Mapping[int, Mapping[str, Any]]], rates: Mapping[str, str]) -> str:
+    """One line a method: mean ± half of the 95 % interval over seeds."""
+    columns = [c for c in COLUMNS if any(c in cell for cells in rows.values() for cell in cells.values())]
+    lines = [f"| method | lr | seeds | {' | '.join(COLUMNS[c] for c in columns)} |", "|---" * (len(columns) + 3) + "|"]
+    for method, cells in rows.items():
+        numbers = [shown([cell[c] for cell in cells.values() if c in cell]) for c in columns]
+        rate = rates.get(method, "0")
+        lines.append(f"| {method} | {rate if float(rate) else '–'} | {len(cells)} | {' | '.join(numbers)} |")
+    return "\n".join(lines)
+
+
+def differences(rows: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
+    """Paired differences over the seeds that both have; an interval without 0 is in bold."""
+    columns = [c for c in COLUMNS if any(c in cell for cells in rows.values() for cell in cells.values())]
+    lines = []
+    for first, second in PAIRS:
+        seeds = [s for s in rows.get(first, {}) if s in rows.get(second, {})]
+        if not seeds:
+            continue
+        numbers = []
+        for c in columns:
+            both = [(rows[first][s], rows[second][s]) for s in seeds]
+            numbers.append(shown([a[c] - b[c] for a, b in both if c in a and c in b], signed=True))
+        lines.append(f"| {first} − {second} | {len(seeds)} | {' | '.join(numbers)} |")
+    head = [f"| difference | seeds | {' | '.join(COLUMNS[c] for c in columns)} |", "|---" * (len(columns) + 2) + "|"]
+    return "\n".join([*head, *lines]) if lines else ""
+
+
+def shown(values: Sequence[float], signed: bool = False) -> str:
+    """Mean and half of its interval in per cent; a dash where there is nothing."""
+    if not values:
+        return "–"
+    interval = Interval.over_seeds([100 * value for value in values])
+    sign = "+" if signed else ""
+    if interval.low is None or interval.high is None:
+        return f"{interval.mean:{sign}.1f}"
+    text = f"{interval.mean:{sign}.1f} ± {interval.high - interval.mean:.1f}"
+    return f"**{text}**" if signed and interval.low * interval.high > 0 else text
