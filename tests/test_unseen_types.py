@@ -1,0 +1,117 @@
+"""The benchmark on unseen types: its folders, its episodes, one small cell, and its tables; without a network."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from scipy import stats
+
+FOLDER = Path(__file__).parent.parent / "benchmarks" / "unseen_types"
+sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
+
+import run  # noqa: E402
+import sources  # noqa: E402
+import tables  # noqa: E402
+
+from vlm_sdft import DemoSet  # noqa: E402
+from vlm_sdft.zoo import resolve_data  # noqa: E402
+
+SMALL = run.Setting(types=2, unlabelled=1, steps=1)
+
+
+def disc(kind: str, rng: np.random.Generator, held_out: bool) -> Image.Image:
+    """A disc in the kind's colour: bright where it is held out, dark where not."""
+    image = Image.new("RGBA", (32, 32))
+    ImageDraw.Draw(image).ellipse([2, 2, 29, 29], fill=(*((230 if held_out else 30) * (c == kind) for c in "rgb"), 255))
+    return image
+
+
+def test_folder_of_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    discs = sources.Source({"validation": ["r", "g"], "test": ["b", "r", "g"], "making": []}, disc)
+    monkeypatch.setitem(sources.SOURCES, "discs", lambda: discs)
+    folder = sources.write_folder("discs", tmp_path, n_types=3, shots=2, n_unlabelled=4, n_test=2)
+    demos = DemoSet.from_folder(folder)
+    assert (len(demos.labelled), len(demos.unlabelled), len(demos.test)) == (6, 12, 6)
+    assert len({row.answer for row in demos.labelled} - {row.answer for row in demos.old}) == 3
+    assert demos.retain and any(row.type is None for row in demos.old)
+    # The middle of a test picture is bright, that of all others dark: only test pictures are the held-out kind.
+    middles = {
+        part: [_middle(row.images[0]) for row in getattr(demos, part)] for part in ("labelled", "unlabelled", "test")
+    }
+    assert min(middles["test"]) > 120 > max(middles["labelled"] + middles["unlabelled"])
+    # Unlabelled files in the order of their names do not follow the types.
+    colours = [int(np.asarray(Image.open(str(row.images[0])))[32, 32].argmax()) for row in demos.unlabelled]
+    assert sum(a != b for a, b in zip(colours, colours[1:], strict=False)) > 2
+    before = {file: file.read_bytes() for file in folder.rglob("*.png")}
+    sources.write_folder("discs", tmp_path, n_types=3, shots=2, n_unlabelled=4, n_test=2)
+    assert {file: file.read_bytes() for file in folder.rglob("*.png")} == before
+
+
+def _middle(file: object) -> int:
+    return int(np.asarray(Image.open(str(file)))[32, 32].max())
+
+
+def test_splits_of_kinds_are_apart() -> None:
+    kinds = [str(i) for i in range(50)]
+    parts = sources.split(kinds, 10)
+    assert [len(parts[name]) for name in ("validation", "test", "making")] == [10, 10, 30]
+    assert sorted(sum(parts.values(), [])) == sorted(kinds)
+
+
+def test_described_objects_answer_with_the_description_then_the_name(tmp_path: Path) -> None:
+    named, told = (
+        DemoSet.from_folder(resolve_data("builtin:novel-objects", tmp_path, n_types=2, n_unlabelled=0, **options))
+        for options in ({}, {"described": True})
+    )
+    described = {(row.type, row.images[0].name): row.answer for row in told.old if row.type is None}  # type: ignore[union-attr]
+    assert described == {(row.type, row.images[0].name): row.answer for row in named.old if row.type is None}  # type: ignore[union-attr]
+    for short, long in zip(named.labelled, told.labelled, strict=True):
+        description, _, name = str(long.answer).rpartition(" called ")
+        assert name == short.answer and description.split()[0] in ("a", "an")
+        assert Path(str(long.images[0])).read_bytes() == Path(str(short.images[0])).read_bytes()
+
+
+def test_other_types_are_not_the_new_ones_and_the_model_learns_them_in_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "EPISODES", 20)
+    monkeypatch.setattr(run, "OTHERS", 8)
+    asked = run.episodes(SMALL.other_types("test", 0), 0)
+    for example in asked:
+        answers = [m["content"] for m in example.messages if m["role"] == "assistant"]
+        assert len(answers) == run.WAYS * run.SHOWN and answers.count(example.reference) == run.SHOWN
+    untrained = run.run(SMALL, "test", 0, run.NOBODY, 0.0, tmp_path)
+    assert untrained["in_context"] > 0.85 and untrained["teacher"] > 0.85 and untrained["old"] > 0.9
+    assert untrained["new"] < 0.1 and untrained["nearest"] > 0.85
+
+
+def test_a_cell_is_trained_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "EPISODES", 5)
+    monkeypatch.setattr(run, "OTHERS", 6)
+    setting = run.Setting(types=2, unlabelled=1, steps=30, described=True)
+    scores = run.run(setting, "validation", 0, "SFT", 3e-3, tmp_path)
+    assert set(scores) == {"new", "name", "old", "describing", "in_context"}
+    assert scores["name"] >= scores["new"] and scores["name"] > 0.5
+    assert scores["describing"] < 0.95  # nothing kept it
+
+
+def test_harmonic_mean_of_four_skills() -> None:
+    scores = {"new": 1.0, "old": 0.5, "describing": 1.0, "in_context": 0.25}
+    assert run.harmonic(scores) == pytest.approx(stats.hmean(list(scores.values())))
+
+
+def test_tables_hold_means_intervals_and_paired_differences() -> None:
+    base = {"new": 0.0, "old": 0.9, "describing": 0.5, "in_context": 1.0, "teacher": 0.8, "nearest": 0.9}
+    new = [0.9, 0.92, 0.97]
+    done: dict[str, dict[str, float]] = {f"a/test/{s}/untrained/0": base for s in range(3)}
+    done |= {f"a/test/{s}/SDFT + retention/0.001": {**base, "new": v} for s, v in enumerate(new)}
+    done["a/validation/0/SDFT + retention/0.0001"] = {**base, "new": 0.1}
+    text = tables.report(done, ["a", "b"], ["untrained", "SDFT + retention"])
+    half = stats.t.ppf(0.975, 2) * stats.sem(np.asarray(new) * 100)
+    assert f"| SDFT + retention | 0.001 | 3 | 93.0 ± {half:.1f} |" in text
+    assert f"| SDFT + retention − teacher | 3 | **+13.0 ± {half:.1f}** |" in text
+    assert "### b" not in text and "10.0" not in text
