@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -39,13 +40,11 @@ def test_folder_of_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len({row.answer for row in demos.labelled} - {row.answer for row in demos.old}) == 3
     assert demos.retain and any(row.type is None for row in demos.old)
     # The middle of a test picture is bright, that of all others dark: only test pictures are the held-out kind.
-    middles = {
-        part: [_middle(row.images[0]) for row in getattr(demos, part)] for part in ("labelled", "unlabelled", "test")
-    }
-    assert min(middles["test"]) > 120 > max(middles["labelled"] + middles["unlabelled"])
+    shown, held_out = ([_middle(row.images[0]) for row in rows] for rows in (demos.labelled + demos.unlabelled, demos.test))
+    assert min(held_out) > 120 > max(shown)
     # Unlabelled files in the order of their names do not follow the types.
     colours = [int(np.asarray(Image.open(str(row.images[0])))[32, 32].argmax()) for row in demos.unlabelled]
-    assert sum(a != b for a, b in zip(colours, colours[1:], strict=False)) > 2
+    assert sum(a != b for a, b in itertools.pairwise(colours)) > 2
     before = {file: file.read_bytes() for file in folder.rglob("*.png")}
     sources.write_folder("discs", tmp_path, n_types=3, shots=2, n_unlabelled=4, n_test=2)
     assert {file: file.read_bytes() for file in folder.rglob("*.png")} == before
@@ -59,7 +58,7 @@ def test_splits_of_kinds_are_apart() -> None:
     kinds = [str(i) for i in range(50)]
     parts = sources.split(kinds, 10)
     assert [len(parts[name]) for name in ("validation", "test", "making")] == [10, 10, 30]
-    assert sorted(sum(parts.values(), [])) == sorted(kinds)
+    assert sorted(itertools.chain(*parts.values())) == sorted(kinds)
 
 
 def test_described_objects_answer_with_the_description_then_the_name(tmp_path: Path) -> None:
