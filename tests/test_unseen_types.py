@@ -85,7 +85,7 @@ def test_other_types_are_not_the_new_ones_and_the_model_learns_them_in_context(
         assert len(answers) == run.WAYS * run.SHOWN and answers.count(example.reference) == run.SHOWN
     untrained = run.run(SMALL, "test", 0, run.NOBODY, 0.0, tmp_path)
     assert untrained["in_context"] > 0.85 and untrained["teacher"] > 0.85 and untrained["old"] > 0.9
-    assert untrained["new"] < 0.1 and untrained["nearest"] > 0.85
+    assert untrained["new"] < 0.1 and untrained[f"{tables.RIVAL}nearest labelled image (own features)"] > 0.85
 
 
 def test_a_cell_is_trained_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,14 @@ def test_harmonic_mean_of_four_skills() -> None:
 
 
 def test_tables_hold_means_intervals_and_paired_differences() -> None:
-    base = {"new": 0.0, "old": 0.9, "describing": 0.5, "in_context": 1.0, "teacher": 0.8, "nearest": 0.9}
+    base = {
+        "new": 0.0,
+        "old": 0.9,
+        "describing": 0.5,
+        "in_context": 1.0,
+        "teacher": 0.8,
+        "rival: linear probe (own features)": 0.7,
+    }
     new = [0.9, 0.92, 0.97]
     done: dict[str, dict[str, float]] = {f"a/test/{s}/untrained/0": base for s in range(3)}
     done |= {f"a/test/{s}/SDFT + retention/0.001": {**base, "new": v} for s, v in enumerate(new)}
@@ -113,4 +120,5 @@ def test_tables_hold_means_intervals_and_paired_differences() -> None:
     half = stats.t.ppf(0.975, 2) * stats.sem(np.asarray(new) * 100)
     assert f"| SDFT + retention | 0.001 | 3 | 93.0 ± {half:.1f} |" in text
     assert f"| SDFT + retention − teacher | 3 | **+13.0 ± {half:.1f}** |" in text
+    assert "| linear probe | – | 3 | 70.0 ± 0.0 |" in text
     assert "### b" not in text and "10.0" not in text

@@ -24,7 +24,7 @@ from build_model import MODEL as BROADER
 from cells import MODEL, Cells, make_trainer
 from PIL import Image
 from sources import SOURCES, new_kinds, write_folder
-from tables import report
+from tables import RIVAL, report
 
 from text_sdft.core import Example, SDFTTrainer
 from text_sdft.experiments.method_trainer import MethodTrainer
@@ -150,7 +150,7 @@ def run(
     Returns:
         Accuracies: *new* types (with long answers the whole answer; *name* for the name in it), *old* types, *describing*,
         *in_context* (`EPISODES` about other types). Untrained also *teacher* (the new types with demonstrations in context;
-        *teacher_name*) and *nearest* (the nearest labelled image by the model's own vision features).
+        *teacher_name*) and each of the adapter's rivals that train no language model.
     """
     demos = setting.demos(split, seed, cache)
     adapter = ImageAdapter(demos, n_types=5, shots=setting.shots)
@@ -173,9 +173,9 @@ def run(
             right = [last_name(r["answer"]) == last_name(r["reference"]) for r in answered]
             result |= {name: sum(right) / len(right)} if right else {}
     if not trained:
-        given = adapter.rivals(sets["new"], contexts_for(trainer, sets["new"]))["nearest labelled image (own features)"]
-        right = [answer == example.reference for answer, example in zip(given, sets["new"], strict=True)]
-        result["nearest"] = sum(right) / len(right)
+        for rival, given in adapter.rivals(sets["new"], contexts_for(trainer, sets["new"])).items():
+            right = [answer == example.reference for answer, example in zip(given, sets["new"], strict=True)]
+            result[f"{RIVAL}{rival}"] = sum(right) / len(right)
     return result
 
 

@@ -14,6 +14,8 @@ COLUMNS = {
     "describing": "describing",
     "in_context": "in-context learning",
 }
+#: Begins the keys of rivals that train no language model.
+RIVAL = "rival: "
 #: Rows of differences, as far as both were run: a column of one row minus a column of another, on the same seeds.
 PAIRS = (
     ("SDFT + retention", "teacher"),
@@ -48,8 +50,10 @@ def report(done: Mapping[str, Mapping[str, Any]], settings: Sequence[str], metho
                 s: {"new": cell["teacher"], **({"name": cell["teacher_name"]} if "teacher_name" in cell else {})}
                 for s, cell in base.items()
             }
-            rows["nearest labelled image"] = {s: {"new": cell["nearest"]} for s, cell in base.items()}
-            order = [methods[0], "teacher", "nearest labelled image", *methods[1:]]
+            rivals = dict.fromkeys(key for cell in base.values() for key in cell if key.startswith(RIVAL))
+            names = {key: key.removeprefix(RIVAL).replace(" (own features)", "") for key in rivals}
+            rows |= {names[key]: {s: {"new": cell[key]} for s, cell in base.items() if key in cell} for key in rivals}
+            order = [methods[0], "teacher", *names.values(), *methods[1:]]
             rows = {method: dict(sorted(rows[method].items())) for method in order if rows.get(method)}
             parts += [f"### {setting}", means(rows, rates), differences(rows)]
     return "\n\n".join(part for part in parts if part)
