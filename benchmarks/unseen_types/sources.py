@@ -30,7 +30,7 @@ SIZE = 64
 SPLITS = ("validation", "test", "making")
 VENDORS, HELD_OUT_VENDOR = ("noto", "fluent-emoji", "fluent-emoji-flat", "emojione", "openmoji"), "twemoji"
 HANDS, HELD_OUT_HAND = ("seto", "yusei", "yoz", "soseki", "kouzan", "dejima", "takao"), "kiloji"
-#: Code points of the characters of everyday Japanese lie here.
+#: Code points of Chinese characters.
 CHARACTERS = range(0x4E00, 0x9FB0)
 
 
