@@ -2,7 +2,7 @@
 
 First `fetch.py` (pictures) and `build_model.py` (the broader model) for all settings but those on drawn objects. Every
 method has the same labelled images, the same unlabelled ones where it can use them, the same optimiser steps and the same
-grid of learning rates. The rate is chosen on validation types of the setting `RATES_FROM`, by the harmonic mean of four
+grid of learning rates. The rate is chosen on validation types (of the setting `rates_from`), by the harmonic mean of four
 skills: new types, old types, describing, and learning from demonstrations of yet other types. Test types are measured once
 a seed. A finished cell is not run again; `--settings` and `--methods` choose what is run, `--table` runs nothing.
 """
@@ -51,7 +51,8 @@ EPISODES, WAYS, SHOWN, OTHERS = 150, 5, 2, 25
 
 @dataclass(frozen=True)
 class Setting:
-    """What is learnt from what. ``described``: answers are descriptions that end in the name."""
+    """What is learnt from what. ``described``: answers are descriptions that end in the name; ``rates_from``: the setting on
+    whose validation types its learning rates are chosen."""
 
     source: str = "objects"
     noise: int = 0
@@ -60,6 +61,7 @@ class Setting:
     types: int = 10
     unlabelled: int = 20
     described: bool = False
+    rates_from: str = "objects, noise 90"
 
     @property
     def model(self) -> str:
@@ -95,15 +97,14 @@ class Setting:
 
 SETTINGS = {
     "objects, noise 90": Setting(noise=90),
-    "objects, noise 150": Setting(noise=150),
-    "objects, noise 150, 300 steps": Setting(noise=150, steps=300),
-    "objects, long answers, noise 60": Setting(noise=60, described=True),
+    "objects, noise 150": Setting(noise=150, rates_from="objects, noise 150"),
+    "objects, noise 150, 300 steps": Setting(noise=150, steps=300, rates_from="objects, noise 150"),
+    "objects, long answers, noise 60": Setting(noise=60, described=True, rates_from="objects, long answers, noise 60"),
     "emoji": Setting("emoji"),
     "handwriting": Setting("handwriting"),
     "fashion": Setting("fashion", types=5),
     "objects, noise 90, 5 labelled": Setting(noise=90, shots=5),
 }
-RATES_FROM = "objects, noise 90"
 NOBODY = "untrained"
 
 
@@ -117,8 +118,8 @@ def main() -> None:
     args = parser.parse_args()
     cells = Cells(args.out)
     if not args.table:
-        rates = {method: best_rate(cells, method) for method in args.methods}
         for name in args.settings:
+            rates = {method: best_rate(cells, SETTINGS[name].rates_from, method) for method in args.methods}
             for seed in range(args.seeds):
                 cell(cells, name, "test", seed, NOBODY, 0.0)
                 for method in args.methods:
@@ -126,9 +127,9 @@ def main() -> None:
     print(report(cells.done, list(SETTINGS), [NOBODY, *METHODS]))
 
 
-def best_rate(cells: Cells, method: str) -> float:
-    """The learning rate that is best on validation types."""
-    scores = {rate: cell(cells, RATES_FROM, "validation", 0, method, rate) for rate in RATES}
+def best_rate(cells: Cells, name: str, method: str) -> float:
+    """The learning rate that is best on the setting's validation types."""
+    scores = {rate: cell(cells, name, "validation", 0, method, rate) for rate in RATES}
     return max(scores, key=lambda rate: harmonic(scores[rate]))
 
 
