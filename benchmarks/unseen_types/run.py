@@ -51,8 +51,11 @@ EPISODES, WAYS, SHOWN, OTHERS = 150, 5, 2, 25
 
 @dataclass(frozen=True)
 class Setting:
-    """What is learnt from what. ``described``: answers are descriptions that end in the name; ``rates_from``: the setting on
-    whose validation types its learning rates are chosen."""
+    """What is learnt from what.
+
+    ``described``: answers are descriptions that end in the name; ``rates_from``: the setting on whose validation types its
+    learning rates are chosen.
+    """
 
     source: str = "objects"
     noise: int = 0
