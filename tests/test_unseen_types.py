@@ -98,9 +98,10 @@ def test_a_cell_is_trained_and_measured(tmp_path: Path, monkeypatch: pytest.Monk
     assert scores["describing"] < 0.95  # nothing kept it
 
 
-def test_harmonic_mean_of_four_skills() -> None:
-    scores = {"new": 1.0, "old": 0.5, "describing": 1.0, "in_context": 0.25}
-    assert run.harmonic(scores) == pytest.approx(stats.hmean(list(scores.values())))
+def test_a_rate_is_judged_by_new_types_and_by_what_is_kept() -> None:
+    before = {"new": 0.0, "old": 1.0, "describing": 0.2, "in_context": 0.8}
+    after = {"new": 0.9, "old": 0.5, "describing": 0.3, "in_context": 0.4}
+    assert run.quality(after, before) == pytest.approx(stats.hmean([0.9, 0.5, 1.0, 0.5]))
 
 
 def test_tables_hold_means_intervals_and_paired_differences() -> None:

@@ -2,8 +2,8 @@
 
 First `fetch.py` (pictures) and `build_model.py` (the broader model) for all settings but those on drawn objects. Every
 method has the same labelled images, the same unlabelled ones where it can use them, the same optimiser steps and the same
-grid of learning rates. The rate is chosen on validation types (of the setting `rates_from`), by the harmonic mean of four
-skills: new types, old types, describing, and learning from demonstrations of yet other types. Test types are measured once
+grid of learning rates. The rate is chosen on validation types (of the setting `rates_from`), by the harmonic mean of new
+types and what is kept of old types, of describing, and of learning from demonstrations of yet other types. Test types are measured once
 a seed. A finished cell is not run again; `--settings` and `--methods` choose what is run, `--table` runs nothing.
 """
 
@@ -132,14 +132,18 @@ def main() -> None:
 
 def best_rate(cells: Cells, name: str, method: str) -> float:
     """The learning rate that is best on the setting's validation types."""
+    before = cell(cells, name, "validation", 0, NOBODY, 0.0)
     scores = {rate: cell(cells, name, "validation", 0, method, rate) for rate in RATES}
-    return max(scores, key=lambda rate: harmonic(scores[rate]))
+    return max(scores, key=lambda rate: quality(scores[rate], before))
 
 
-def harmonic(scores: dict[str, float]) -> float:
-    """Harmonic mean of the four skills."""
-    skills = ("new", "old", "describing", "in_context")
-    return len(skills) / sum(1 / max(scores[name], 1e-3) for name in skills)
+def quality(after: dict[str, float], before: dict[str, float]) -> float:
+    """Harmonic mean of the accuracy on new types and of the share kept of each other skill, at most 1.
+
+    Shares, because a skill that noise leaves little of would else outweigh all others.
+    """
+    kept = [min(1.0, after[skill] / before[skill]) for skill in ("old", "describing", "in_context")]
+    return (1 + len(kept)) / sum(1 / max(value, 1e-3) for value in (after["new"], *kept))
 
 
 def cell(cells: Cells, name: str, split: str, seed: int, method: str, rate: float) -> dict[str, Any]:
