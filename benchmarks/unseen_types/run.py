@@ -3,8 +3,9 @@
 First `fetch.py` (pictures) and `build_model.py` (the broader model) for all settings but those on drawn objects. Every
 method has the same labelled images, the same unlabelled ones where it can use them, the same optimiser steps and the same
 grid of learning rates. The rate is chosen on validation types (of the setting `rates_from`), by the harmonic mean of new
-types and what is kept of old types, of describing, and of learning from demonstrations of yet other types. Test types are measured once
-a seed. A finished cell is not run again; `--settings` and `--methods` choose what is run, `--table` runs nothing.
+types and what is kept of old types, of describing, and of learning from demonstrations of yet other types. Test types are
+measured once a seed. A finished cell is not run again; `--settings` and `--methods` choose what is run, `--table` runs
+nothing.
 """
 
 from __future__ import annotations
