@@ -4,8 +4,8 @@ First `fetch.py` (pictures) and `build_model.py` (the broader model) for all set
 method has the same labelled images, the same unlabelled ones where it can use them, the same optimiser steps and the same
 grid of learning rates. The rate is chosen on validation types (of the setting `rates_from`), by the harmonic mean of new
 types and what is kept of old types, of describing, and of learning from demonstrations of yet other types. Test types are
-measured once a seed. A finished cell is not run again; `--settings` and `--methods` choose what is run, `--table` runs
-nothing.
+measured once a seed. A finished cell is not run again; `--settings` and `--methods` choose what is run (no method: the
+model as it is), `--table` runs nothing.
 """
 
 from __future__ import annotations
@@ -54,11 +54,12 @@ EPISODES, WAYS, SHOWN, OTHERS = 150, 5, 2, 25
 class Setting:
     """What is learnt from what.
 
-    ``described``: answers are descriptions that end in the name; ``rates_from``: the setting on whose validation types its
-    learning rates are chosen.
+    ``broader``: by the model of `build_model.py`, not the builtin one; ``described``: answers are descriptions that end in
+    the name; ``rates_from``: the setting on whose validation types learning rates are chosen.
     """
 
     source: str = "objects"
+    broader: bool = False
     noise: int = 0
     steps: int = 100
     shots: int = 2
@@ -69,7 +70,7 @@ class Setting:
 
     @property
     def model(self) -> str:
-        return MODEL if self.source == "objects" else str(BROADER)
+        return str(BROADER) if self.broader else MODEL
 
     def demos(self, split: str, seed: int, cache: Path) -> DemoSet:
         """The setting's folder, drawn if need be."""
@@ -104,9 +105,12 @@ SETTINGS = {
     "objects, noise 150": Setting(noise=150, rates_from="objects, noise 150"),
     "objects, noise 150, 300 steps": Setting(noise=150, steps=300, rates_from="objects, noise 150"),
     "objects, long answers, noise 60": Setting(noise=60, described=True, rates_from="objects, long answers, noise 60"),
-    "emoji": Setting("emoji"),
-    "handwriting": Setting("handwriting"),
-    "fashion": Setting("fashion", types=5),
+    "emoji": Setting("emoji", broader=True, rates_from="emoji"),
+    "handwriting": Setting("handwriting", broader=True, rates_from="handwriting"),
+    "fashion": Setting("fashion", broader=True, types=5, rates_from="fashion"),
+    "emoji, builtin model": Setting("emoji"),
+    "handwriting, builtin model": Setting("handwriting"),
+    "fashion, builtin model": Setting("fashion", types=5),
     "objects, noise 90, 5 labelled": Setting(noise=90, shots=5),
 }
 NOBODY = "untrained"
@@ -116,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--table", action="store_true", help="only the tables of what is there")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/unseen_types.json"))
     args = parser.parse_args()
