@@ -119,6 +119,7 @@ NOBODY = "untrained"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--validation_seeds", type=int, default=1, help="by which learning rates are chosen")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--table", action="store_true", help="only the tables of what is there")
@@ -127,7 +128,10 @@ def main() -> None:
     cells = Cells(args.out)
     if not args.table:
         for name in args.settings:
-            rates = {method: best_rate(cells, SETTINGS[name].rates_from, method) for method in args.methods}
+            rates = {
+                method: best_rate(cells, SETTINGS[name].rates_from, method, args.validation_seeds)
+                for method in args.methods
+            }
             for seed in range(args.seeds):
                 cell(cells, name, "test", seed, NOBODY, 0.0)
                 for method in args.methods:
@@ -135,11 +139,15 @@ def main() -> None:
     print(report(cells.done, list(SETTINGS), [NOBODY, *METHODS]))
 
 
-def best_rate(cells: Cells, name: str, method: str) -> float:
-    """The learning rate that is best on the setting's validation types."""
-    before = cell(cells, name, "validation", 0, NOBODY, 0.0)
-    scores = {rate: cell(cells, name, "validation", 0, method, rate) for rate in RATES}
-    return max(scores, key=lambda rate: quality(scores[rate], before))
+def best_rate(cells: Cells, name: str, method: str, seeds: int) -> float:
+    """The learning rate that is best on the setting's validation types, on average over so many seeds."""
+
+    def total(rate: float) -> float:
+        found = [cell(cells, name, "validation", seed, method, rate) for seed in range(seeds)]
+        before = [cell(cells, name, "validation", seed, NOBODY, 0.0) for seed in range(seeds)]
+        return sum(map(quality, found, before))
+
+    return max(RATES, key=total)
 
 
 def quality(after: dict[str, float], before: dict[str, float]) -> float:
