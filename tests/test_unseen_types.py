@@ -119,7 +119,7 @@ def test_tables_hold_means_intervals_and_paired_differences() -> None:
     done["a/validation/0/SDFT + retention/0.0001"] = {**base, "new": 0.1}
     text = tables.report(done, ["a", "b"], ["untrained", "SDFT + retention"])
     half = stats.t.ppf(0.975, 2) * stats.sem(np.asarray(new) * 100)
-    assert f"| SDFT + retention | 0.001 | 3 | 93.0 ± {half:.1f} |" in text
-    assert f"| SDFT + retention − teacher | 3 | **+13.0 ± {half:.1f}** |" in text
-    assert "| linear probe | – | 3 | 70.0 ± 0.0 |" in text
+    assert f"| SDFT + retention, 0.001 | 3 | 93.0 ± {half:.1f} |" in text
+    assert f"| SDFT + retention, 0.001 − teacher | 3 | **+13.0 ± {half:.1f}** |" in text
+    assert "| linear probe | 3 | 70.0 ± 0.0 |" in text
     assert "### b" not in text and "10.0" not in text

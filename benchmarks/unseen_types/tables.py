@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,12 +39,10 @@ def report(done: Mapping[str, Mapping[str, Any]], settings: Sequence[str], metho
     parts = []
     for setting in settings:
         rows: dict[str, dict[int, Mapping[str, Any]]] = {}
-        rates = {}
         for key, cell in done.items():
             name, split, seed, method, rate = key.rsplit("/", 4)
             if (name, split) == (setting, "test") and method in methods:
-                rows.setdefault(method, {})[int(seed)] = cell
-                rates[method] = rate
+                rows.setdefault(method if method == methods[0] else f"{method}, {rate}", {})[int(seed)] = cell
         if rows:
             base = rows.get(methods[0], {})
             rows["teacher"] = {
@@ -53,20 +52,25 @@ def report(done: Mapping[str, Mapping[str, Any]], settings: Sequence[str], metho
             rivals = dict.fromkeys(key for cell in base.values() for key in cell if key.startswith(RIVAL))
             names = {key: key.removeprefix(RIVAL).replace(" (own features)", "") for key in rivals}
             rows |= {names[key]: {s: {"new": cell[key]} for s, cell in base.items() if key in cell} for key in rivals}
-            order = [methods[0], "teacher", *names.values(), *methods[1:]]
-            rows = {method: dict(sorted(rows[method].items())) for method in order if rows.get(method)}
-            parts += [f"### {setting}", means(rows, rates), differences(rows)]
+            order = [methods[0], "teacher", *names.values()]
+            order += sorted(set(rows) - set(order), key=lambda row: [methods.index(method_of(row)), row])
+            rows = {row: dict(sorted(rows[row].items())) for row in order if rows.get(row)}
+            parts += [f"### {setting}", means(rows), differences(rows)]
     return "\n\n".join(part for part in parts if part)
 
 
-def means(rows: Mapping[str, Mapping[int, Mapping[str, Any]]], rates: Mapping[str, str]) -> str:
+def method_of(row: str) -> str:
+    """The method of a row that may name its learning rate."""
+    return row.rpartition(", ")[0] or row
+
+
+def means(rows: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
     """One line a method: mean ± half of the 95 % interval over seeds."""
     columns = [c for c in COLUMNS if any(c in cell for cells in rows.values() for cell in cells.values())]
-    lines = [f"| method | lr | seeds | {' | '.join(COLUMNS[c] for c in columns)} |", "|---" * (len(columns) + 3) + "|"]
+    lines = [f"| method, lr | seeds | {' | '.join(COLUMNS[c] for c in columns)} |", "|---" * (len(columns) + 2) + "|"]
     for method, cells in rows.items():
         numbers = [shown([cell[c] for cell in cells.values() if c in cell]) for c in columns]
-        rate = rates.get(method, "0")
-        lines.append(f"| {method} | {rate if float(rate) else '–'} | {len(cells)} | {' | '.join(numbers)} |")
+        lines.append(f"| {method} | {len(cells)} | {' | '.join(numbers)} |")
     return "\n".join(lines)
 
 
@@ -74,9 +78,9 @@ def differences(rows: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
     """Paired differences over the seeds that both have; an interval without 0 is in bold."""
     columns = [c for c in COLUMNS if any(c in cell for cells in rows.values() for cell in cells.values())]
     lines = []
-    for first, second in PAIRS:
-        seeds = [s for s in rows.get(first, {}) if s in rows.get(second, {})]
-        if not seeds:
+    for first, second in itertools.product(rows, rows):
+        seeds = [s for s in rows[first] if s in rows[second]]
+        if (method_of(first), method_of(second)) not in PAIRS or not seeds:
             continue
         numbers = []
         for c in columns:
