@@ -92,12 +92,12 @@ def differences(rows: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
 
 
 def shown(values: Sequence[float], signed: bool = False) -> str:
-    """Mean and half of its interval in per cent; a dash where there is nothing."""
+    """Mean and, from three seeds on, half of its interval, in per cent; a dash where there is nothing."""
     if not values:
         return "–"
     interval = Interval.over_seeds([100 * value for value in values])
     sign = "+" if signed else ""
-    if interval.low is None or interval.high is None:
+    if interval.low is None or interval.high is None or len(values) < 3:
         return f"{interval.mean:{sign}.1f}"
     text = f"{interval.mean:{sign}.1f} ± {interval.high - interval.mean:.1f}"
     return f"**{text}**" if signed and interval.low * interval.high > 0 else text
