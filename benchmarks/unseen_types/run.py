@@ -45,6 +45,8 @@ METHODS = {
     "SFT from teacher + retention": "sft_teacher",
     "SDFT": "sdft/no_retain",
     "SDFT + retention": "sdft",
+    "SDFT + retention, by entropy": "sdft/entropy",
+    "SDFT + retention, by agreement": "sdft/agreement",
 }
 #: In-context learning: questions, types of an episode, pictures of each, and types to draw them from.
 EPISODES, WAYS, SHOWN, OTHERS = 150, 5, 2, 25

@@ -23,6 +23,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "frozen": {"teacher_model_kind": "base"},
     "ema": {"teacher_model_kind": "ema"},
     "live": {"teacher_model_kind": "live"},
+    "entropy": {"confidence": "entropy"},
+    "agreement": {"confidence": "agreement"},
 }
 
 
@@ -144,8 +146,11 @@ def find_method(name: str) -> Method:
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise UserError(f"There is no {kind} '{given}'.{hint} Use {', '.join(known)}.")
     method, settings = METHODS[base], {k: v for variant in variants for k, v in VARIANTS[variant].items()}
-    if ("teacher_model_kind" in settings and base != "sdft") or (settings and method.loss != "divergence"):
-        raise UserError(f"'{name}': '{base}' has no divergence, or no moving teacher, that this variant could change.")
+    of_sdft = {"teacher_model_kind", "confidence"} & settings.keys()
+    if (of_sdft and base != "sdft") or (settings and method.loss != "divergence"):
+        raise UserError(
+            f"'{name}': '{base}' has no divergence, or no teacher at every step, that this variant could change."
+        )
     return replace(
         method,
         name="/".join([base, *(variant for variant in VARIANTS if variant in variants)]),
