@@ -42,7 +42,9 @@ RATES = (1e-4, 3e-4, 1e-3)
 METHODS = {
     "SFT": "sft/no_retain",
     "SFT + retention": "sft",
+    "SFT from teacher": "sft_teacher/no_retain",
     "SFT from teacher + retention": "sft_teacher",
+    "SDFT, labelled images only": "sdft/labelled/no_retain",
     "SDFT": "sdft/no_retain",
     "SDFT + retention": "sdft",
     "SDFT + retention, by entropy": "sdft/entropy",
