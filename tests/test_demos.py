@@ -2,65 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
-import datasets
-import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
+from tests.image_files import WHOLE, error, fill, lines, names, said, save
 from text_sdft.core import UserError
-from vlm_sdft.config import ImageData, load_demos
 from vlm_sdft.demos import DemoSet
-
-
-def picture(seed: int, size: int = 16) -> Image.Image:
-    """An image like no other: blocks of random colours, which survive recompression."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    return Image.fromarray(blocks).resize((size, size), Image.Resampling.BICUBIC)
-
-
-def save(file: Path, seed: int) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    picture(seed).save(file)
-    return file
-
-
-def fill(root: Path, counts: dict[str, int], start: int = 0) -> Path:
-    """``counts`` images in each folder below ``root``, none like another."""
-    for folder, count in counts.items():
-        for i in range(count):
-            start += 1
-            save(root / folder / f"{i}.png", start)
-    return root
-
-
-def lines(file: Path, *records: Any) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-
-
-def names(rows: Any) -> list[str]:
-    return [row.id for row in rows]
-
-
-def error(path: Path, **options: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        DemoSet.load(path, **options)
-    return str(caught.value)
-
-
-def said(demos: DemoSet, words: str) -> str:
-    found = [sentence for sentence in demos.report if words in sentence]
-    assert len(found) == 1, demos.report
-    return found[0]
-
-
-WHOLE = {"train/dax": 3, "train/wug": 2, "test/dax": 1, "test/wug": 1, "unlabelled": 2, "retain/any": 2, "old/cat": 2}
-
 
 # ---- folders ----
 
@@ -222,128 +170,6 @@ def test_ids_do_not_hang_on_where_the_folder_is(tmp_path, monkeypatch):
     assert names(here.train) == names(there.train) and names(here.test) == names(there.test)
 
 
-# ---- JSONL ----
-
-
-def chat(question: str, answer: str | None, image: str, **more: Any) -> dict[str, Any]:
-    turns = [{"role": "user", "content": f"<image>{question}"}]
-    turns += [{"role": "assistant", "content": answer}] if answer else []
-    return {"messages": turns, "images": [image], **more}
-
-
-def test_jsonl_rows_are_read_with_their_own_questions(tmp_path):
-    fill(tmp_path, {"images": 7})
-    parts = [{"type": "image"}, {"type": "text", "text": "Name it."}]
-    lines(
-        tmp_path / "rows.jsonl",
-        chat("What is it?", "dax", "images/0.png"),
-        chat("What is it?", "A dax.", "images/1.png"),
-        {"messages": [{"role": "user", "content": parts}], "images": ["images/2.png"]},
-        chat("What is it?", "dax", "images/3.png", split="test"),
-        chat("Colour?", "red", "images/4.png", split="old"),
-        chat("Go on?", None, "images/5.png", split="retain"),
-    )
-    demos = DemoSet.load(tmp_path / "rows.jsonl")
-    assert [(row.id, row.question, row.answer) for row in demos.labelled] == [
-        ("line 1", "What is it?", "dax"),
-        ("line 2", "What is it?", "A dax."),
-    ]
-    assert len(demos.types) == 1, "answers that are the same when compared are one type"
-    assert [(row.question, row.answer) for row in demos.unlabelled] == [("Name it.", None)]
-    assert names(demos.test) == ["line 4"] and names(demos.retain) == ["line 6"]
-    assert [(row.answer, row.type) for row in demos.old] == [("red", None)]
-
-
-@pytest.mark.parametrize(
-    ("record", "expected"),
-    [
-        ({"images": ["images/0.png"]}, 'needs "messages"'),
-        ({"messages": [{"role": "user", "content": "x"}]}, '"images"'),
-        ({"messages": [{"role": "user"}], "images": ["images/0.png"]}, "role and content"),
-        ({"messages": ["x"], "images": ["images/0.png"]}, "role and content"),
-        (chat("x", "y", "images/0.png", split="tset"), "split 'tset'"),
-        (chat("x", None, "images/0.png", split="test"), "an assistant turn to test on"),
-        (["x"], "is not a JSON object"),
-    ],
-)
-def test_a_mistake_in_a_jsonl_names_its_line(tmp_path, record, expected):
-    fill(tmp_path, {"images": 2})
-    lines(tmp_path / "rows.jsonl", chat("x", "dax", "images/1.png"), record)
-    message = error(tmp_path / "rows.jsonl")
-    assert "line 2" in message and expected in message
-
-
-def test_a_missing_image_of_a_jsonl_is_named_or_dropped_as_asked(tmp_path):
-    fill(tmp_path, {"images": 2})
-    lines(tmp_path / "rows.jsonl", chat("x", "dax", "images/0.png"), chat("x", "dax", "images/none.png"))
-    assert "none.png does not exist" in error(tmp_path / "rows.jsonl")
-    demos = load_demos(ImageData(str(tmp_path / "rows.jsonl"), on_bad_image="drop"))
-    assert names(demos.labelled) == ["line 1"] and "none.png" in said(demos, "Dropped")
-
-
-def test_a_retention_folder_beside_a_jsonl_is_refused_rather_than_forgotten(tmp_path):
-    fill(tmp_path, {"images": 1})
-    lines(tmp_path / "rows.jsonl", chat("x", "dax", "images/0.png"))
-    assert '"split": "retain"' in error(tmp_path / "rows.jsonl", retain=tmp_path / "images")
-
-
-# ---- datasets ----
-
-
-def table(root: Path, labels: list[Any], start: int, feature: Any = None) -> datasets.Dataset:
-    files = [str(save(root / f"{start + i}.png", start + i)) for i in range(len(labels))]
-    features = datasets.Features({"image": datasets.Image(), "label": feature or datasets.Value("string")})
-    return datasets.Dataset.from_dict({"image": files, "label": labels}, features=features)
-
-
-def test_a_dataset_with_class_labels(tmp_path):
-    kinds = datasets.ClassLabel(names=["dax_ru", "wug"])
-    demos = DemoSet.from_dataset(table(tmp_path, [0, 0, 1, 1, 1], 0, kinds), question="Name it.")
-    assert {name: kind.answer for name, kind in demos.types.items()} == {"dax_ru": "dax ru", "wug": "wug"}
-    assert len(demos.labelled) == 3 and len(demos.test) == 2
-    said(demos, "There is no test/")
-    assert {row.question for row in demos.labelled} == {"Name it."}
-
-
-def test_a_dataset_dict_with_strings_and_its_splits(tmp_path):
-    parts = {
-        "train": table(tmp_path, ["dax", "dax", "wug", "wug"], 0),
-        "test": table(tmp_path, ["dax", "wug"], 10),
-        "unlabelled": table(tmp_path, ["", ""], 20).remove_columns("label"),
-        "retain": table(tmp_path, ["", ""], 30),
-        "old": table(tmp_path, ["cat"], 40),
-        "validation": table(tmp_path, ["dax"], 50),
-    }
-    demos = DemoSet.from_dataset(datasets.DatasetDict(parts))
-    assert names(demos.labelled) == [f"train/{i}" for i in range(4)]
-    assert [len(rows) for rows in (demos.test, demos.unlabelled, demos.retain, demos.old)] == [2, 2, 2, 1]
-    assert {row.answer for row in (*demos.unlabelled, *demos.retain)} == {None}
-    said(demos, "'validation' is not used")
-    images = [row.images[0] for row in (*demos.train, *demos.test)]
-    assert all(isinstance(image, dict) for image in images), "images stay encoded until they are needed"
-
-
-def test_a_mistake_in_a_dataset_is_named(tmp_path):
-    rows = table(tmp_path, ["dax", "dax"], 0)
-    with pytest.raises(UserError, match=r"no column 'label' \(it has image, kind\)"):
-        DemoSet.from_dataset(rows.rename_column("label", "kind"))
-    with pytest.raises(UserError, match="'train' must be there"):
-        DemoSet.from_dataset(datasets.DatasetDict({"test": rows}))
-    kinds = datasets.ClassLabel(names=["dax"])
-    with pytest.raises(UserError, match=r"train/1 has no label"):
-        DemoSet.from_dataset(table(tmp_path, [0, -1], 0, kinds))
-
-
-def test_a_damaged_image_of_a_dataset_is_named_by_its_row(tmp_path):
-    good = save(tmp_path / "0.png", 0).read_bytes()
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
-    images = [{"path": None, "bytes": data} for data in (good, good[:60], b"nothing")]
-    with pytest.raises(UserError, match=r"train/1: .*\n.*train/2: "):
-        DemoSet.from_dataset(
-            datasets.Dataset.from_dict({"image": images, "label": ["dax"] * 3}, features=features), holdout=0
-        )
-
-
 # ---- what cannot be trained on ----
 
 
@@ -458,18 +284,3 @@ def test_files_without_an_images_ending_are_reported(tmp_path):
     root = fill(tmp_path / "set", {"train/dax": 2, "test/dax": 1})
     (root / "train" / "dax" / "notes").write_bytes(b"x")
     assert "such as notes" in said(DemoSet.from_folder(root), "no ending of an image")
-
-
-def test_jsonl_with_any_unicode_and_its_mistakes(tmp_path):
-    save(tmp_path / "a.png", 1)
-    good = {
-        "messages": [{"role": "user", "content": "What\u2028is this?"}, {"role": "assistant", "content": "dax"}],
-        "images": ["a.png"],
-    }
-    file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps(good, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert DemoSet.from_jsonl(file).labelled[0].question == "What\u2028is this?"
-    lines(file, {**good, "messages": [{"role": "user", "content": None}]})
-    assert "line 1: each message needs" in error(file)
-    file.write_bytes(b'{"messages": "\xff"}')
-    assert "not UTF-8" in error(file)

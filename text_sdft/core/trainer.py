@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallbac
 from transformers.trainer_utils import EvalLoopOutput, align_special_tokens
 from transformers.utils import logging
 
-from text_sdft.core.adapter import ModalityAdapter
+from text_sdft.core.adapter import ModalityAdapter, as_examples, eval_examples
 from text_sdft.core.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
 from text_sdft.core.checkpoints import CheckpointedTrainer
 from text_sdft.core.confidence import completion_weights
@@ -117,7 +117,7 @@ class SDFTTrainer(CheckpointedTrainer):
             args=args,
             data_collator=lambda batch: {"examples": batch},
             train_dataset=self.queries,  # type: ignore[arg-type]  # a list is a map-style dataset
-            eval_dataset=_eval_examples(adapter, eval_dataset),
+            eval_dataset=eval_examples(adapter, eval_dataset),
             processing_class=adapter.processing_class,
             callbacks=[*(callbacks or []), MetricsWriter()],
             optimizers=optimizers,
@@ -252,7 +252,9 @@ class SDFTTrainer(CheckpointedTrainer):
 
     def scored_tokens(self, examples: list[Example], rollout: Rollout) -> list[Tensor]:
         """B masks [T_b]: the completion tokens that count; a completion without any weighs nothing."""
-        return _scored_tokens(rollout, self.args.loss_tokens_to_skip, self.args.masks_truncated)
+        skip, every = self.args.loss_tokens_to_skip, not self.args.masks_truncated
+        ended = zip(rollout.ids, rollout.finished, strict=True)
+        return [(torch.arange(len(ids)) >= skip) & (finished or every) for ids, finished in ended]
 
     def likelihood_loss(self, student_NH: Tensor, head: Head, ids_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted sum of the tokens' losses, and each one's (no gradient), where there is no `query_teacher`."""
@@ -352,12 +354,12 @@ class SDFTTrainer(CheckpointedTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """As in `transformers.Trainer`; rows become examples."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = _as_examples(self.adapter, eval_dataset)
+            eval_dataset = as_examples(self.adapter, eval_dataset)
         return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """As in `transformers.Trainer`; rows become examples."""
-        return super().get_test_dataloader(_as_examples(self.adapter, test_dataset))  # type: ignore[arg-type]
+        return super().get_test_dataloader(as_examples(self.adapter, test_dataset))  # type: ignore[arg-type]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not estimated: the Trainer's rule needs the tokens of one forward pass, and a step here has several."""
@@ -392,22 +394,3 @@ class SDFTTrainer(CheckpointedTrainer):
             if self.is_world_process_zero():
                 append_jsonl(Path(str(self.args.output_dir)) / "samples.jsonl", self.metrics.samples)
         super().log(logs, start_time)
-
-
-def _scored_tokens(rollout: Rollout, skip: int, mask_truncated: bool) -> list[Tensor]:
-    """B masks [T_b]: the tokens that count: after the first ``skip``, in completions that may count."""
-    return [
-        (torch.arange(len(ids)) >= skip) & (finished or not mask_truncated)
-        for ids, finished in zip(rollout.ids, rollout.finished, strict=True)
-    ]
-
-
-def _as_examples(adapter: ModalityAdapter, rows: Iterable[Any]) -> list[Example]:
-    rows = list(rows)
-    return rows if all(isinstance(row, Example) for row in rows) else adapter.examples(rows)
-
-
-def _eval_examples(adapter: ModalityAdapter, rows: Iterable[Any] | dict[str, Iterable[Any]] | None) -> Any:
-    if isinstance(rows, dict):
-        return {name: _as_examples(adapter, part) for name, part in rows.items()}
-    return None if rows is None else _as_examples(adapter, rows)
