@@ -26,12 +26,16 @@ class Cells:
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         self.file = file
-        self.done: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+        self.done: dict[str, dict[str, Any]] = self._read()
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        return json.loads(self.file.read_text()) if self.file.exists() else {}
 
     def get(self, key: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if key not in self.done:
-            self.done[key] = {name: round(v, 4) if isinstance(v, float) else v for name, v in run().items()}
-            print(key, self.done[key], flush=True)
+            result = {name: round(v, 4) if isinstance(v, float) else v for name, v in run().items()}
+            print(key, result, flush=True)
+            self.done = {**self._read(), key: result}  # another process may have added cells meanwhile
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.write_text(json.dumps(self.done, indent=1) + "\n")
         return self.done[key]

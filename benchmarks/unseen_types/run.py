@@ -108,6 +108,10 @@ SETTINGS = {
     "objects, noise 90": Setting(noise=90),
     "objects, noise 150": Setting(noise=150, rates_from="objects, noise 150"),
     "objects, noise 150, 300 steps": Setting(noise=150, steps=300, rates_from="objects, noise 150"),
+    "objects, noise 150, 5 unlabelled": Setting(noise=150, unlabelled=5, rates_from="objects, noise 150, 5 unlabelled"),
+    "objects, noise 150, 5 unlabelled, 300 steps": Setting(
+        noise=150, unlabelled=5, steps=300, rates_from="objects, noise 150, 5 unlabelled, 300 steps"
+    ),
     "objects, long answers, noise 60": Setting(noise=60, described=True, rates_from="objects, long answers, noise 60"),
     "emoji": Setting("emoji", broader=True, rates_from="emoji"),
     "handwriting": Setting("handwriting", broader=True, rates_from="handwriting"),
@@ -115,7 +119,9 @@ SETTINGS = {
     "emoji, builtin model": Setting("emoji"),
     "handwriting, builtin model": Setting("handwriting"),
     "fashion, builtin model": Setting("fashion", types=5),
-    "objects, noise 90, 5 labelled": Setting(noise=90, shots=5),
+    "objects, noise 90, 5 labelled": Setting(noise=90, shots=5, rates_from="objects, noise 90, 5 labelled"),
+    "emoji, 5 labelled": Setting("emoji", broader=True, shots=5, rates_from="emoji, 5 labelled"),
+    "handwriting, 5 labelled": Setting("handwriting", broader=True, shots=5, rates_from="handwriting, 5 labelled"),
 }
 NOBODY = "untrained"
 
@@ -123,7 +129,7 @@ NOBODY = "untrained"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--validation_seeds", type=int, default=1, help="by which learning rates are chosen")
+    parser.add_argument("--validation_seeds", type=int, default=3, help="by which learning rates are chosen")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--table", action="store_true", help="only the tables of what is there")
