@@ -17,7 +17,7 @@ from tests.test_families import answer, encode_row, family_name, loaded, picture
 from tests.toy import EOS, ToyAdapter, toy_args, toy_model, toy_rows
 from text_sdft.core import EMATeacher, ModelInputs, RowInputs, SDFTTrainer, continuation
 from text_sdft.core import prefix as prefix_module
-from text_sdft.core.prefix import PrefixStore
+from text_sdft.core.prefix import PrefixStore, shared_prefixes
 from text_sdft.core.scoring import completion_hidden_states
 from vlm_sdft.features import ImageFeatures
 
@@ -68,6 +68,52 @@ def test_hidden_states_are_those_of_whole_prompts(kind: str, seed: int):
     torch.testing.assert_close(again_NH, plain_NH, atol=1e-5, rtol=1e-5)
     assert asked == sum(map(len, rows)) and saved == 2 * 90 + 70
     assert store.take_counts()[0] == 3 * 90 + 2 * 70  # the second time not even once
+
+
+def as_prompts(rows: list[list[int]]) -> list[bytes]:
+    return [torch.tensor(row).numpy().tobytes() for row in rows]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_as_few_tokens_as_can_be_are_read(monkeypatch: pytest.MonkeyPatch, seed: int):
+    """Against all ways in which rows can go on from prefixes that two of them have in common."""
+    rng = random.Random(seed)
+    forward = rng.choice([0, 1, 3])
+    monkeypatch.setattr(prefix_module, "MIN_TOKENS", 1)
+    monkeypatch.setattr(prefix_module, "FORWARD", forward)
+    rows = [[rng.randrange(1, 3) for _ in range(rng.randrange(2, 8))] for _ in range(rng.randrange(2, 6))]
+    common = {
+        tuple(a[:n]) for a, b in itertools.combinations(rows, 2) for n in range(1, min(len(a), len(b))) if a[:n] == b[:n]
+    }
+    kept = set(rng.sample(sorted(common), rng.randrange(len(common) + 1)))
+
+    def saved(prefixes: list[tuple[int, ...]]) -> int:
+        return sum(map(len, prefixes)) - sum(len(p) + forward for p in {*prefixes} - kept if p)
+
+    choices = [[(), *(p for p in common if len(p) < len(row) and tuple(row[: len(p)]) == p)] for row in rows]
+    best = max(saved(list(chosen)) for chosen in itertools.product(*choices))
+    found: dict[int, tuple[int, ...]] = {}
+    for prefix, members in shared_prefixes(as_prompts(rows), set(as_prompts([list(p) for p in kept]))):
+        tokens = tuple(torch.frombuffer(bytearray(prefix), dtype=torch.int64).tolist()) if prefix else ()
+        found |= dict.fromkeys(members, tokens)
+    assert saved([found[i] for i in range(len(rows))]) == best
+
+
+def test_a_short_kept_prefix_hides_no_longer_one():
+    """A system message is kept first; rows that go on with common demonstrations still come to share those."""
+    model, rng = toy_model(), random.Random(0)
+    system, demonstrations = ids(rng, 30), ids(rng, 200)
+    store = PrefixStore(GIB)
+    unlike = [[*system, *ids(rng, 50)] for _ in range(8)]
+    alike = [[*system, *demonstrations, *ids(rng, 5)] for _ in range(4)]
+    with torch.no_grad():
+        for rows in (unlike, alike, alike):
+            inputs, completions = inputs_of(rows), completions_of(rng, len(rows))
+            states_NH = store.completion_hidden_states(model, inputs, completions, "teacher", 0)
+            plain_NH = completion_hidden_states(model, model, inputs, completions)
+            torch.testing.assert_close(states_NH, plain_NH, atol=1e-5, rtol=1e-5)
+            saved, _ = store.take_counts()
+    assert saved == 4 * 230
 
 
 def shared_conversations() -> list[Any]:

@@ -9,9 +9,11 @@ Shapes: N scored tokens · H hidden size · L tokens of a prompt.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,8 +27,10 @@ from text_sdft.core.scoring import completion_hidden_states
 
 logger = logging.get_logger(__name__)
 
-#: A shorter common beginning is not worth a forward of its own.
-MIN_TOKENS = 64
+#: A shorter common beginning is not worth joining to what follows.
+MIN_TOKENS = 16
+#: What a forward of its own for a prefix costs beside its tokens, in tokens.
+FORWARD = 64
 #: Prompts remembered to find what the next ones have in common with them.
 RECENT = 64
 #: Largest difference from the plain forward, relative to the largest hidden state, at which sharing is trusted.
@@ -120,30 +124,21 @@ class PrefixStore:
         return torch.cat([states[i] for i in range(len(inputs))])
 
     def _grouped(self, symbols: Sequence[bytes | None], owner: str) -> tuple[list[tuple[bytes, list[int]]], list[int]]:
-        """Rows by their prefix: a stored one, or one in common with other rows, of this batch or recent; and the rest."""
-        stored = sorted((prefix for own, prefix in self._stored if own == owner), key=len, reverse=True)
-        by_prefix: dict[bytes, list[int]] = {}
-        fresh: list[int] = []
-        alone: list[int] = []
-        for i, row in enumerate(symbols):
-            if row is None:
-                alone.append(i)
-                continue
-            found = next((p for p in stored if len(p) < len(row) and row.startswith(p)), None)
-            if found is None:
-                fresh.append(i)
-            else:
-                by_prefix.setdefault(found, []).append(i)
+        """Rows by the prefix that they go on from; and those that are read whole."""
+        known = [i for i, row in enumerate(symbols) if row is not None]
+        rows = [symbols[i] or b"" for i in known]
         recent = self._recent.setdefault(owner, [])
-        candidates = [(symbols[i] or b"", i) for i in fresh] + [(row, -1) for row in recent]
-        for prefix, members in _runs(sorted(candidates)):
-            rows = [i for i in members if i >= 0]
-            if prefix and rows:
-                by_prefix.setdefault(prefix, []).extend(rows)
+        kept = {prefix for own, prefix in self._stored if own == owner}
+        groups: list[tuple[bytes, list[int]]] = []
+        alone = [i for i, row in enumerate(symbols) if row is None]
+        for prefix, members in shared_prefixes([*rows, *recent], kept):
+            numbers = [known[m] for m in members if m < len(known)]
+            if prefix and numbers:
+                groups.append((prefix, numbers))
             else:
-                alone += rows
-        self._recent[owner] = [*(symbols[i] or b"" for i in fresh), *recent][:RECENT]
-        return list(by_prefix.items()), alone
+                alone += numbers
+        self._recent[owner] = [*rows, *recent][:RECENT]
+        return groups, alone
 
     def _layers(self, module: Model, rows: ModelInputs, prefix: bytes, owner: str) -> Layers | None:
         """The prefix's keys and values; None where this model's cannot be shared."""
@@ -213,28 +208,49 @@ def _kind(inputs: ModelInputs, i: int, layers: Layers) -> tuple[bool, bool]:
     return bool(head.images), bool(rest.images)
 
 
-def _runs(rows: list[tuple[bytes, int]]) -> list[tuple[bytes, list[int]]]:
-    """Sorted rows as runs with a common beginning, b"" for a run of one; a run grows while that saves more tokens."""
-    runs: list[tuple[bytes, list[int]]] = []
-    for symbols, i in rows:
-        if runs:
-            prefix, members = runs[-1]  # of a run of one: its whole row
-            n = len(members)
-            common = _common(prefix, symbols, a_is_prompt=n == 1)
-            if len(common) >= 8 * MIN_TOKENS and (n == 1 or n * len(common) > (n - 1) * len(prefix)):
-                runs[-1] = (common, [*members, i])
-                continue
-        runs.append((symbols, [i]))
-    return [(prefix if len(members) > 1 else b"", members) for prefix, members in runs]
+def shared_prefixes(rows: Sequence[bytes], kept: Collection[bytes]) -> list[tuple[bytes, list[int]]]:
+    """Rows by the prefix that they go on from (b"": none), so that as few tokens as can be are read.
+
+    Prefixes nest; the longest are looked at first, and a shorter one takes over what it serves better. All of ``rows``
+    count, so that recent ones stand for those that will come.
+
+    Args:
+        rows: prompts, 8 bytes a token.
+        kept: prefixes that need not be read.
+    """
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    by_text = [rows[i] for i in order]
+    candidates = {*kept, *(_common(a, b) for a, b in pairwise(by_text))}
+    group_of = list(range(len(order)))  # by place in the order
+    groups = {place: (b"", [i]) for place, i in enumerate(order)}
+
+    def saved(prefix: bytes, members: Collection[int]) -> int:
+        """Tokens that need not be read."""
+        tokens = len(prefix) // 8
+        return len(members) * tokens - (tokens + FORWARD if prefix and prefix not in kept else 0)
+
+    for prefix in sorted(candidates, key=len, reverse=True):
+        if len(prefix) < 8 * MIN_TOKENS:
+            break
+        first, end = bisect_left(by_text, prefix), bisect_left(by_text, prefix + b"\xff" * 9)
+        inside = dict.fromkeys(g for g, row in zip(group_of[first:end], by_text[first:end], strict=True) if row != prefix)
+        joins = [g for g in inside if len(groups[g][1]) * (len(prefix) // 8) > saved(*groups[g])]
+        members = [i for g in joins for i in groups[g][1]]
+        if saved(prefix, members) <= sum(saved(*groups[g]) for g in joins):
+            continue
+        joined = {g: groups.pop(g) for g in joins}
+        groups[joins[0]] = (prefix, members)
+        group_of[first:end] = [joins[0] if g in joined else g for g in group_of[first:end]]
+    return list(groups.values())
 
 
-def _common(a: bytes, b: bytes, a_is_prompt: bool) -> bytes:
-    """The longest common beginning that is not all of prompt b (nor of a, if that is one too) and cuts no image in two."""
+def _common(a: bytes, b: bytes) -> bytes:
+    """The longest common beginning of two prompts that is neither's whole, and cuts no image in two."""
     x, y = (np.frombuffer(row, dtype=np.int64) for row in (a, b))
-    n = min(len(x) - a_is_prompt, len(y) - 1)
+    n = min(len(x), len(y)) - 1
     different = np.flatnonzero(x[:n] != y[:n])
     cut = int(different[0]) if len(different) else n
-    while cut > 0 and x[cut - 1] < 0 and cut < len(x) and x[cut] == x[cut - 1]:
+    while cut > 0 and x[cut - 1] < 0 and x[cut] == x[cut - 1]:
         cut -= 1
     return a[: 8 * cut]
 
