@@ -6,10 +6,11 @@ the generalised Jensen-Shannon divergence with m = (1-α)·p + α·q and α·KL(
 
 Logits of all tokens never exist at once. The weight of each token is known beforehand, so a chunk's gradient is formed
 while its logits are there, in their place: dL/dz = p·(u - Σp·u), u = dL/dp, the softmax's Jacobian applied to one vector.
-The backward pass only scales. At most two [C, V] fp32 tensors exist, and the output layer's gradient.
+The backward pass only scales. What exists at once takes less than two [C, V] fp32 tensors, beside the output layer's
+gradient: the student's logits of a chunk, the teacher's of a part of it, and temporary tensors of a block of that part.
 
-Shapes: N tokens · H hidden size · V vocabulary · C tokens of one chunk · R tokens of one block of a chunk · K outcomes
-compared (V, or top-k, or top-k + 1).
+Shapes: N tokens · H hidden size · V vocabulary · C tokens of one chunk · P tokens of one part of a chunk · R tokens of one
+block of a part · K outcomes compared (V, or top-k, or top-k + 1).
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from torch import Tensor, nn
 
 #: Bytes that one [C, V] fp32 tensor may take when no chunk size is given; a GPU wants larger pieces of work.
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
-#: Blocks of a chunk, in which temporary tensors exist.
-BLOCKS = 16
+#: Parts of a chunk, and blocks of a part.
+PARTS = BLOCKS = 4
 
 
 @dataclass(frozen=True)
@@ -162,28 +163,29 @@ class _Divergence(torch.autograd.Function):
         grad_V = torch.zeros(len(weight_VH), dtype=dtype, device=student_NH.device) if need_bias else None
         for chunk in settings.chunks(len(student_NH), len(weight_VH), student_NH.device.type):
             student_CV = head.logits(student_NH[chunk])
-            teacher_CV = teacher_head.logits(teacher_NH[chunk])
-            rows = range(chunk.start, chunk.stop)
-            size = max(1, len(rows) // BLOCKS)
-            for start in range(0, len(rows), size):
-                block, at = slice(start, start + size), slice(rows[start], min(rows[start] + size, chunk.stop))
-                logits_RV = student_CV[block]
-                student_RV = logits_RV.log_softmax(-1)
-                student_RK, teacher_RK, index_RK = _outcomes(student_RV, teacher_CV[block].log_softmax(-1), settings)
-                loss_R, slope_RK = _loss_and_slope(student_RK, teacher_RK, settings.alpha)
-                importance_R = torch.ones_like(loss_R)
-                if settings.importance_clip is not None and sampler_logp_N is not None:
-                    logp_R = student_RV.gather(-1, ids_N[at, None]).squeeze(-1)
-                    importance_R = (logp_R - sampler_logp_N[at].to(logp_R)).exp().clamp(max=settings.importance_clip)
-                loss_N[at] = loss_R * importance_R
-                if learns:
-                    scale_R1 = (importance_R * weight_N[at].to(loss_R))[:, None]
-                    grad_RV = _spread(slope_RK, student_RK, student_RV, index_RK) * scale_R1
-                    logits_RV.copy_(head.backward(grad_RV, logits_RV))
+            for part in _pieces(chunk, PARTS):
+                teacher_PV = teacher_head.logits(teacher_NH[part])
+                for block in _pieces(part, BLOCKS):
+                    logits_RV = student_CV[block.start - chunk.start : block.stop - chunk.start]
+                    teacher_RV = teacher_PV[block.start - part.start : block.stop - part.start].log_softmax(-1)
+                    student_RV = logits_RV.log_softmax(-1)
+                    student_RK, teacher_RK, index_RK = _outcomes(student_RV, teacher_RV, settings)
+                    loss_R, slope_RK = _loss_and_slope(student_RK, teacher_RK, settings.alpha)
+                    importance_R = torch.ones_like(loss_R)
+                    if settings.importance_clip is not None and sampler_logp_N is not None:
+                        logp_R = student_RV.gather(-1, ids_N[block, None]).squeeze(-1)
+                        ratio_R = (logp_R - sampler_logp_N[block].to(logp_R)).exp()
+                        importance_R = ratio_R.clamp(max=settings.importance_clip)
+                    loss_N[block] = loss_R * importance_R
+                    if learns:
+                        scale_R1 = (importance_R * weight_N[block].to(loss_R))[:, None]
+                        grad_RV = _spread(slope_RK, student_RK, student_RV, index_RK) * scale_R1
+                        logits_RV.copy_(head.backward(grad_RV, logits_RV))
+                del teacher_PV  # before the next part's take its place
             if grad_V is not None:
                 grad_V += student_CV.sum(0)
             grad_CV = student_CV.to(compute)
-            del teacher_CV, student_CV, logits_RV  # before the next chunk's take their place
+            del student_CV, logits_RV  # before the next chunk's take their place
             if grad_NH is not None:
                 grad_NH[chunk] = (grad_CV @ head.weight_VH).to(grad_NH.dtype)
             if grad_VH is not None:
@@ -204,12 +206,19 @@ class _Divergence(torch.autograd.Function):
         return scaled[0], grad_weight, scaled[2], *[None] * 7
 
 
+def _pieces(span: slice, count: int) -> list[slice]:
+    """A span of tokens in so many pieces of about the same length; fewer where it is shorter."""
+    size = -(-(span.stop - span.start) // count)
+    return [slice(start, min(start + size, span.stop)) for start in range(span.start, span.stop, size)]
+
+
 def _add_product(total_VH: Tensor, grad_CV: Tensor, states_CH: Tensor) -> None:
     """total += gradᵀ · states. Half-precision products are many times faster; only their sum over chunks needs fp32."""
     if grad_CV.dtype == total_VH.dtype:
         total_VH.addmm_(grad_CV.T, states_CH)
         return
-    for part_VH, part_CV in zip(total_VH.chunk(BLOCKS), grad_CV.chunk(BLOCKS, dim=1), strict=True):
+    count = PARTS * BLOCKS
+    for part_VH, part_CV in zip(total_VH.chunk(count), grad_CV.chunk(count, dim=1), strict=True):
         part_VH += part_CV.T @ states_CH
 
 
