@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from text_sdft.core.divergence import DivergenceSettings, Head, divergence
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+from loss_memory import peak
 
 N, H, V = 13, 8, 50
 
@@ -201,3 +207,26 @@ def test_the_tail_of_a_sure_student_is_exact_in_fp32(alpha):
     logp_NV = (student_NH @ weight_VH.T).log_softmax(-1)
     assert logp_NV.double().topk(V - 5, largest=False).values.logsumexp(-1).min() < -20
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"alpha": 1.0}, {"alpha": 0.5}, {"topk": 20, "add_tail": True}])
+def test_less_than_two_chunks_exist_at_once_however_many_tokens(settings):
+    """Beside the output layer's gradient and those of the states."""
+    H, V, C = 8, 4096, 64
+    peaks = []
+    for N in (1024, 4096):
+        student_NH, teacher_NH, weight_VH = (torch.randn(n, H) for n in (N, N, V))
+        student_NH.requires_grad_()
+        weight_VH.requires_grad_()
+
+        def loss(hidden=student_NH, teacher=teacher_NH, weight=weight_VH):
+            ids_N, head, n = torch.zeros(len(hidden), dtype=torch.long), Head(weight), len(hidden)
+            total, _ = divergence(
+                hidden, teacher, head, head, DivergenceSettings(chunk_size=C, **settings), ids_N, torch.ones(n)
+            )
+            total.backward()
+            return float(total.detach())
+
+        of_tokens = 4 * N * (H + 8)  # the states' gradient, ids, losses and weights
+        peaks.append((peak(loss, "cpu")[0] - of_tokens - 4 * V * H) / (4 * C * V))
+    assert max(peaks) <= 2 and peaks[1] <= 1.05 * peaks[0]
