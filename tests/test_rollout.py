@@ -149,13 +149,17 @@ def test_equal_prompts_are_read_once_and_change_nothing(family_name: str, seeded
         torch.testing.assert_close(together.logps[i], alone.logps[0], rtol=0, atol=1e-4)
 
 
+def text_model(kind: str) -> Any:
+    if kind != "lora":
+        return toy_model() if kind == "llama" else sliding(kind)
+    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    return get_peft_model(toy_model(), config)
+
+
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3", "lora"])
 def test_equal_prompts_of_text_models_are_read_once(kind: str):
     """Windows shorter than the prompt, and an adapter."""
-    model: Any = toy_model() if kind in ("llama", "lora") else sliding(kind)
-    if kind == "lora":
-        config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-        model = get_peft_model(model, config)
+    model = text_model(kind)
     rng = random.Random(0)
     long, short = ([rng.randrange(2, 40) for _ in range(n)] for n in (50, 9))
     rows, seeds = [long, short, long, long, short], list(range(5))
@@ -165,5 +169,26 @@ def test_equal_prompts_of_text_models_are_read_once(kind: str):
     assert read[0] == 2 and set(read[1:]) == {5}
     for i, row in enumerate(rows):
         alone = TransformersSampler(8).sample(model, inputs(row), [seeds[i]])
+        assert together.ids[i].tolist() == alone.ids[0].tolist()
+        torch.testing.assert_close(together.logps[i], alone.logps[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3", "lora"])
+@pytest.mark.parametrize("seeded", [False, True])
+def test_what_all_prompts_begin_with_is_read_once(kind: str, seeded: bool):
+    """A system message before prompts of unlike lengths, one of them twice; windows keep less than it, and read it all."""
+    model = text_model(kind)
+    rng = random.Random(0)
+    system = [rng.randrange(2, 40) for _ in range(50)]
+    own = [[rng.randrange(2, 40) for _ in range(n)] for n in (9, 1, 30, 4)]
+    rows = [[*system, *rest] for rest in (*own, own[1])]
+    seeds = [draw_seed(i) for i in range(5)] if seeded else None
+    read: list[tuple[int, ...]] = []
+    embeddings = model.get_input_embeddings()
+    with embeddings.register_forward_pre_hook(lambda module, args: read.append(tuple(args[0].shape))):
+        together = TransformersSampler(8).sample(model, inputs(*rows), seeds)
+    assert read[:2] == ([(1, 50), (4, 30)] if kind in ("llama", "lora") else [(4, 80), (5, 1)])
+    for i, row in enumerate(rows):
+        alone = TransformersSampler(8).sample(model, inputs(row), seeds and [seeds[i]])
         assert together.ids[i].tolist() == alone.ids[0].tolist()
         torch.testing.assert_close(together.logps[i], alone.logps[0], rtol=0, atol=1e-5)

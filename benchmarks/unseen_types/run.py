@@ -109,9 +109,6 @@ SETTINGS = {
     "objects, noise 150": Setting(noise=150, rates_from="objects, noise 150"),
     "objects, noise 150, 300 steps": Setting(noise=150, steps=300, rates_from="objects, noise 150"),
     "objects, noise 150, 5 unlabelled": Setting(noise=150, unlabelled=5, rates_from="objects, noise 150, 5 unlabelled"),
-    "objects, noise 150, 5 unlabelled, 300 steps": Setting(
-        noise=150, unlabelled=5, steps=300, rates_from="objects, noise 150, 5 unlabelled, 300 steps"
-    ),
     "objects, long answers, noise 60": Setting(noise=60, described=True, rates_from="objects, long answers, noise 60"),
     "emoji": Setting("emoji", broader=True, rates_from="emoji"),
     "handwriting": Setting("handwriting", broader=True, rates_from="handwriting"),

@@ -23,7 +23,7 @@ from transformers.generation.logits_process import SuppressTokensLogitsProcessor
 
 from text_sdft.core.data import Model
 from text_sdft.core.inputs import ModelInputs
-from text_sdft.core.prefill import equal_prompts_read_once
+from text_sdft.core.prefill import common_tokens_read_once
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class TransformersSampler:
             eos_token_id=sorted(eos) or None,
             pad_token_id=inputs.pad_token_id,
         )
-        with self.autocast(), evaluating(model), _generation_config(model, config), equal_prompts_read_once(model, inputs):
+        with self.autocast(), evaluating(model), _generation_config(model, config), common_tokens_read_once(model, inputs):
             ids_BL = model.generate(**batch, logits_processor=processors)  # type: ignore[operator]
         completions_BT = ids_BL[:, start:].cpu()
         logps_BT = torch.stack(choice.logps, dim=1).cpu()
