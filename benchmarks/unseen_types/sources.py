@@ -155,7 +155,7 @@ def write_folder(
     known = resolve_data("builtin:novel-objects", cache_dir, n_types=1, seed=seed, split=split, noise=noise)
     for part in ("old", "retain"):
         if not (folder / part).exists():
-            (folder / part).symlink_to((known / part).resolve())
+            (folder / part).symlink_to(Path("..") / known.name / part)  # both lie in the cache, which may be moved
     words = {p.name for p in (folder / "old").iterdir() if p.is_dir()} | {word.replace(" ", "-") for word in names}
     types = {word: {"answer": word.replace("-", " ")} for word in sorted(words)}
     (folder / "kinds.json").write_text(json.dumps(dict(zip(names, kinds, strict=True)), indent=1) + "\n", "utf-8")
