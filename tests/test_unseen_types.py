@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from scipy import stats
+from transformers import TrainerControl, TrainerState
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "unseen_types"
 sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
@@ -18,6 +20,7 @@ import run  # noqa: E402
 import sources  # noqa: E402
 import tables  # noqa: E402
 
+from text_sdft import SDFTConfig  # noqa: E402
 from vlm_sdft import DemoSet  # noqa: E402
 from vlm_sdft.zoo import resolve_data  # noqa: E402
 
@@ -96,6 +99,24 @@ def test_a_cell_is_trained_and_measured(tmp_path: Path, monkeypatch: pytest.Monk
     assert set(scores) == {"new", "name", "old", "describing", "in_context"}
     assert scores["name"] >= scores["new"] and scores["name"] > 0.5
     assert scores["describing"] < 0.95  # nothing kept it
+
+
+@pytest.mark.parametrize("method", run.CALLBACK_OF)
+def test_attempts_differ_from_what_they_are_named_after(method: str) -> None:
+    """The average is of the weights after each step; the weight of retention prompts grows from nothing to twice itself."""
+    model, args = torch.nn.Linear(1, 1, bias=False), SDFTConfig("unused", retain_weight=0.5, max_steps=3, use_cpu=True)
+    callback, state, weights = run.CALLBACK_OF[method](), TrainerState(max_steps=3), []
+    for step in range(3):
+        state.global_step = step
+        callback.on_step_begin(args, state, TrainerControl())
+        weights.append(args.retain_weight)
+        torch.nn.init.constant_(model.weight, float(step))
+        callback.on_step_end(args, state, TrainerControl(), model=model)
+    callback.on_train_end(args, state, TrainerControl(), model=model)
+    averaged = 0.95 * (0.95 * 0.0 + 0.05 * 1.0) + 0.05 * 2.0
+    grown = "growing" in method
+    assert weights == ([0.0, 0.5, 1.0] if grown else [0.5] * 3)
+    assert model.weight.item() == pytest.approx(2.0 if grown else averaged)
 
 
 def test_a_rate_is_judged_by_new_types_and_by_what_is_kept() -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from attempts import AveragedStudent, GrowingRetention
 from build_model import MODEL as BROADER
 from cells import MODEL, Cells, make_trainer
 from PIL import Image
@@ -49,6 +50,15 @@ METHODS = {
     "SDFT + retention": "sdft",
     "SDFT + retention, by entropy": "sdft/entropy",
     "SDFT + retention, by agreement": "sdft/agreement",
+    "SDFT + retention, twice its weight": "sdft",
+    "SDFT + retention, growing weight": "sdft",
+    "SDFT + retention, averaged student": "sdft",
+}
+#: How some differ from the method that they are named after: settings, and a callback.
+SETTINGS_OF = {"SDFT + retention, twice its weight": {"retain_weight": 2.0}}
+CALLBACK_OF = {
+    "SDFT + retention, growing weight": GrowingRetention,
+    "SDFT + retention, averaged student": AveragedStudent,
 }
 #: In-context learning: questions, types of an episode, pictures of each, and types to draw them from.
 EPISODES, WAYS, SHOWN, OTHERS = 150, 5, 2, 25
@@ -184,7 +194,10 @@ def run(
     adapter = ImageAdapter(demos, n_types=5, shots=setting.shots)
     trained = method != NOBODY
     kind = partial(MethodTrainer, method=METHODS[method], full_batches=True) if trained else SDFTTrainer
-    trainer = make_trainer(adapter, demos.train, rate, setting.steps, seed, model=setting.model, kind=kind)  # type: ignore[arg-type]
+    changes = SETTINGS_OF.get(method, {})
+    trainer = make_trainer(adapter, demos.train, rate, setting.steps, seed, model=setting.model, kind=kind, **changes)  # type: ignore[arg-type]
+    if method in CALLBACK_OF:
+        trainer.add_callback(CALLBACK_OF[method]())
     if trained:
         trainer.train()
     sets = {

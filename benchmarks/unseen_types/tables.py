@@ -25,6 +25,9 @@ PAIRS = (
     ("SDFT + retention", "SFT + retention"),
     ("SDFT + retention", "SFT from teacher + retention"),
     ("SDFT + retention", "untrained"),
+    ("SDFT + retention, twice its weight", "untrained"),
+    ("SDFT + retention, growing weight", "untrained"),
+    ("SDFT + retention, averaged student", "untrained"),
     ("SFT from teacher + retention", "untrained"),
 )
 
