@@ -67,7 +67,7 @@ def test_rungs_show_what_they_say(folder):
     demos = DemoSet.from_folder(folder)
     adapter = ImageAdapter(demos, selection="fixed", n_types=4)
     test, unlabelled = adapter.examples([demos.test[0], demos.unlabelled[0]])
-    assert adapter.rungs(test) == (0, 1, 2, 3, 5) and adapter.rungs(unlabelled) == (0, 2, 3)
+    assert adapter.rungs(test) == (0, 1, 2, 3, 4, 5) and adapter.rungs(unlabelled) == (0, 2, 3, 4)
 
     def shown(rung):
         return adapter.demonstrations(test, TeacherContext(3, rung=rung))
@@ -84,8 +84,8 @@ def test_rungs_show_what_they_say(folder):
 
 
 def test_an_unknown_rung_is_refused(folder):
-    with pytest.raises(UserError, match="rung is 4; use 0"):
-        ImageAdapter(DemoSet.from_folder(folder), rung=4)
+    with pytest.raises(UserError, match="rung is 6; use 0"):
+        ImageAdapter(DemoSet.from_folder(folder), rung=6)
 
 
 def test_what_a_row_does_not_have_is_not_offered(folder):
@@ -102,7 +102,7 @@ def test_what_a_row_does_not_have_is_not_offered(folder):
     demos = DemoSet.from_folder(folder)
     demos.labelled[0] = replace(demos.labelled[0], answer="a red star called dax")  # an answer of its own
     described = ImageAdapter(demos, selection="fixed")
-    assert described.controls(example) == (BLANK,) and described.rungs(example) == (0, 2, 3, 5)
+    assert described.controls(example) == (BLANK,) and described.rungs(example) == (0, 2, 3, 4, 5)
 
 
 #: On the model's own vision features.

@@ -43,6 +43,7 @@ from vlm_sdft.episodes import Episodes
 from vlm_sdft.families import FAMILIES, Family, bound_images, find_family, vision_modules
 from vlm_sdft.feature_files import FeatureFiles, tower_key
 from vlm_sdft.features import ImageFeatures
+from vlm_sdft.rationales import QUESTION, Key, with_rationales, write_rationales
 from vlm_sdft.retention import pictured
 from vlm_sdft.rivals import images_of, mean_embedding, rival_answers
 from vlm_sdft.selection import DemonstrationSelector, Selection
@@ -61,6 +62,7 @@ class ImageAdapter:
         policy: ``"fixed"``, or ``"ladder"`` for hints that grow (`text_sdft.experiments.ladder`).
         context: whose view holds the demonstrations; ``"teacher"`` is self-distillation, the others are controls.
         template: ``"turns"`` or a quoted template (see `text_sdft.templates`).
+        rationale_question: what the model is asked about each labelled image, for rung 4 (`vlm_sdft.rationales`).
         embedder: what retrieval compares: see `ImageEmbedder`.
         max_pixels: pixels that one image may cost; None: the processor's own limit.
         system_prompt: the first message of both views.
@@ -85,6 +87,7 @@ class ImageAdapter:
         policy: Literal["fixed", "ladder"] = "fixed",
         context: Literal["teacher", "student", "both"] = "teacher",
         template: str = "turns",
+        rationale_question: str = QUESTION,
         embedder: str = "model",
         max_pixels: int | None = None,
         system_prompt: str | None = None,
@@ -109,11 +112,13 @@ class ImageAdapter:
         self._trust: dict[str, Any] = {}  # the model's own code was trusted: so is its processor's
         self._selector = DemonstrationSelector(demos.labelled, None, selection=selection, n_types=n_types, shots=shots)
         self._context, self._template, self._system_prompt = context, template, system_prompt
+        self._rationale_question = rationale_question
         self._embedder_name, self._max_pixels = embedder, max_pixels
         self._model: PreTrainedModel | None = None
         self._family: Family | None = None
         self._embedder: ImageEmbedder | None = None
         self._episodes: Episodes | None = None
+        self._rationales: dict[Key, str] | None = None
         self._features: ImageFeatures | None = None
         self._reused: ImageFeatures | None = None
         self._encode_row: Callable[[Conversation], RowInputs]
@@ -182,7 +187,7 @@ class ImageAdapter:
         if self._max_pixels is not None:
             bound_images(family, processing_class, base, self._max_pixels)
         self.processing_class, self._family, self._model = processing_class, family, base
-        self._embedder = self._selector.embeddings_RD = self._episodes = None
+        self._embedder = self._selector.embeddings_RD = self._episodes = self._rationales = None
         # A tower that is trained gives other features at every step.
         reused = family.reuses_features and self._image_features_gib > 0 and not self._train_vision
         files = None
@@ -234,8 +239,10 @@ class ImageAdapter:
             return [Demonstration([example.messages[-1], {"role": "assistant", "content": example.reference}])]
         without = self._type_of(example) if rung == 1 else None
         shown = self._demonstrations(example, context.seed, context.max_demonstrations, without)
-        if rung == 3:
+        if rung in (3, 4):
             shown = with_cues(shown, {kind.answer: kind.cues for kind in self.demos.types.values()})
+        if rung == 4:
+            shown = with_rationales(shown, self._written())
         return spoiled(shown, context.control, context.seed)
 
     def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
@@ -287,14 +294,14 @@ class ImageAdapter:
         return self._embedder(sources)
 
     def rungs(self, example: Example) -> tuple[int, ...]:
-        """Rungs that this query has: 1 and 3 need a set of types, 5 a known answer."""
+        """Rungs that this query has: 1, 3 and 4 need chosen demonstrations, 1 and 3 types, 5 a known answer."""
         if example.retain or self._context == "student":
             return ()
         chosen = not example.demonstrations and example.meta.get("row") is not None
         typed = chosen and self.demos.one_answer_a_type and self._type_of(example) is not None
         cued = chosen and any(kind.cues for kind in self.demos.types.values())
         known = example.reference is not None
-        return (0, *(1,) * (typed and self._several_types), 2, *(3,) * cued, *(5,) * known)
+        return (0, *(1,) * (typed and self._several_types), 2, *(3,) * cued, *(4,) * chosen, *(5,) * known)
 
     def controls(self, example: Example) -> tuple[str, ...]:
         """See `vlm_sdft.controls`. Labels are shuffled between types: not where a row brings its own demonstrations or
@@ -355,9 +362,7 @@ class ImageAdapter:
         return self._family
 
     def _example(self, row: ImageRow) -> Example:
-        messages: Conversation = [{"role": "user", "content": _question(row)}]
-        if self._system_prompt:
-            messages.insert(0, {"role": "system", "content": self._system_prompt})
+        messages = self._asking(_question(row))
         return Example(row.id, messages, reference=row.answer, retain=row.split == "retain", meta={"row": row})
 
     def _type_of(self, example: Example) -> str | None:
@@ -386,6 +391,20 @@ class ImageAdapter:
             query_D = self._embed_rows([row])[0]
         chosen = self._selector.select(query, query_D, seed, limit, include_type=own_type, exclude_type=without)
         return [_demonstration(shown) for shown in chosen]
+
+    def _written(self) -> dict[Key, str]:
+        """The rationales of all labelled images: all at once, so that the weights of the first time wrote them all."""
+        if self._rationales is None:
+            self._bound()
+            query = self._asking(self._rationale_question)
+            labelled = [_demonstration(row) for row in self.demos.labelled]
+            self._rationales = write_rationales(self, cast(Model, self._model), labelled, query, self._template)
+        return self._rationales
+
+    def _asking(self, content: Any) -> Conversation:
+        """A user turn, after the system message where there is one."""
+        system = [{"role": "system", "content": self._system_prompt}] if self._system_prompt else []
+        return [*system, {"role": "user", "content": content}]
 
     def _kept_in_context(self, example: Example) -> list[Demonstration]:
         """What stands before a retention row's query in both views: nothing, or an episode (`vlm_sdft.episodes`)."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from text_sdft.core import UserError
+from vlm_sdft import rationales
 from vlm_sdft.demos import QUESTION, DemoSet
 from vlm_sdft.retention import is_made, retain_in_context, retain_made
 from vlm_sdft.selection import Selection
@@ -128,7 +129,8 @@ class ImageDemonstrations:
         default=2,
         metadata={
             "help": "What the teacher is shown: 0 nothing, 1 demonstrations without the query's type, 2 demonstrations, "
-            "3 also cues of types.yaml in words, 5 the answer alone. A query without that rung is shown rung 2."
+            "3 also cues of types.yaml in words, 4 also a rationale that the model wrote itself, 5 the answer alone. A "
+            "query without that rung is shown rung 2."
         },
     )
     policy: Literal["fixed", "ladder"] = field(
@@ -142,6 +144,10 @@ class ImageDemonstrations:
     template: str = field(
         default="turns",
         metadata={"help": "turns (earlier chat turns), quoted, or a string with {question}, {demonstrations}."},
+    )
+    rationale_question: str = field(
+        default=rationales.QUESTION,
+        metadata={"help": "What the model is asked about each labelled image and its answer, for rung 4."},
     )
     embedder: str = field(
         default="model",

@@ -49,7 +49,7 @@ def with_cues(demonstrations: Sequence[Demonstration], cues: Mapping[str, Sequen
         cues: words by answer; an answer without any changes nothing.
     """
     return [
-        replace(d, messages=[_described(d.messages[0], cues[answer_of(d)]), *d.messages[1:]])
+        replace(d, messages=[described(d.messages[0], cues[answer_of(d)]), *d.messages[1:]])
         if cues.get(answer_of(d))
         else d
         for d in demonstrations
@@ -61,7 +61,8 @@ def answer_of(demonstration: Demonstration) -> str:
     return str(demonstration.messages[-1]["content"])
 
 
-def _described(message: Message, words: Sequence[str]) -> Message:
+def described(message: Message, words: Sequence[str]) -> Message:
+    """A question with words after it, in brackets."""
     text = f" ({', '.join(words)})"
     if isinstance(message["content"], str):
         return {**message, "content": message["content"] + text}

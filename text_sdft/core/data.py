@@ -53,13 +53,14 @@ class Example:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-#: The privilege ladder: how much the teacher is shown, from nothing to the answer itself. Rung 4 (a rationale that the
-#: model wrote itself) is not built.
+#: The privilege ladder: how much the teacher is shown, from nothing to the answer itself. Rung 4 is written by the model as
+#: it is before training.
 RUNGS = {
     0: "nothing",
     1: "own type missing",
     2: "demonstrations",
     3: "with cues in words",
+    4: "with its own rationale",
     5: "the answer alone",
 }
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from text_sdft.core import Example, Rollout, TeacherContext, UserError, answer
 from text_sdft.core.rollout import draw_seed
+from text_sdft.core.views import encode_teacher
 from text_sdft.experiments.method_trainer import MethodTrainer
 
 
@@ -35,6 +36,16 @@ class LadderTrainer(MethodTrainer):
         if self.is_fsdp_enabled:  # the teacher reads together on all processes, and they need other rungs
             raise UserError("demonstrations.policy: ladder does not work under FSDP; use policy: fixed.")
         self._rungs, self._used = {}, Counter[int]()
+
+    def check_prompts(self) -> None:
+        """As in `SDFTTrainer`, at each rung: what the starting model writes for one (rung 4) is written before training."""
+        if self._prompts_checked:
+            return
+        super().check_prompts()
+        adapter: Any = self.adapter
+        for query in self.queries:
+            for rung in adapter.rungs(query) if query.reference is not None else ():
+                encode_teacher(adapter, [query], [self._asked_at(rung, query)], self.prompt_limit)
 
     def contexts(self, queries: list[Example], seeds: list[int]) -> list[TeacherContext]:
         """The configured context, raised or lowered to each labelled query's rung."""
@@ -71,7 +82,7 @@ class LadderTrainer(MethodTrainer):
             asked = [q for q in todo.values() if rung in adapter.rungs(q)]
             if not asked:
                 continue
-            contexts = [TeacherContext(draw_seed(self.args.seed, "ladder", q.id), rung=rung) for q in asked]
+            contexts = [self._asked_at(rung, q) for q in asked]
             with torch.no_grad(), self.teacher.applied():
                 texts = answer(self.module, adapter, self.sampler, asked, self.prompt_limit, contexts)
             for q, text in zip(asked, texts, strict=True):
@@ -79,6 +90,10 @@ class LadderTrainer(MethodTrainer):
                     self._rungs[q.id] = rung
                     del todo[q.id]
         return {id_: self._rungs[id_] for id_ in labelled}
+
+    def _asked_at(self, rung: int, query: Example) -> TeacherContext:
+        """What the teacher is shown when it is asked whether this rung is enough."""
+        return TeacherContext(draw_seed(self.args.seed, "ladder", query.id), rung=rung)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the rungs used since the last log."""

@@ -51,10 +51,10 @@ class Probe:
         self.scores[name] = _spread(score_all(self.adapter, examples, texts), kept, len(self.examples))
 
     def measure_rungs(self) -> None:
-        """Rungs 1, 3 and 5, for the examples that have them (0 is the student's view, 2 the teacher's)."""
+        """Rungs 1, 3, 4 and 5, for the examples that have them (0 is the student's view, 2 the teacher's)."""
         if not hasattr(self.adapter, "rungs"):
             return
-        for rung in (1, 3, 5):
+        for rung in (1, 3, 4, 5):
             has = [rung in self.adapter.rungs(example) for example in self.examples]
             if any(has):
                 self.measure(
@@ -183,7 +183,7 @@ def _evidence(run: Probe, rivals: dict[str, float], variants: dict[str, Any], pl
     """The measured scores as the verdict takes them."""
     controls = {name for e in run.examples for name in getattr(run.adapter, "controls", lambda _: ())(e)}
     spoilt = [name for name in run.scores if name in controls or name == RUNGS[1]]
-    options = {f"--demonstrations.rung {rung}": RUNGS[rung] for rung in (3,) if RUNGS[rung] in run.scores}
+    options = {f"--demonstrations.rung {rung}": RUNGS[rung] for rung in (3, 4) if RUNGS[rung] in run.scores}
     options |= {option: option for option in variants}
 
     def mean(name: str) -> float | None:
