@@ -49,7 +49,8 @@ IN_ZERO = {
 }
 ADAMW = {"optim": "adamw_torch"}
 SAVING = {**ADAMW, "save_strategy": "steps", "save_steps": 2}
-IMAGES = {"all weights": [], "lora": ["--lora.enabled", "true"], "the tower too": ["--data.train_vision", "true"]}
+IMAGES = {"all weights": [], "lora": ["--lora.enabled", "true"]}
+IMAGES |= {"the tower too": ["--data.train_vision", "true"], "rung 4": ["--demonstrations.rung", "4"]}
 
 
 def launch(folder: Path, options: list[str], cases: dict[str, Any]) -> Path:

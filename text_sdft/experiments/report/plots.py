@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from markupsafe import Markup, escape
 
+from text_sdft.core import RUNGS
 from text_sdft.experiments.report.reading import Point, Record, Run
 
 #: Told apart without colour vision (Okabe and Ito), and by their markers.
@@ -70,10 +71,31 @@ def accuracy_curve(run: Run) -> Markup | None:
     return _lines("Learning and forgetting", "accuracy in %", series, percent=True, level=level)
 
 
+@_styled
 def ladder_history(run: Run) -> Markup | None:
-    """What is logged of growing hints: the metrics ``ladder/…`` by step."""
-    names = sorted({name for log in run.metrics for name in log if name.startswith("ladder/")})
-    return _lines("Ladder history", "", {name[7:].replace("_", " "): _series(run.metrics, name) for name in names})
+    """How many labelled queries were shown which rung of the privilege ladder, by step; None where hints did not grow."""
+    logs = [log for log in run.metrics if "ladder/mean_rung" in log]
+    names = {rung: f"ladder/rung_{rung}" for rung in RUNGS if any(f"ladder/rung_{rung}" in log for log in logs)}
+    if len(logs) < 2:
+        return None
+    steps = [log["step"] for log in logs]
+    shares = {rung: [100 * log.get(name, 0.0) for log in logs] for rung, name in names.items()}
+    labels = {rung: f"{rung} {'nothing to learn' if rung == 0 else RUNGS[rung]}" for rung in shares}
+    figure, axes = _figure()
+    axes.stackplot(
+        steps, *shares.values(), labels=labels.values(), colors=[COLOURS[rung] for rung in shares], edgecolor="white"
+    )
+    axes.set_xlim(steps[0], steps[-1])
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("labelled queries in %")
+    _legend(axes)
+    words = [
+        f"rung {labels[rung]}: {values[0]:.3g} % at step {steps[0]}, {values[-1]:.3g} % at step {steps[-1]}"
+        for rung, values in shares.items()
+    ]
+    means = [f"{log['ladder/mean_rung']:.2f}" for log in (logs[0], logs[-1])]
+    return _svg(figure, "Growing hints", "; ".join(words) + f". Mean rung {means[0]}, then {means[1]}.")
 
 
 @_styled
