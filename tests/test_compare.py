@@ -162,6 +162,36 @@ def test_a_test_with_kept_weights_is_that_of_a_model_trained_again(finished, con
     assert json.loads(file.read_text())["test"] == kept
 
 
+def test_seeds_that_change_nothing_are_not_run(finished):
+    """Greedy answers of an untrained model: in context too, where no seed draws what it is shown."""
+    assert [len(cells(finished, "test", name)) for name in ("base", "icl", "sft+no_retain", "sdft")] == [1, 1, 2, 2]
+    results = table(finished)
+    assert results["methods"]["icl"]["seeds"] == [0] and results["methods"]["icl"]["new"]["over_seeds"]["low"] is None
+    [mine], theirs = cells(finished, "test", "icl"), cells(finished, "test", "sdft")
+    pairs = [(mine["test"]["new"][i], score) for cell in theirs for i, score in cell["test"]["new"].items()]
+    paired = results["methods"]["icl"]["new"]["paired"]
+    assert (paired["better"], paired["worse"]) == (sum(a > b for a, b in pairs), sum(a < b for a, b in pairs))
+
+
+def test_seeds_that_draw_the_demonstrations_are_run(tmp_path):
+    settings = {
+        "model": "builtin:tiny-qwen3-vl",
+        "data": {
+            "path": "builtin:novel-objects",
+            "options": {"n_types": 2, "n_unlabelled": 1, "n_test": 3, "n_retain": 1, "n_old": 1},
+            "cache": str(tmp_path / "data"),
+        },
+        "demonstrations": {"n_types": 2},
+        "eval": {"max_examples": 6},
+        "train": {"use_cpu": True, "disable_tqdm": True, "max_steps": 1, "max_completion_length": 6},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    command = ["compare", str(tmp_path / "config.yaml"), "--methods", "icl", "--train.output_dir", str(tmp_path / "run")]
+    for seeds in (1, 2):  # the second run adds to the first
+        assert main([*command, "--seeds", str(seeds)]) == 0
+        assert [len(cells(tmp_path / "run", "test", name)) for name in ("base", "icl")] == [1, seeds]
+
+
 # ---- stopped, resumed, failed ----
 
 

@@ -27,8 +27,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from text_sdft.core import Example, UserError
-from text_sdft.experiments.compare_table import write_tables
+from text_sdft.core import Conversation, Example, UserError
+from text_sdft.experiments.compare_table import seeded, write_tables
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.costs import training_flops
 from text_sdft.experiments.drift import Start, drift, general, remember
@@ -40,6 +40,8 @@ from text_sdft.experiments.scores import contexts_for, evaluate
 Sets = dict[str, list[Example]]
 #: The set that is learnt; all others are prior skills.
 NEW, VALIDATION = "new", "validation"
+#: Seeds that are looked at, where fewer are run: a later run may add some.
+SEEDS = 10
 #: Settings that a comparison chooses itself, or that change no number.
 FREE = {"method", "eval.batch_size", "eval.teacher"} | {
     f"train.{name}" for name in ("output_dir", "learning_rate", "seed", "disable_tqdm", "logging_steps", "save_steps")
@@ -54,7 +56,8 @@ class Comparison:
         plan: methods, rates, seeds, steps, and how validation rows came about.
         validation: method -> rate -> {set: accuracy}, seed 0.
         chosen: method -> rate (0 where nothing is trained).
-        tests: method -> one cell a seed: {"seed", "test": {set: {item: score}}, "drift", "seconds", "flops"}.
+        tests: method -> one cell a seed: {"seed", "seeded", "test": {set: {item: score}}, "drift", "seconds", "flops"}; the
+            first alone where it is not `seeded`.
         skipped, failed: method or cell -> why.
     """
 
@@ -174,8 +177,9 @@ class _Runner:
             return
         chosen = max(accuracies, key=lambda rate: (selection_score(accuracies[rate]), -rate))
         found.chosen[method.name] = chosen
-        seeds = range(plan["seeds"]) if method.name != "base" else range(1)  # greedy answers of one model: no seed in them
-        cells = [self._cell(method, "test", chosen, seed, self._test) for seed in seeds]
+        first = self._cell(method, "test", chosen, 0, self._test)
+        others = range(1, plan["seeds"]) if first is None or seeded(first) else ()
+        cells = [first, *(self._cell(method, "test", chosen, seed, self._test) for seed in others)]
         found.tests[method.name] = [cell for cell in cells if cell is not None]
         self._weights(method, chosen).unlink(missing_ok=True)
 
@@ -255,7 +259,22 @@ class _Runner:
         else:
             trainer, cost = self._trained(method, rate, seed)
         moved = {"drift": drift(trainer, self._start)} if self._start is not None else {}
-        return {"test": self._scores(trainer, method, self.test), **moved, **cost}
+        scores = self._scores(trainer, method, self.test)
+        return {"test": scores, "seeded": self._seeded(trainer, method), **moved, **cost}
+
+    def _seeded(self, trainer: MethodTrainer, method: Method) -> bool:
+        """Whether seeds differ: a model that is not trained gives the same greedy answers to what is shown alike."""
+        if method.trains or not _in_context(method):
+            return method.trains
+        examples, adapter = self.test[NEW], trainer.adapter
+
+        def shown(seed: int) -> list[Conversation]:
+            return [
+                adapter.teacher_messages(e, c) for e, c in zip(examples, contexts_for(trainer, examples, seed), strict=True)
+            ]
+
+        first = shown(0)
+        return any(shown(seed) != first for seed in range(1, max(self.comparison.plan["seeds"], SEEDS)))
 
     @cached_property
     def _start(self) -> Start | None:
@@ -286,8 +305,7 @@ class _Runner:
 
     def _scores(self, trainer: MethodTrainer, method: Method, sets: Sets) -> dict[str, dict[str, float]]:
         """Item by item; the new task with demonstrations in context for ``icl``, everything else without."""
-        in_context = method.name.partition("/")[0] == "icl"
-        _, records = evaluate(trainer, sets, in_context, self.experiment.eval.batch_size, method.name)
+        _, records = evaluate(trainer, sets, _in_context(method), self.experiment.eval.batch_size, method.name)
         scores: dict[str, dict[str, float]] = {name: {} for name in sets}
         for record in records:  # the teacher's answers come last, and take the place of the student's
             scores[record["set"]][record["id"]] = record["score"]
@@ -298,6 +316,10 @@ class _Runner:
 
     def _weights(self, method: Method, rate: float) -> Path:
         return self._file(method, "validation", rate, 0).with_suffix(".safetensors")
+
+
+def _in_context(method: Method) -> bool:
+    return method.name.partition("/")[0] == "icl"
 
 
 def _trainable(trainer: MethodTrainer) -> dict[str, torch.Tensor]:

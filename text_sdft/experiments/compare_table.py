@@ -81,6 +81,11 @@ def markdown(results: dict[str, Any], plotted: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def seeded(cell: dict[str, Any]) -> bool:
+    """Whether a method's other seeds could give other answers than this cell's."""
+    return cell.get("seeded", cell["method"] != "base")
+
+
 def _row(comparison: Comparison, name: str, reference: str | None) -> dict[str, Any]:
     cells = comparison.tests[name]
     sets = list(cells[0]["test"])
@@ -117,12 +122,12 @@ def _mean(cell: dict[str, Any], parts: list[str]) -> float:
 
 
 def _paired(cells: list[dict[str, Any]], reference: list[dict[str, Any]], parts: list[str]) -> dict[str, Any] | None:
-    """On the items of all seeds that both have; a method without seeds (base) stands beside each of the reference's."""
+    """On the items of all seeds that both have; a method without seeds stands beside each of the reference's."""
     first: list[float] = []
     second: list[float] = []
     by_seed = {cell["seed"]: cell["test"] for cell in cells}
     for other in reference:
-        mine = by_seed.get(other["seed"]) if cells[0]["method"] != "base" else cells[0]["test"]
+        mine = by_seed.get(other["seed"]) if seeded(cells[0]) else cells[0]["test"]
         if mine is not None:
             first += [mine[part][item] for part in parts for item in other["test"][part]]
             second += [score for part in parts for score in other["test"][part].values()]

@@ -50,9 +50,14 @@ def sample(examples: list[Example], limit: int | None) -> list[Example]:
     return [example for i, example in enumerate(examples) if i in chosen]
 
 
-def contexts_for(trainer: SDFTTrainer, examples: Sequence[Example], control: str | None = None) -> list[TeacherContext]:
-    """The teacher's contexts for measuring: drawn by the run's seed and the example, the same at each measurement."""
-    return [TeacherContext(draw_seed(trainer.args.seed, "eval", e.id), control=control) for e in examples]
+def contexts_for(trainer: SDFTTrainer, examples: Sequence[Example], seed: int | None = None) -> list[TeacherContext]:
+    """The teacher's contexts for measuring: drawn by the run's seed and the example, the same at each measurement.
+
+    Args:
+        seed: of another run.
+    """
+    seed = trainer.args.seed if seed is None else seed
+    return [TeacherContext(draw_seed(seed, "eval", e.id)) for e in examples]
 
 
 def evaluate(
