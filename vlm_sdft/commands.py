@@ -29,7 +29,7 @@ def train_command(argv: list[str]) -> int:
             print(f"{found}\n`vlm-sdft probe` measures more; --force trains all the same.", file=sys.stderr)
         return 3
     if main_process:
-        print_results(results, Path(str(experiment.args.output_dir)))
+        print_results(results, Path(str(experiment.args.output_dir)), experiment.settings["adapter"])
     return 0
 
 
@@ -87,7 +87,8 @@ def eval_command(argv: list[str]) -> None:
     measured = run_evaluation(experiment, folder, int(samples or 0), [name for name in (skills or "").split(",") if name])
     file = folder / "results.json"
     stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    print_results({"before": stored.get("after", {}), "after": measured}, folder, ("stored", "measured now"))
+    results = {"before": stored.get("after", {}), "after": measured}
+    print_results(results, folder, experiment.settings["adapter"], ("stored", "measured now"))
     print_further(folder, pass_at_k=bool(samples), skills=bool(skills))
 
 

@@ -9,11 +9,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-LABELS = {"new": "new types", "old": "old types", "teacher": "teacher (new, in context)"}
+#: What measured sets are called, by adapter where it has words of its own.
+LABELS = {"teacher": "teacher (new, in context)"}
+OWN_LABELS = {"image": {"new": "new types", "old": "old types"}}
 
 
-def print_results(results: dict[str, Any], folder: Path, columns: tuple[str, str] = ("before", "after")) -> None:
+def print_results(
+    results: dict[str, Any], folder: Path, adapter: str, columns: tuple[str, str] = ("before", "after")
+) -> None:
     """Accuracies before and after with their 95 % intervals, and where the files are."""
+    labels = {**LABELS, **OWN_LABELS.get(adapter, {})}
     table = Table(title="Accuracy (95 % interval)", title_justify="left")
     for heading in ("", *columns):
         table.add_column(heading, justify="left" if not heading else "right")
@@ -21,7 +26,7 @@ def print_results(results: dict[str, Any], folder: Path, columns: tuple[str, str
     before, after = results["before"], results["after"]
     for name in dict.fromkeys([*before, *after]):
         n = (after.get(name) or before.get(name))["n"]
-        table.add_row(LABELS.get(name, name), _cell(before.get(name)), _cell(after.get(name)), str(n))
+        table.add_row(labels.get(name, name), _cell(before.get(name)), _cell(after.get(name)), str(n))
     console = Console()
     console.print(table)
     moved = results.get("drift")

@@ -1,0 +1,70 @@
+"""Runs on text: trained, measured, loaded; in a text's own words."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.test_experiments import SETTINGS, measured, read, steps
+from tests.tiny_text import save_tiny_text_model
+from vlm_sdft.cli import main
+
+
+def jsonl(file: Path, rows: list[dict[str, Any]]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def test_a_text_model_is_trained_measured_and_loaded(tmp_path, capsys):
+    shown = [{"prompt": "Colour of a dax?", "answer": "red"}]
+    queries = [{"prompt": f"Colour of dax {i}?", "demonstrations": shown, "reference": "red"} for i in range(4)]
+    settings = {
+        "model": save_tiny_text_model(tmp_path / "llama"),
+        "adapter": "text",
+        "data": {
+            "path": jsonl(tmp_path / "train.jsonl", queries),
+            "test": jsonl(tmp_path / "test.jsonl", queries[:3]),
+            "old": jsonl(tmp_path / "old.jsonl", [{"prompt": "1 + 1?", "reference": "2"}]),
+            "retain": jsonl(tmp_path / "retain.jsonl", [{"prompt": "Hello?"}]),
+        },
+        "lora": {"enabled": False},
+        "train": {**SETTINGS["train"], "max_steps": 2, "output_dir": str(tmp_path / "run")},
+    }
+    (tmp_path / "text.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["preview", str(tmp_path / "text.yaml")]) == 0
+    assert "Colour of a dax?" in capsys.readouterr().out
+    assert main(["train", str(tmp_path / "text.yaml"), "--force"]) == 0
+    run = tmp_path / "run"
+    results = read(run / "results.json")
+    assert {name: score["n"] for name, score in results["after"].items()} == {"new": 3, "old": 1, "teacher": 3}
+    moved = results["drift"]
+    assert moved["before"]["kl"] == pytest.approx(0, abs=1e-6) and moved["after"]["kl"] > 1e-6
+    assert moved["before"]["perplexity"] > 1 and moved["before"]["perplexity"] != moved["after"]["perplexity"]
+    printed = capsys.readouterr().out
+    assert f"KL from the start {moved['after']['kl']:.3g} nats" in printed
+    assert "types" not in printed and re.search(r"^│ new +│", printed, re.M) and re.search(r"^│ old +│", printed, re.M)
+    assert all("retain/loss" in log for log in steps(run))
+    start, end = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (tmp_path / "llama", run / "model"))
+    assert not all(torch.equal(start[name], end[name]) for name in start)
+    assert AutoTokenizer.from_pretrained(run / "model").chat_template
+    assert main(["eval", str(run)]) == 0
+    assert read(run / "eval.json") == results["after"] and "types" not in capsys.readouterr().out
+
+
+def test_a_run_that_measures_nothing_is_finished_all_the_same(tmp_path):
+    model = save_tiny_text_model(tmp_path / "llama")
+    data = jsonl(tmp_path / "rows.jsonl", [{"prompt": "Hello?", "privileged_context": "Be kind."}] * 2)
+    argv = ["train", "--model", model, "--adapter", "text", "--data", data, "--train.output_dir", str(tmp_path / "run")]
+    argv += ["--train.max_steps", "1", "--train.max_completion_length", "4", "--train.use_cpu", "true"]
+    assert main(argv) == 0
+    assert measured(tmp_path / "run") == ({}, {})
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert main([*argv, "--resume"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == times
