@@ -208,6 +208,17 @@ def test_two_types_with_one_answer_are_an_error(tmp_path, twin):
     DemoSet.load(tmp_path)
 
 
+def test_a_synonym_that_is_another_types_answer_is_an_error(tmp_path):
+    fill(tmp_path, {"train/dax": 2, "train/wug": 2, "old/cat": 1})
+    for synonyms, right in ((["Wug."], False), (["a cat"], False), (["the dax", "daxling"], True)):
+        (tmp_path / "types.yaml").write_text(yaml.safe_dump({"dax": {"synonyms": synonyms}}))
+        if right:
+            assert DemoSet.load(tmp_path).types["dax"].synonyms == tuple(synonyms)
+            continue
+        message = error(tmp_path)
+        assert f"'{synonyms[0]}' is a synonym of the type 'dax'" in message and "types.yaml" in message
+
+
 def test_an_image_that_is_tested_on_is_taken_out_of_training_and_both_names_are_said(tmp_path):
     fill(tmp_path, WHOLE)
     copies = {

@@ -362,7 +362,9 @@ class ImageAdapter:
         return self._family
 
     def _example(self, row: ImageRow) -> Example:
-        messages = self._asking(_question(row))
+        messages: Conversation = [{"role": "user", "content": _question(row)}]
+        if self._system_prompt:
+            messages.insert(0, {"role": "system", "content": self._system_prompt})
         return Example(row.id, messages, reference=row.answer, retain=row.split == "retain", meta={"row": row})
 
     def _type_of(self, example: Example) -> str | None:
@@ -393,18 +395,13 @@ class ImageAdapter:
         return [_demonstration(shown) for shown in chosen]
 
     def _written(self) -> dict[Key, str]:
-        """The rationales of all labelled images: all at once, so that the weights of the first time wrote them all."""
+        """The rationales of all labelled images, written at once: by the weights of the first time."""
         if self._rationales is None:
             self._bound()
-            query = self._asking(self._rationale_question)
-            labelled = [_demonstration(row) for row in self.demos.labelled]
-            self._rationales = write_rationales(self, cast(Model, self._model), labelled, query, self._template)
+            model, shown = cast(Model, self._model), [_demonstration(row) for row in self.demos.labelled]
+            asked = (self._rationale_question, self._system_prompt, self._template)
+            self._rationales = write_rationales(self, model, shown, *asked)
         return self._rationales
-
-    def _asking(self, content: Any) -> Conversation:
-        """A user turn, after the system message where there is one."""
-        system = [{"role": "system", "content": self._system_prompt}] if self._system_prompt else []
-        return [*system, {"role": "user", "content": content}]
 
     def _kept_in_context(self, example: Example) -> list[Demonstration]:
         """What stands before a retention row's query in both views: nothing, or an episode (`vlm_sdft.episodes`)."""

@@ -129,7 +129,8 @@ class DemoSet:
             on_bad_image: an image that cannot be read is an error, or is dropped and reported.
 
         Raises:
-            UserError: a type is empty, two share an answer, an image cannot be read, a file or key is wrong.
+            UserError: a type is empty, two share an answer, a synonym is another's answer, an image cannot be read, a file or
+                key is wrong.
         """
         from vlm_sdft.readers import read_folder
 
@@ -268,6 +269,13 @@ def _check_answers(types: Mapping[str, ObjectType]) -> None:
                 "apart. Give one another answer in types.yaml, or join their folders."
             )
         seen[word] = kind.name
+    for kind in types.values():
+        for word in kind.synonyms:
+            if (other := seen.get(normalise(word), kind.name)) != kind.name:
+                raise UserError(
+                    f"'{word}' is a synonym of the type '{kind.name}' and the answer of '{other}': the wrong type would be "
+                    "scored right. Take it out of the synonyms in types.yaml."
+                )
 
 
 def _readable(rows: Sequence[ImageRow], on_bad_image: str, notes: list[str]) -> list[ImageRow]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from text_sdft.core import Conversation, Demonstration, ModalityAdapter, Model
+from text_sdft.core import Demonstration, Message, ModalityAdapter, Model
 from text_sdft.core.rollout import TransformersSampler
 from text_sdft.templates import render
 from vlm_sdft.controls import answer_of, described
@@ -22,19 +22,25 @@ Key = tuple[str, ...]
 
 
 def write_rationales(
-    adapter: ModalityAdapter, model: Model, demonstrations: Sequence[Demonstration], query: Conversation, template: str
+    adapter: ModalityAdapter,
+    model: Model,
+    demonstrations: Sequence[Demonstration],
+    question: str,
+    system_prompt: str | None,
+    template: str,
 ) -> dict[Key, str]:
-    """The model's most probable answer to a question about each demonstration's images, which it reads after that
-    demonstration.
+    """The model's most probable answer to a question about each demonstration's images, asked after that demonstration.
 
     Args:
         adapter: encodes and decodes.
         model: writes with the weights that it has now.
-        query: messages that end in the question; the images are put before it.
+        question: what is asked about the images.
+        system_prompt: the first message, where there is one.
         template: how a demonstration enters a prompt (`text_sdft.templates`).
     """
     distinct = {_key(d): d for d in demonstrations}
-    asked = [render(_about(d, query), [d], None, template) for d in distinct.values()]
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    asked = [render([*system, _about(d, question)], [d], None, template) for d in distinct.values()]
     sampler, texts = TransformersSampler(LONGEST), list[str]()
     for start in range(0, len(asked), BATCH_SIZE):
         rollout = sampler.sample(model, adapter.encode(asked[start : start + BATCH_SIZE]), seeds=None)
@@ -50,9 +56,9 @@ def with_rationales(demonstrations: Sequence[Demonstration], rationales: Mapping
     ]
 
 
-def _about(demonstration: Demonstration, query: Conversation) -> Conversation:
+def _about(demonstration: Demonstration, question: str) -> Message:
     images = [{"type": "image", "image": image} for image in images_of(demonstration.messages)]
-    return [*query[:-1], {"role": "user", "content": [*images, {"type": "text", "text": query[-1]["content"]}]}]
+    return {"role": "user", "content": [*images, {"type": "text", "text": question}]}
 
 
 def _key(demonstration: Demonstration) -> Key:
