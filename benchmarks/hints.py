@@ -1,9 +1,10 @@
 """Hints that grow against each fixed rung of the privilege ladder, at equal steps: `python benchmarks/hints.py --seeds 1`.
 
 Ten drawn types, 2 labelled and 20 unlabelled images each. *labelled*: the labelled images alone; *unlabelled*: with
-unlabelled images and retention prompts. A query whose answer nobody knows has the rungs 2 and 3 only (under the ladder it
-is shown rung 2), so rungs 1 and 5 are compared on labelled images alone. Prints a table and writes JSON; a finished cell is
-not run again.
+unlabelled images and retention prompts. A query whose answer nobody knows has the rungs 2, 3 and 4 only (under the ladder
+it is shown rung 2), so rungs 1 and 5 are compared on labelled images alone. The rationale of rung 4 is the model's own
+description of the image: the builtin model answers no other question about one. Prints a table and writes JSON; a finished
+cell is not run again.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from cells import Cells, accuracies, demo_set, make_trainer
 from text_sdft.core import SDFTTrainer
 from text_sdft.experiments.ladder import LadderTrainer
 from vlm_sdft import ImageAdapter
+from vlm_sdft.zoo.vocabulary import DESCRIBE_QUESTION
 
-SETTINGS: dict[str, int | None] = {"rung 1": 1, "rung 2": 2, "rung 3": 3, "rung 5": 5, "ladder": None}
+SETTINGS: dict[str, int | None] = {"rung 1": 1, "rung 2": 2, "rung 3": 3, "rung 4": 4, "rung 5": 5, "ladder 0-5": None}
 
 
 def main() -> None:
@@ -34,7 +36,7 @@ def main() -> None:
         (data, rate, setting)
         for data in ("labelled", "unlabelled")
         for rate in ((1e-4, 1e-3) if data == "labelled" else (1e-3,))
-        for setting in (SETTINGS if data == "labelled" else ("rung 2", "rung 3", "ladder"))
+        for setting in (SETTINGS if data == "labelled" else ("rung 2", "rung 3", "rung 4", "ladder 0-5"))
     ]
     for seed in range(args.seeds):
         for plan in plans:
@@ -68,7 +70,8 @@ def run(data: str, rate: float, setting: str, seed: int, args: argparse.Namespac
     demos = demo_set(n_types=10, seed=seed, noise=args.noise)
     rung = SETTINGS[setting]
     kind = LadderTrainer if rung is None else SDFTTrainer
-    adapter = ImageAdapter(demos, n_types=5, shots=2, rung=2 if rung is None else rung)
+    shown = 2 if rung is None else rung
+    adapter = ImageAdapter(demos, n_types=5, shots=2, rung=shown, rationale_question=DESCRIBE_QUESTION)
     rows = demos.labelled if data == "labelled" else demos.train
     folder = Path("runs/hints") / f"{data}-{rate:g}-{setting.replace(' ', '')}-{seed}-{args.noise:g}"
     (folder / "metrics.jsonl").unlink(missing_ok=True)

@@ -129,8 +129,8 @@ class DemoSet:
             on_bad_image: an image that cannot be read is an error, or is dropped and reported.
 
         Raises:
-            UserError: a type is empty, two share an answer, a synonym is another's answer, an image cannot be read, a file or
-                key is wrong.
+            UserError: a type is empty, two share an answer, a synonym is another's answer, an image cannot be read, a file
+                or key is wrong.
         """
         from vlm_sdft.readers import read_folder
 
