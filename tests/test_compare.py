@@ -233,6 +233,15 @@ def test_a_cell_that_fails_says_why_and_the_others_go_on(config, tmp_path, monke
     assert table(tmp_path)["failed"] == {}, "the next run tries again"
 
 
+def test_a_row_that_one_method_cannot_learn_from_is_named_before_any_cell(config, tmp_path, capsys):
+    rows = [{"prompt": "x1?", "golden_response": "x"}, {"id": "long", "prompt": "x2?", "golden_response": "x1x2x3x4x5"}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["compare", config, *OPTIONS, "--methods", "sdft,sft", "--data", str(tmp_path / "train.jsonl")]
+    assert main([*command, "--train.output_dir", str(tmp_path / "run")]) == 2
+    assert "method 'sft': The expert's answer of 'long' has" in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.glob("run/cells/*/*.json"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -81,7 +81,8 @@ def compare(experiment: Experiment, methods: Sequence[str], seeds: int, rates: S
         What ``compare.json`` holds.
 
     Raises:
-        UserError: an unknown method, nothing to measure, or the folder holds a comparison with other settings.
+        UserError: an unknown method, nothing to measure, a row that a method cannot learn from, or the folder holds a
+            comparison with other settings.
     """
     if experiment.args.world_size > 1:
         raise UserError("compare runs in one process: start it without `accelerate launch`.")
@@ -100,6 +101,8 @@ def compare(experiment: Experiment, methods: Sequence[str], seeds: int, rates: S
     }
     comparison = Comparison({**plan, "validation": how})
     runner = _Runner(experiment, comparison, folder / "cells", validation, test)
+    for name in chosen:
+        runner.check(find_method(name))
     for name in chosen:
         runner.run(find_method(name))
     return write_tables(comparison, experiment, folder)
@@ -154,6 +157,22 @@ class _Runner:
     validation: Sets
     test: Sets
     console: Console = field(default_factory=Console)
+
+    def check(self, method: Method) -> None:
+        """Make a method's trainer, if it has anything to do yet: what is wrong with its rows is said before any is trained.
+
+        Raises:
+            UserError: a row cannot be trained on; names the method.
+        """
+        cells = [self._file(method, "validation", rate, 0) for rate in self.comparison.plan["learning_rates"]]
+        if not method.trains or all(cell.exists() for cell in cells):
+            return
+        try:
+            self._trainer(method, 0.0, 0)
+        except Unsupported:
+            pass  # `run` leaves it out
+        except UserError as error:
+            raise UserError(f"The method '{method.name}': {error}") from error
 
     def run(self, method: Method) -> None:
         """All cells of a method; what fails is noted, and the next one goes on."""
