@@ -26,26 +26,26 @@ from torch.utils._pytree import tree_leaves
 from text_sdft.core.divergence import DivergenceSettings, Head, divergence
 
 H = 64
+SIZES = ["256x8192", "1024x8192", "4096x8192", "16384x8192", "4096x32768", "4096x151936"]
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[256, 1024, 4096])
-    parser.add_argument("--vocabulary", type=int, nargs="+", default=[8192, 32768])
+    parser.add_argument("--sizes", nargs="+", default=SIZES, help="Tokens x vocabulary; the last one takes 17 GiB.")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loss_memory.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     cells = []
     print("| N | V | one [N, V] | " + " | ".join(LOSSES) + " |\n|" + "---|" * (3 + len(LOSSES)))
-    for V in args.vocabulary:
-        for N in args.tokens:
-            cell = {"tokens": N, "vocabulary": V, "unit": 4 * N * V, **measure(N, V, args.device)}
-            cells.append(cell)
-            peaks = [cell["peak"].get(name) for name in LOSSES]
-            shown = [f"{peak / cell['unit']:.2f} ({peak / 2**20:.0f} MiB)" if peak else "–" for peak in peaks]
-            print(f"| {N} | {V} | {cell['unit'] / 2**20:.0f} MiB | " + " | ".join(shown) + " |", flush=True)
+    for size in args.sizes:
+        N, V = map(int, size.split("x"))
+        cell = {"tokens": N, "vocabulary": V, "unit": 4 * N * V, **measure(N, V, args.device)}
+        cells.append(cell)
+        peaks = [cell["peak"].get(name) for name in LOSSES]
+        shown = [f"{peak / cell['unit']:.2f} ({peak / 2**20:.0f} MiB)" if peak else "–" for peak in peaks]
+        print(f"| {N} | {V} | {cell['unit'] / 2**20:.0f} MiB | " + " | ".join(shown) + " |", flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(cells, indent=1) + "\n")
 
