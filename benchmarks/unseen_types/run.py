@@ -31,7 +31,7 @@ from tables import RIVAL, report
 from text_sdft.core import Example, SDFTTrainer
 from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.scores import contexts_for, evaluate
-from vlm_sdft import DemoSet, ImageAdapter
+from vlm_sdft import DemoSet, ImageAdapter, retain_in_context
 from vlm_sdft.zoo import resolve_data
 from vlm_sdft.zoo.drawing import draw
 from vlm_sdft.zoo.novel_objects import NovelObjects
@@ -53,6 +53,8 @@ METHODS = {
     "SDFT + retention, twice its weight": "sdft",
     "SDFT + retention, growing weight": "sdft",
     "SDFT + retention, averaged student": "sdft",
+    "SDFT + retention, half in context": "sdft",
+    "SFT from teacher + retention, half in context": "sft_teacher",
 }
 #: How some differ from the method that they are named after: settings, and a callback.
 SETTINGS_OF = {"SDFT + retention, twice its weight": {"retain_weight": 2.0}}
@@ -131,6 +133,7 @@ SETTINGS = {
     "handwriting, 5 labelled": Setting("handwriting", broader=True, shots=5, rates_from="handwriting, 5 labelled"),
 }
 NOBODY = "untrained"
+IN_CONTEXT = "half in context"
 
 
 def main() -> None:
@@ -191,6 +194,8 @@ def run(
         *teacher_name*) and each of the adapter's rivals that train no language model.
     """
     demos = setting.demos(split, seed, cache)
+    if method.endswith(IN_CONTEXT):
+        demos = retain_in_context(demos, 0.5)
     adapter = ImageAdapter(demos, n_types=5, shots=setting.shots)
     trained = method != NOBODY
     kind = partial(MethodTrainer, method=METHODS[method], full_batches=True) if trained else SDFTTrainer

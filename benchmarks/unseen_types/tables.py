@@ -28,6 +28,11 @@ PAIRS = (
     ("SDFT + retention, twice its weight", "untrained"),
     ("SDFT + retention, growing weight", "untrained"),
     ("SDFT + retention, averaged student", "untrained"),
+    ("SDFT + retention, half in context", "untrained"),
+    ("SDFT + retention, half in context", "teacher"),
+    ("SDFT + retention, half in context", "SDFT + retention"),
+    ("SDFT + retention, half in context", "SFT from teacher + retention, half in context"),
+    ("SFT from teacher + retention, half in context", "untrained"),
     ("SFT from teacher + retention", "untrained"),
 )
 
