@@ -3,7 +3,8 @@
 A model of Qwen3-VL's architecture with random weights (on a GPU: `--device cuda --model Qwen/Qwen3-VL-2B-Instruct`), drawn
 images, frozen teacher, vision tower untouched. Every setting is measured after an epoch, with what it keeps from step to
 step; sides alternate. *Features*: each image through the tower once. *Prefix*: demonstrations that queries have in common
-(selection by group) are read once. All settings must give the same loss before they are timed.
+(selection by group) are read once. All settings must give the same loss before they are timed. A tower that is trained:
+`benchmarks/trained_tower.py`.
 """
 
 from __future__ import annotations
@@ -57,19 +58,31 @@ class Side:
         loss = trainer.training_step(trainer.model, {"examples": queries})
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
+        trainer.teacher.update()
         if trainer.args.device.type == "cuda":
             torch.cuda.synchronize()
         return float(loss)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args, model, demos = read_arguments(__doc__ or "", "benchmarks/results/image_demos.json")
+    cells = []
+    for count in SHOWN:
+        cells += cell(args, model, demos, count)
+        print(table(cells), flush=True)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(cells, indent=1) + "\n")
+
+
+def read_arguments(doc: str, out: str) -> tuple[argparse.Namespace, str, DemoSet]:
+    """The command's arguments, the model's name or folder, and drawn images."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="A hub name or folder; unset: Qwen3-VL's architecture, 12 M parameters.")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rows", type=int, default=8, help="Queries a step.")
     parser.add_argument("--pixels", type=int, default=128, help="Side of an image.")
     parser.add_argument("--repeats", type=int, default=7, help="Alternations.")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/image_demos.json"))
+    parser.add_argument("--out", type=Path, default=Path(out))
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -80,20 +93,14 @@ def main() -> None:
         "builtin:novel-objects", Path("runs/data"), n_types=8, shots=3, n_unlabelled=4, n_test=1, n_retain=0, n_old=1,
         size=args.pixels,
     )  # fmt: skip
-    demos = DemoSet.from_folder(folder)
-    cells = []
-    for count in SHOWN:
-        cells += cell(args, model, demos, count)
-        print(table(cells), flush=True)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(cells, indent=1) + "\n")
+    return args, model, DemoSet.from_folder(folder)
 
 
-def cell(args: argparse.Namespace, model: str, demos: DemoSet, count: int) -> list[dict[str, Any]]:
-    """All savings for so many demonstration images, against the step without any."""
-    sides = {"without": side(args, model, demos, 0, SAVINGS["both"])}
+def cell(args: argparse.Namespace, model: str, demos: DemoSet, count: int, **setting: Any) -> list[dict[str, Any]]:
+    """All savings for so many demonstration images, against the step without any; ``setting``: see `side`."""
+    sides = {"without": side(args, model, demos, 0, SAVINGS["both"], **setting)}
     savings = SAVINGS if count else {"neither": SAVINGS["neither"]}
-    sides |= {name: side(args, model, demos, count, saving) for name, saving in savings.items()}
+    sides |= {name: side(args, model, demos, count, saving, **setting) for name, saving in savings.items()}
     rows, epoch = args.rows, -(-len(demos.unlabelled) // args.rows)
     losses = {name: [s.step(number, rows) for number in range(epoch)] for name, s in sides.items()}
     compared = [losses[name] for name in savings]
@@ -120,12 +127,18 @@ def cell(args: argparse.Namespace, model: str, demos: DemoSet, count: int) -> li
     ]
 
 
-def side(args: argparse.Namespace, model: str, demos: DemoSet, count: int, saving: tuple[float, float]) -> Side:
+def side(
+    args: argparse.Namespace, model: str, demos: DemoSet, count: int, saving: tuple[float, float],
+    train_vision: bool = False, teacher: str = "base",
+) -> Side:  # fmt: skip
     n_types, shots = SHOWN[count]
     features_gib, prefix_gib = saving
-    adapter = ImageAdapter(demos, selection="grouped", n_types=n_types, shots=shots, image_features_gib=features_gib)
+    adapter = ImageAdapter(
+        demos, selection="grouped", n_types=n_types, shots=shots, image_features_gib=features_gib, train_vision=train_vision
+    )
+    changes = {"per_device_train_batch_size": args.rows, "gradient_accumulation_steps": 1, "teacher_model_kind": teacher}
     config = SDFTConfig(
-        tempfile.mkdtemp(), **{**vlm(), "per_device_train_batch_size": args.rows, "gradient_accumulation_steps": 1},
+        tempfile.mkdtemp(), **{**vlm(), **changes},
         learning_rate=1e-6, teacher_prefix_gib=prefix_gib, max_steps=1000, use_cpu=args.device == "cpu",
         bf16=args.device == "cuda", report_to=[], warmup_steps=0, lr_scheduler_type="constant",
     )  # fmt: skip

@@ -51,6 +51,11 @@ ADAMW = {"optim": "adamw_torch"}
 SAVING = {**ADAMW, "save_strategy": "steps", "save_steps": 2}
 IMAGES = {"all weights": [], "lora": ["--lora.enabled", "true"]}
 IMAGES |= {"the tower too": ["--data.train_vision", "true"], "rung 4": ["--demonstrations.rung", "4"]}
+#: Whether each image's one run through the tower reaches the wrapper's gradients, which it finds in two ways.
+TOWERS = {
+    "the tower too": IMAGES["the tower too"],
+    "the tower too, not checkpointed": [*IMAGES["the tower too"], "--train.gradient_checkpointing", "false"],
+}
 
 
 def launch(folder: Path, options: list[str], cases: dict[str, Any]) -> Path:
@@ -114,9 +119,23 @@ def config(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def images(config, tmp_path_factory) -> Path:
+    return launch(tmp_path_factory.mktemp("images"), SHARDED, halved(config, IMAGES))
+
+
+@pytest.fixture(scope="module")
+def towers(config, tmp_path_factory) -> Path:
+    return launch(tmp_path_factory.mktemp("towers"), DATA_PARALLEL, halved(config, TOWERS))
+
+
+@pytest.fixture(scope="module")
+def towers_in_zero(config, tmp_path_factory) -> Path:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    return launch(tmp_path_factory.mktemp("towers"), ZERO, halved(config, TOWERS))
+
+
+def halved(config: Path, options: dict[str, list[str]]) -> dict[str, Any]:
     half = ["--train.per_device_train_batch_size", "2"]
-    cases = {name: {"config": [str(config), *half, *options]} for name, options in IMAGES.items()}
-    return launch(tmp_path_factory.mktemp("images"), SHARDED, cases)
+    return {name: {"config": [str(config), *half, *others]} for name, others in options.items()}
 
 
 def assert_equal(one: Path, two: Path) -> None:
@@ -170,9 +189,20 @@ def test_a_resumed_run_is_the_uninterrupted_one(how, kind, request):
 def test_images_in_shards_equal_one(case, images, config, tmp_path):
     """A whole run: measured, trained, measured again, saved; with the vision tower whole on each process, or trained."""
     main(tmp_path / "run", {"config": [str(config), *IMAGES[case]]})
-    one, two = (read_run(folder / "results.json") for folder in (tmp_path / "run", images / case))
-    assert two["before"] == one["before"] and two["after"] == one["after"]
-    losses = [[row["loss"] for row in map(json.loads, (f / "metrics.jsonl").open()) if "loss" in row]
-              for f in (tmp_path / "run", images / case)]  # fmt: skip
+    assert_equal_runs(tmp_path / "run", images / case)
+
+
+@pytest.mark.parametrize("how", ["towers", "towers_in_zero"])
+@pytest.mark.parametrize("case", TOWERS)
+def test_a_tower_that_is_not_in_shards_equals_one(case, how, config, tmp_path, request):
+    folder = request.getfixturevalue(how)
+    main(tmp_path / "run", {"config": [str(config), *TOWERS[case]]})
+    assert_equal_runs(tmp_path / "run", folder / case)
+
+
+def assert_equal_runs(one: Path, two: Path) -> None:
+    a, b = (read_run(folder / "results.json") for folder in (one, two))
+    assert b["before"] == a["before"] and b["after"] == a["after"]
+    losses = [[row["loss"] for row in map(json.loads, (f / "metrics.jsonl").open()) if "loss" in row] for f in (one, two)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-4) and len(losses[0]) == 3
-    assert_equal_weights(tmp_path / "run" / "model", images / case / "model", 1e-5)
+    assert_equal_weights(one / "model", two / "model", 1e-5)

@@ -9,7 +9,7 @@ Shapes: R rows · D embedding width · T completion tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, cast
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from text_sdft.core import (
     RUNGS,
@@ -26,28 +26,29 @@ from text_sdft.core import (
     Example,
     Model,
     ModelInputs,
-    RowInputs,
     Splits,
     TeacherContext,
     UserError,
 )
 from text_sdft.core.rollout import draw_seed
+from text_sdft.core.sharding import has_shards
 from text_sdft.templates import check_template, render
 from vlm_sdft.answers import is_right
 from vlm_sdft.config import ImageData, ImageDemonstrations, load_demos, vlm
 from vlm_sdft.controls import BLANK, CONTROLS, SHUFFLED, moved_answers, spoiled, with_cues
-from vlm_sdft.demos import DemoSet, ImageRow, as_row
+from vlm_sdft.demos import DemoSet, ImageRow
 from vlm_sdft.embedding import ImageEmbedder
 from vlm_sdft.encoding import RowEncoder, check_by_forward
 from vlm_sdft.episodes import Episodes
+from vlm_sdft.examples import demonstration, examples_of
 from vlm_sdft.families import FAMILIES, Family, bound_images, find_family, vision_modules
 from vlm_sdft.feature_files import FeatureFiles, tower_key
 from vlm_sdft.features import ImageFeatures
+from vlm_sdft.loading import load_processor, load_vlm
 from vlm_sdft.rationales import QUESTION, Key, with_rationales, write_rationales
 from vlm_sdft.retention import pictured
 from vlm_sdft.rivals import images_of, mean_embedding, rival_answers
 from vlm_sdft.selection import DemonstrationSelector, Selection
-from vlm_sdft.zoo import resolve_model
 
 
 class ImageAdapter:
@@ -67,9 +68,9 @@ class ImageAdapter:
         max_pixels: pixels that one image may cost; None: the processor's own limit.
         system_prompt: the first message of both views.
         train_vision: train the vision tower and its projection too.
-        image_features_gib: memory of the host for vision features, which are computed once an image unless the tower is
-            trained; 0 computes them in every forward.
-        image_features_dir: keep them on disk too, for other processes and runs.
+        image_features_gib: memory of the host for vision features, which are computed once for as long as the tower's
+            weights stay; 0 computes them in every forward.
+        image_features_dir: keep them on disk too, for other processes and runs; an untouched tower's only.
         image_features_dir_gib: bound of that folder.
 
     Raises:
@@ -107,21 +108,18 @@ class ImageAdapter:
         self.policy, self.rung = policy, rung
         self.processing_class: Any = None
         self._train_vision, self._image_features_gib = train_vision, image_features_gib
-        self._image_features_dir = image_features_dir
-        self._image_features_dir_gib = image_features_dir_gib
+        self._image_features_dir, self._image_features_dir_gib = image_features_dir, image_features_dir_gib
         self._trust: dict[str, Any] = {}  # the model's own code was trusted: so is its processor's
         self._selector = DemonstrationSelector(demos.labelled, None, selection=selection, n_types=n_types, shots=shots)
         self._context, self._template, self._system_prompt = context, template, system_prompt
-        self._rationale_question = rationale_question
-        self._embedder_name, self._max_pixels = embedder, max_pixels
+        self._embedder_name, self._max_pixels, self._rationale_question = embedder, max_pixels, rationale_question
         self._model: PreTrainedModel | None = None
         self._family: Family | None = None
         self._embedder: ImageEmbedder | None = None
         self._episodes: Episodes | None = None
         self._rationales: dict[Key, str] | None = None
         self._features: ImageFeatures | None = None
-        self._reused: ImageFeatures | None = None
-        self._encode_row: Callable[[Conversation], RowInputs]
+        self._encode_row: RowEncoder
 
     train_defaults: ClassVar[dict[str, Any]] = vlm()
 
@@ -153,13 +151,7 @@ class ImageAdapter:
             UserError: there is no such model, or it takes no images.
         """
         self._trust = {key: value for key, value in kwargs.items() if key == "trust_remote_code"}
-        try:
-            return AutoModelForImageTextToText.from_pretrained(resolve_model(name), **kwargs)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"'{name}' could not be loaded as a vision-language model: {error} Give a folder or a hub name of a model "
-                f"of one of these types: {', '.join(FAMILIES)}; a model for text alone goes with `adapter: text`."
-            ) from error
+        return load_vlm(name, **kwargs)
 
     def frozen_modules(self, model: Model) -> list[str]:
         """The vision tower and what projects its features, unless ``train_vision`` is set."""
@@ -174,13 +166,7 @@ class ImageAdapter:
         # peft hides the signatures that the checks read; its layers sit in the base model too.
         base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
         if processing_class is None:
-            try:
-                processing_class = AutoProcessor.from_pretrained(base.name_or_path, **self._trust)
-            except Exception as error:
-                raise UserError(
-                    f"No processor could be loaded from '{base.name_or_path}': {error} Save the model's processor beside "
-                    "it, or pass one."
-                ) from error
+            processing_class = load_processor(base, **self._trust)
         family = find_family(base, processing_class)
         if family.name not in FAMILIES:
             check_by_forward(base, processing_class, family)
@@ -188,15 +174,12 @@ class ImageAdapter:
             bound_images(family, processing_class, base, self._max_pixels)
         self.processing_class, self._family, self._model = processing_class, family, base
         self._embedder = self._selector.embeddings_RD = self._episodes = self._rationales = None
-        # A tower that is trained gives other features at every step.
-        reused = family.reuses_features and self._image_features_gib > 0 and not self._train_vision
-        files = None
-        if reused and self._image_features_dir is not None:
+        memory, files = int(self._image_features_gib * 2**30), None
+        if family.reuses_features and memory and self._image_features_dir is not None and not self._train_vision:
             tower = tower_key(base, processing_class, family)
             files = FeatureFiles(self._image_features_dir, tower, int(self._image_features_dir_gib * 2**30))
-        self._features = ImageFeatures(base, processing_class, family, int(self._image_features_gib * 2**30), files)
-        self._reused = self._features if reused else None
-        self._encode_row = RowEncoder(processing_class, family, self._reused)
+        self._features = ImageFeatures(base, processing_class, family, memory, files, self._train_vision)
+        self._encode_row = RowEncoder(processing_class, family)
 
     def examples(self, rows: Iterable[Any]) -> list[Example]:
         """Examples from `ImageRow`s, ready examples, or mappings with ``image`` or ``images`` and ``prompt``.
@@ -207,15 +190,7 @@ class ImageAdapter:
         Raises:
             UserError: a row lacks an image or a prompt, or two rows share an id.
         """
-        examples = []
-        seen: dict[str, int] = {}
-        for i, row in enumerate(rows):
-            example = row if isinstance(row, Example) else self._example(as_row(row, i))
-            if example.id in seen:
-                raise UserError(f"Rows {seen[example.id]} and {i} have the same id '{example.id}'; ids must be unique.")
-            seen[example.id] = i
-            examples.append(example)
-        return examples
+        return examples_of(rows, self._system_prompt)
 
     def student_messages(self, example: Example) -> Conversation:
         """The query alone; after demonstrations that hang on its id only: a retention row in context, and any query with
@@ -253,11 +228,11 @@ class ImageAdapter:
 
     def encode(self, conversations: Sequence[Conversation]) -> ModelInputs:
         """See `vlm_sdft.encoding`; every conversation becomes one unpadded row."""
-        family = self._bound()
-        rows = [self._encode_row(conversation) for conversation in conversations]
+        family, features = self._bound(), self._reused
+        rows = [self._encode_row(conversation, features) for conversation in conversations]
         tokenizer = self.processing_class.tokenizer
         pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return ModelInputs(rows, pad_token_id or 0, family.media_by_row, family.placeholder_ids, self._reused)
+        return ModelInputs(rows, pad_token_id or 0, family.media_by_row, family.placeholder_ids, features)
 
     def decode(self, ids: Tensor) -> str:
         """Completion ids [T] as text, special tokens left out, stripped."""
@@ -356,16 +331,19 @@ class ImageAdapter:
         rung = self.rung if context.rung is None else context.rung
         return rung if rung == 2 or rung in self.rungs(example) else 2
 
+    @property
+    def _reused(self) -> ImageFeatures | None:
+        """What holds the features of the images that rows name; None: rows carry pixels.
+
+        A trained tower whose weights lie in shards runs as a part of the model's forward only, as FSDP wants it.
+        """
+        apart = not (self._train_vision and self._model is not None and has_shards(self._model))
+        return self._features if self._bound().reuses_features and self._image_features_gib > 0 and apart else None
+
     def _bound(self) -> Family:
         if self._family is None:
             raise RuntimeError("ImageAdapter.bind(model) has not been called")
         return self._family
-
-    def _example(self, row: ImageRow) -> Example:
-        messages: Conversation = [{"role": "user", "content": _question(row)}]
-        if self._system_prompt:
-            messages.insert(0, {"role": "system", "content": self._system_prompt})
-        return Example(row.id, messages, reference=row.answer, retain=row.split == "retain", meta={"row": row})
 
     def _type_of(self, example: Example) -> str | None:
         """The name of an example's type: its row's, or the one whose answer is its reference."""
@@ -392,13 +370,13 @@ class ImageAdapter:
                 self._selector.embeddings_RD = self._embed_rows(self._selector.rows)
             query_D = self._embed_rows([row])[0]
         chosen = self._selector.select(query, query_D, seed, limit, include_type=own_type, exclude_type=without)
-        return [_demonstration(shown) for shown in chosen]
+        return [demonstration(shown) for shown in chosen]
 
     def _written(self) -> dict[Key, str]:
         """The rationales of all labelled images, written at once: by the weights of the first time."""
         if self._rationales is None:
             self._bound()
-            model, shown = cast(Model, self._model), [_demonstration(row) for row in self.demos.labelled]
+            model, shown = cast(Model, self._model), [demonstration(row) for row in self.demos.labelled]
             asked = (self._rationale_question, self._system_prompt, self._template)
             self._rationales = write_rationales(self, model, shown, *asked)
         return self._rationales
@@ -413,17 +391,9 @@ class ImageAdapter:
             shape = (self._selector.n_types, self._selector.shots)
             self._episodes = Episodes(rows, self._embed_rows(rows), answers, *shape)
         drawn = self._episodes.draw(row, self._embed_rows([row])[0], draw_seed(example.id))
-        return [_demonstration(replace(shown, question=row.question, answer=name)) for shown, name in drawn]
+        return [demonstration(replace(shown, question=row.question, answer=name)) for shown, name in drawn]
 
     def _embed_rows(self, rows: Sequence[ImageRow]) -> Tensor:
         """Embeddings [R, D] of rows: the mean over a row's images, normalised."""
         self.embed([image for row in rows for image in row.images])  # all at once; then from its cache
         return torch.stack([mean_embedding(row.images, self.embed) for row in rows])
-
-
-def _question(row: ImageRow) -> list[dict[str, Any]]:
-    return [*({"type": "image", "image": image} for image in row.images), {"type": "text", "text": row.question}]
-
-
-def _demonstration(row: ImageRow) -> Demonstration:
-    return Demonstration([{"role": "user", "content": _question(row)}, {"role": "assistant", "content": row.answer}])

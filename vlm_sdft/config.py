@@ -73,13 +73,15 @@ class ImageData:
     image_features_gib: float = field(
         default=4.0,
         metadata={
-            "help": "Memory of the host (GiB) for vision features, which an untouched tower computes once an image. "
-            "0 computes them in every forward."
+            "help": "Memory of the host (GiB) for vision features, which are computed once an image for as long as the "
+            "tower's weights stay. 0 computes them in every forward."
         },
     )
     image_features_dir: str | None = field(
         default=None,
-        metadata={"help": "A folder that keeps them on disk too, for the other processes of a run and for further runs."},
+        metadata={
+            "help": "A folder that keeps an untouched tower's on disk too, for other processes and for further runs."
+        },
     )
     image_features_dir_gib: float = field(
         default=50.0, metadata={"help": "Bound of that folder (GiB); what was used least recently goes first."}

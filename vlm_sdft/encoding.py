@@ -92,23 +92,23 @@ def encode_row(
 
 
 class RowEncoder:
-    """`encode_row` for one model; a conversation that comes again (a query in its next epoch, say) is not encoded anew.
+    """`encode_row` for one model; a conversation that comes again (a query in its next epoch, say) is not encoded anew."""
 
-    Args:
-        features: see `encode_row`; without them rows carry pixels, and none is kept.
-    """
-
-    def __init__(self, processor: Any, family: Family, features: ImageFeatures | None) -> None:
-        self._processor, self._family, self._features = processor, family, features
+    def __init__(self, processor: Any, family: Family) -> None:
+        self._processor, self._family = processor, family
         self._rows: OrderedDict[str, RowInputs] = OrderedDict()
 
-    def __call__(self, conversation: Conversation) -> RowInputs:
-        """The conversation's row. Raises `UserError`."""
-        if self._features is None:
+    def __call__(self, conversation: Conversation, features: ImageFeatures | None) -> RowInputs:
+        """The conversation's row. Raises `UserError`.
+
+        Args:
+            features: see `encode_row`; without them the row carries pixels, and is not kept.
+        """
+        if features is None:
             return encode_row(self._processor, conversation, self._family)
         key = repr([(message["role"], _known(message["content"])) for message in conversation])
         if key not in self._rows:
-            self._rows[key] = encode_row(self._processor, conversation, self._family, self._features)
+            self._rows[key] = encode_row(self._processor, conversation, self._family, features)
             if len(self._rows) > MANY_ROWS:
                 self._rows.popitem(last=False)
         self._rows.move_to_end(key)

@@ -1,20 +1,24 @@
-"""Each image processed once, and encoded once where the vision tower is frozen.
+"""Each image processed once, and encoded once for as long as the vision tower's weights stay.
 
-Preparing an image (decoding, resizing, cutting into patches) and running the tower over it give the same result in the
-student's view, the teacher's and every further step. So a conversation is encoded with what is known of its images, and
-the model is handed their features (transformers' ``mm_encoder_outputs``) instead of their pixels.
+Preparing an image (decoding, resizing, cutting into patches) gives the same result in the student's view, the teacher's and
+every further step; so does running the tower over it with the same weights. So a conversation is encoded with what is known
+of its images, and the model is handed their features (transformers' ``mm_encoder_outputs``) instead of their pixels.
+
+An untouched tower encodes an image once for all. A trained one does so once for each teacher, until that teacher's version
+moves (`ImageFeatures.under`), and once for the student in each micro-batch, with gradient (`ImageFeatures.once`).
 
 Shapes: K leading size of a media tensor · T tokens of one image · H width of the language model.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
@@ -34,6 +38,11 @@ MAX_BYTES = 4 * 2**30
 MAX_FILES = 2**14
 #: Names under which processors give pixels, which a model does not need beside features.
 PIXELS = ("pixel_values", "pixel_attention_mask")
+#: Whose weights a tower has, and their version; None: unknown.
+Weights: TypeAlias = tuple[str, int] | None
+UNTOUCHED = ("", 0)
+#: What features hang on: weights, image and precision.
+Key: TypeAlias = tuple[Weights, str, torch.dtype]
 
 
 @dataclass(frozen=True)
@@ -66,11 +75,12 @@ class ImageFeatures:
     """`text_sdft.core.inputs.MediaEncoder` for one model and processor.
 
     Args:
-        model: its vision tower must not change.
+        model: the model.
         processor: the model's processor; its settings must not change.
         family: from `find_family`.
         max_bytes: bound of the features kept in memory.
-        files: keeps them on disk too.
+        files: keeps them on disk too; for an untouched tower only.
+        trained: the tower is trained: features are kept only where it is known whose weights it has (`under`).
     """
 
     def __init__(
@@ -80,20 +90,46 @@ class ImageFeatures:
         family: Family,
         max_bytes: int = MAX_BYTES,
         files: FeatureFiles | None = None,
+        trained: bool = False,
     ) -> None:
-        self._model, self._processor, self._family, self._max_bytes = model, processor, family, max_bytes
-        self._files = files
+        self._model, self._processor, self._family = model, processor, family
+        self._files, self._trained = files, trained
+        self._weights: Weights = None if trained else UNTOUCHED
+        self._together = trained
         self._dtype = model.dtype  # as loaded: in shards (FSDP) it changes to and fro, and an untouched tower's does not
         self._prepared: dict[str, Mapping[str, Any]] = {}
         self._lengths: dict[str, int] = {}
-        self._features: OrderedDict[tuple[str, torch.dtype], Features] = OrderedDict()
-        self._bytes = 0
-        #: Images that went through the tower so far (again, where their features had been dropped).
-        self.computed = 0
+        self._kept = _Kept(max_bytes, MAX_FILES if files is not None else None)
+
+    @property
+    def computed(self) -> int:
+        """Images that went through the tower so far (again, where their features had been dropped)."""
+        return self._kept.computed
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tower runs."""
+        return self._model.device
+
+    def under(self, owner: str, version: int, fleeting: bool) -> ImageFeatures:
+        """See `MediaEncoder.under`."""
+        if not self._trained:
+            return self
+        self._kept.drop_older(owner, version)
+        known = copy.copy(self)  # what is kept is the same object
+        known._weights, known._together = (owner, version), fleeting
+        return known
+
+    def once(self, handles: Sequence[ImageHandle]) -> ImageFeatures | _Once:
+        """See `MediaEncoder.once`."""
+        return _Once(self, handles) if self._trained else self
 
     def encode(self, handles: Sequence[ImageHandle]) -> dict[str, Any]:
         """``mm_encoder_outputs`` for these images, in this order."""
-        outputs = [self._features_of(handle) for handle in handles]
+        return self.joined(self._features_of(handles))
+
+    def joined(self, outputs: Sequence[Features]) -> dict[str, Any]:
+        """``mm_encoder_outputs`` for images with these features."""
         device = self._model.device
         pooled: Any = [output.pooler_output.to(device) for output in outputs]
         layers = zip(*(output.deepstack_features for output in outputs), strict=True)
@@ -103,18 +139,25 @@ class ImageFeatures:
 
     def lengths(self, handles: Sequence[ImageHandle]) -> list[int]:
         """Tokens T of each image."""
+        # Where images go through together, what is kept must not hang on whether an image's length was known before.
+        look = self._computed if self._together else self._features_of
         for handle in handles:
             if handle.key not in self._lengths:
-                self._lengths[handle.key] = len(self._features_of(handle).pooler_output)
+                self._lengths[handle.key] = len(look([handle])[0].pooler_output)
         return [self._lengths[handle.key] for handle in handles]
 
     def load(self, handles: Sequence[ImageHandle]) -> list[Image.Image]:
-        """The images themselves."""
+        """The images themselves. Raises `UserError` where the tower is trained."""
+        if self._trained:
+            raise UserError(
+                "An engine that encodes images itself has been tried with an untouched vision tower only. Set "
+                "data.train_vision to false, or train.sampler to transformers."
+            )
         return [load_image(handle.source) for handle in handles]
 
     def pooled(self, source: Any) -> Tensor:
         """Features [T, H] of one image."""
-        return self._features_of(ImageHandle(content_hash(source), source)).pooler_output
+        return self._features_of([ImageHandle(content_hash(source), source)])[0].pooler_output
 
     @contextmanager
     def prepared(self, handles: Sequence[ImageHandle]) -> Iterator[list[Image.Image]]:
@@ -141,54 +184,150 @@ class ImageFeatures:
         kwargs = dict(self._family.processor_kwargs or {})
         return self._processor.image_processor([load_image(handle.source)], return_tensors="pt", **kwargs)
 
-    def _features_of(self, handle: ImageHandle) -> Features:
-        """The tower's output for one image, kept on the host."""
-        device = self._model.device.type
-        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._dtype
-        key = (handle.key, precision)
-        if key in self._features:
-            self._features.move_to_end(key)
-            return self._features[key]
-        output = self._features[key] = self._from_files(handle, precision) or self._computed(handle, precision)
-        self._bytes += _bytes(output)
-        bound = MAX_FILES if self._files is not None else len(self._features)
-        while (self._bytes > self._max_bytes or len(self._features) > bound) and len(self._features) > 1:
-            self._bytes -= _bytes(self._features.popitem(last=False)[1])
-        return output
+    def _features_of(self, handles: Sequence[ImageHandle]) -> list[Features]:
+        """The tower's output for each image, kept on the host if it is known whose weights the tower has."""
+        precision = self._precision
+        found: dict[str, Features] = {}
+        missing: list[ImageHandle] = []
+        for handle in {handle.key: handle for handle in handles}.values():
+            output = self._kept.get((self._weights, handle.key, precision)) or self._from_files(handle)
+            if output is None:
+                missing.append(handle)
+            else:
+                found[handle.key] = output
+        found |= zip((handle.key for handle in missing), self._computed(missing), strict=True)
+        if self._weights is not None:
+            for name, output in found.items():
+                self._kept.put((self._weights, name, precision), output)
+        return [found[handle.key] for handle in handles]
 
-    def _from_files(self, handle: ImageHandle, precision: torch.dtype) -> Features | None:
-        tensors = None if self._files is None else self._files.read(_name(handle, precision))
+    @property
+    def _precision(self) -> torch.dtype:
+        """In which the tower computes now."""
+        device = self._model.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._dtype
+
+    def _from_files(self, handle: ImageHandle) -> Features | None:
+        tensors = None if self._files is None else self._files.read(_name(handle, self._precision))
         if tensors is None:
             return None
         layers = [tensors[f"layer.{i}"] for i in range(len(tensors) - 1)]
         return Features(tensors["pooled"], layers)
 
-    def _computed(self, handle: ImageHandle, precision: torch.dtype) -> Features:
-        self.computed += 1
-        output = self._encode_one(handle)
-        if self._files is not None:
-            layers = {f"layer.{i}": layer for i, layer in enumerate(output.deepstack_features)}
-            self._files.write(_name(handle, precision), {"pooled": output.pooler_output, **layers})
-        return output
-
     @torch.no_grad()
-    def _encode_one(self, handle: ImageHandle) -> Features:
-        """One image at a time: a result then hangs on nothing but its image, in every batch and after a restart."""
+    def _computed(self, handles: Sequence[ImageHandle]) -> list[Features]:
+        """One image at a time where results stay: each then hangs on nothing but its image, after a restart too."""
+        if not handles:
+            return []
+        with evaluating(self._model):
+            outputs = self.run_tower(handles) if self._together else [self.run_tower([handle])[0] for handle in handles]
+        outputs = [Features(o.pooler_output.cpu(), [layer.cpu() for layer in o.deepstack_features]) for o in outputs]
+        for handle, output in zip(handles, outputs, strict=True):
+            if self._files is not None:
+                layers = {f"layer.{i}": layer for i, layer in enumerate(output.deepstack_features)}
+                self._files.write(_name(handle, self._precision), {"pooled": output.pooler_output, **layers})
+        return outputs
+
+    def run_tower(self, handles: Sequence[ImageHandle]) -> list[Features]:
+        """Each image's features, by one forward where the family joins images and takes their features apart again."""
+        if len(handles) > 1 and not (self._family.packs_images and self._family.features_listed):
+            return [output for handle in handles for output in self.run_tower([handle])]
+        if not handles:
+            return []
+        self._kept.computed += len(handles)
         get_image_features: Any = self._model.get_image_features
         names = inspect.signature(get_image_features).parameters
-        media = {n: v.to(self._model.device) for n, v in self._prepare(handle).items() if n in names}
-        with evaluating(self._model):
-            output = get_image_features(**media, return_dict=True)
-        pooled = output.pooler_output
-        if not isinstance(pooled, Tensor):
-            if len(pooled) != 1:
-                raise UserError(
-                    f"Models of type '{self._family.name}' gave {len(pooled)} features for one image: their images cannot "
-                    "be encoded one by one. Set train_vision, or add the family to vlm_sdft/families.py."
-                )
-            pooled = pooled[0]
-        layers = getattr(output, "deepstack_features", None) or ()
-        return Features(pooled.flatten(0, -2).cpu(), [torch.cat(list(layer)).cpu() for layer in layers])
+        parts = [self._prepare(handle) for handle in handles]
+        media = {n: torch.cat([part[n] for part in parts]).to(self._model.device) for n in parts[0] if n in names}
+        output = get_image_features(**media, return_dict=True)
+        pooled = [output.pooler_output] if isinstance(output.pooler_output, Tensor) else output.pooler_output
+        if len(pooled) != len(handles):
+            raise UserError(
+                f"Models of type '{self._family.name}' gave {len(pooled)} features for {len(handles)} images: their images "
+                "cannot be encoded apart. Set image_features_gib to 0, or add the family to vlm_sdft/families.py."
+            )
+        layers = [list(layer) for layer in getattr(output, "deepstack_features", None) or ()]
+        return [Features(image.flatten(0, -2), [layer[i] for layer in layers]) for i, image in enumerate(pooled)]
+
+
+class _Once:
+    """The student's images in a micro-batch, encoded when this is made: sampling and the student's forward share it.
+
+    Args:
+        features: of a tower that is trained.
+        handles: all images that will be asked for.
+    """
+
+    def __init__(self, features: ImageFeatures, handles: Sequence[ImageHandle]) -> None:
+        self._all = features
+        device = features.device
+        before = _random_state(device)
+        distinct = {handle.key: handle for handle in handles}
+        self._outputs = dict(zip(distinct, features.run_tower(list(distinct.values())), strict=True))
+        self._drew = not torch.equal(_random_state(device), before)
+
+    def encode(self, handles: Sequence[ImageHandle]) -> dict[str, Any]:
+        """As `ImageFeatures.encode`; the graph goes with it where gradients are on."""
+        outputs = [self._outputs[handle.key] for handle in handles]
+        if torch.is_grad_enabled():
+            return self._all.joined(outputs)
+        if self._drew:  # dropout in the tower belongs to the forward with gradient alone
+            return self._all.encode(handles)
+        parts = [
+            (output.pooler_output.detach(), [layer.detach() for layer in output.deepstack_features]) for output in outputs
+        ]
+        return self._all.joined([Features(pooled, layers) for pooled, layers in parts])
+
+    def lengths(self, handles: Sequence[ImageHandle]) -> list[int]:
+        """Tokens T of each image."""
+        return [len(self._outputs[handle.key].pooler_output) for handle in handles]
+
+    def load(self, handles: Sequence[ImageHandle]) -> list[Image.Image]:
+        """As `ImageFeatures.load`."""
+        return self._all.load(handles)
+
+    def under(self, owner: str, version: int, fleeting: bool) -> ImageFeatures:
+        """As `ImageFeatures.under`: another's weights give other features."""
+        return self._all.under(owner, version, fleeting)
+
+    def once(self, handles: Sequence[ImageHandle]) -> _Once:
+        """As `ImageFeatures.once`, anew."""
+        return _Once(self._all, handles)
+
+
+class _Kept:
+    """Features in memory, the least recently used going first.
+
+    Args:
+        max_bytes: bound.
+        max_images: bound; None: no other.
+    """
+
+    def __init__(self, max_bytes: int, max_images: int | None) -> None:
+        self._max_bytes, self._max_images = max_bytes, max_images
+        self._features: OrderedDict[Key, Features] = OrderedDict()
+        self._bytes = 0
+        self.computed = 0
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def get(self, key: Key) -> Features | None:
+        return self._features.get(key)
+
+    def put(self, key: Key, output: Features) -> None:
+        """Keep it; if it was kept before, it has been used just now."""
+        self._bytes += _bytes(output) if key not in self._features else 0
+        self._features[key] = output
+        self._features.move_to_end(key)
+        bound = self._max_images or len(self)
+        while (self._bytes > self._max_bytes or len(self) > bound) and len(self) > 1:
+            self._bytes -= _bytes(self._features.popitem(last=False)[1])
+
+    def drop_older(self, owner: str, version: int) -> None:
+        """What was computed with other weights of this owner."""
+        for key in [key for key in self._features if key[0] is not None and key[0][0] == owner and key[0][1] != version]:
+            self._bytes -= _bytes(self._features.pop(key))
 
 
 class _FromMemory:
@@ -211,6 +350,11 @@ class _FromMemory:
 
 def _without_pixels(prepared: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.to("meta") if name in PIXELS else value for name, value in prepared.items()}
+
+
+def _random_state(device: torch.device) -> Tensor:
+    """Of the generator that dropout draws from."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def _name(handle: ImageHandle, precision: torch.dtype) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class MediaEncoder(Protocol):
-    """Stands for media whose features are computed once and kept (a frozen vision tower's)."""
+    """Stands for media whose features are computed once, and kept for as long as the encoder's weights stay."""
 
     def encode(self, handles: Sequence[Any]) -> dict[str, Any]:
         """What the model's forward takes instead of raw media, for these images in this order."""
@@ -30,6 +30,18 @@ class MediaEncoder(Protocol):
 
     def load(self, handles: Sequence[Any]) -> list[Any]:
         """The images themselves, for an engine that encodes them on its own."""
+        ...
+
+    def under(self, owner: str, version: int, fleeting: bool) -> MediaEncoder:
+        """This encoder while the model has that owner's weights: features are kept until its version moves.
+
+        Args:
+            fleeting: it moves before the next step, so that no resumed run has to compute again what was kept.
+        """
+        ...
+
+    def once(self, handles: Sequence[Any]) -> MediaEncoder:
+        """This encoder after one run over all these images, with gradient if it is trained; gives what that run gave."""
         ...
 
 
@@ -83,6 +95,16 @@ class ModelInputs:
     def select(self, indices: Sequence[int]) -> ModelInputs:
         """The given rows, in the given order, each with its own media."""
         return replace(self, rows=[self.rows[i] for i in indices])
+
+    def under(self, owner: str, version: int, fleeting: bool) -> ModelInputs:
+        """The same rows, for a model that has a teacher's weights: see `MediaEncoder.under`."""
+        encoder = self.media_encoder
+        return self if encoder is None else replace(self, media_encoder=encoder.under(owner, version, fleeting))
+
+    def encoded_once(self) -> ModelInputs:
+        """The same rows, their images encoded now, with the weights and the gradient of now: see `MediaEncoder.once`."""
+        encoder, images = self.media_encoder, [image for row in self.rows for image in row.images]
+        return self if encoder is None else replace(self, media_encoder=encoder.once(images))
 
     def batch(
         self,

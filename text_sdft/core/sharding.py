@@ -72,7 +72,12 @@ def place_for_zero(trainer: Trainer) -> None:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether a forward of the model, as it is now, waits for the other processes."""
-    return isinstance(model, FSDPModule) and any(isinstance(p, DTensor) for p in model.parameters())
+    return isinstance(model, FSDPModule) and has_shards(model)
+
+
+def has_shards(model: nn.Module) -> bool:
+    """Whether some of the model's weights, as they are now, lie on other processes."""
+    return any(isinstance(p, DTensor) for p in model.parameters())
 
 
 @contextmanager

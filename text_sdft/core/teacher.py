@@ -26,7 +26,10 @@ class LiveTeacher:
 
     Attributes:
         version: changes whenever the teacher's weights do; key every cache of what the teacher computed with it.
+        fleeting: it changes after every optimiser step.
     """
+
+    fleeting = True
 
     def __init__(self, model: nn.Module) -> None:
         self.version = 0
@@ -66,6 +69,7 @@ class FrozenTeacher(LiveTeacher):
     """The student as it was when this object was made (``teacher_model_kind="base"``)."""
 
     dtype: torch.dtype | None = None  # None keeps each tensor's own
+    fleeting = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -103,7 +107,7 @@ class EMATeacher(FrozenTeacher):
 
     def __init__(self, model: nn.Module, rate: float = 0.01, sync_steps: int = 1) -> None:
         super().__init__(model)
-        self.rate, self.sync_steps = rate, sync_steps
+        self.rate, self.sync_steps, self.fleeting = rate, sync_steps, sync_steps == 1
         self._steps = torch.zeros((), dtype=torch.long)
 
     @torch.no_grad()

@@ -169,6 +169,8 @@ class SDFTTrainer(CheckpointedTrainer):
 
         # 1. The student answers: y ~ π_θ(· | x).
         student_inputs = encode_student(self.adapter, examples, self.prompt_limit)
+        with self.accelerator.autocast():
+            student_inputs = student_inputs.encoded_once()  # images: sampling uses the values, 3. the graph
         rollout = self.complete(student_inputs, examples, seeds)
 
         # 2. The teacher scores the same ids with its demonstrations in context; for a retention prompt the model as it
@@ -267,8 +269,9 @@ class SDFTTrainer(CheckpointedTrainer):
         # `autocast` inside `applied`: what it keeps of the weights that it casts must go before they are swapped back.
         with torch.no_grad(), side.teacher.applied(), self.accelerator.autocast(), evaluating(self.module):
             ids = rollout.ids[side.rows]
-            owner = next(name for name, teacher in self.teachers().items() if teacher is side.teacher)
-            teacher_NH = self.prefixes.completion_hidden_states(self.module, side.view, ids, owner, side.teacher.version)
+            owner, version = next((name, t.version) for name, t in self.teachers().items() if t is side.teacher)
+            view = side.view.under(owner, version, side.teacher.fleeting)
+            teacher_NH = self.prefixes.completion_hidden_states(self.module, view, ids, owner, version)
             return teacher_NH, frozen_head(self.module, self.args.temperature)
 
     def _trust(

@@ -104,6 +104,12 @@ class NoisyEncoder:
     def load(self, handles: Sequence[Any]) -> list[Any]:
         return self._own.load(handles)
 
+    def under(self, owner: str, version: int, fleeting: bool) -> MediaEncoder:
+        return NoisyEncoder(self._own.under(owner, version, fleeting))
+
+    def once(self, handles: Sequence[Any]) -> MediaEncoder:
+        return NoisyEncoder(self._own.once(handles))
+
 
 def has_words(text: str, words: str) -> bool:
     """Whether ``words`` stand in ``text`` as whole words (an answer "1" is not in "12")."""
