@@ -16,6 +16,7 @@ from tests.test_families import family_name, loaded  # noqa: F401  # family_name
 from tests.tiny_text import tiny_text_model
 from text_sdft import SDFTConfig, SDFTTrainer, TextAdapter
 from text_sdft.core import ModelInputs, Rollout, TransformersSampler
+from text_sdft.experiments.cost import step_cost
 from vlm_sdft import DemoSet, ImageAdapter
 
 ROWS = [
@@ -115,3 +116,17 @@ def test_bf16_is_near_fp32_on_the_same_completions_and_the_weights_stay_fp32(tmp
     plain, half = results
     assert half[0] == pytest.approx(plain[0], rel=0.05) and half[0] != plain[0]
     assert all(weight.dtype == torch.float32 for weight in half[1].values())
+
+
+def test_a_previews_micro_batches_run_in_the_runs_precision(tmp_path: Path):
+    """accelerate puts mixed precision into the forward that a run prepares."""
+    model, tokenizer = tiny_text_model()
+    config = SDFTConfig(str(tmp_path), per_device_train_batch_size=2, max_completion_length=4, bf16=True, use_cpu=True)
+    trainer = SDFTTrainer(model, config, adapter=TextAdapter(), train_dataset=ROWS, processing_class=tokenizer)
+    modes: list[bool] = []
+    layer = model.get_input_embeddings()
+    with layer.register_forward_hook(
+        lambda *_: modes.append(torch.is_autocast_enabled("cpu")) if torch.is_grad_enabled() else None
+    ):
+        step_cost(trainer, warm=0)
+    assert modes and all(modes)

@@ -29,7 +29,7 @@ def step_cost(trainer: SDFTTrainer, warm: int = 2) -> dict[str, float]:
         trainer.create_optimizer()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    model = trainer.model_wrapped
+    model = trainer.accelerator.prepare_model(trainer.model_wrapped)  # as a run does: mixed precision is in its forward
     model.train()
     seconds = 0.0
     for number in range(warm + 1):
