@@ -3,8 +3,7 @@
 Equal prompts (several completions of one query) are read for one row, and what all prompts begin with (a system message)
 is read for one prompt.
 
-Shapes: B rows · D distinct prompts · P longest prompt · S what is read of it · K their common beginning · V vocabulary ·
-G heads of keys and values · W their width.
+Shapes: B rows · D distinct prompts · P longest prompt · K their common beginning.
 """
 
 from __future__ import annotations
