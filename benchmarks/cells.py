@@ -1,4 +1,5 @@
-"""What the benchmarks on drawn types share: a trainer on the builtin model, scores, and a file of finished cells."""
+"""What the benchmarks on drawn types share: a trainer on the builtin model, scores, a file of finished cells, and how
+means are written."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import transformers
 
 from text_sdft.core import SDFTConfig, SDFTTrainer
 from text_sdft.experiments.scores import evaluate
+from text_sdft.experiments.stats import Interval
 from vlm_sdft import DemoSet, ImageAdapter, vlm
 from vlm_sdft.zoo import resolve_data
 
@@ -69,3 +71,15 @@ def accuracies(trainer: SDFTTrainer, demos: DemoSet) -> dict[str, float]:
     }
     scores, _ = evaluate(trainer, sets, teacher=True, batch_size=32, phase="eval")
     return {name: score["accuracy"] for name, score in scores.items()}
+
+
+def shown(values: Sequence[float], signed: bool = False) -> str:
+    """Mean and, from three seeds on, half of its interval, in per cent; a dash where there is nothing."""
+    if not values:
+        return "–"
+    interval = Interval.over_seeds([100 * value for value in values])
+    sign = "+" if signed else ""
+    if interval.low is None or interval.high is None or len(values) < 3:
+        return f"{interval.mean:{sign}.1f}"
+    text = f"{interval.mean:{sign}.1f} ± {interval.high - interval.mean:.1f}"
+    return f"**{text}**" if signed and interval.low * interval.high > 0 else text

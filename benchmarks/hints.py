@@ -1,4 +1,4 @@
-"""Hints that grow against each fixed rung of the privilege ladder, at equal steps: `python benchmarks/hints.py --seeds 1`.
+"""Hints that grow against each fixed rung of the privilege ladder, at equal steps: `python benchmarks/hints.py --seeds 3`.
 
 Ten drawn types, 2 labelled and 20 unlabelled images each. *labelled*: the labelled images alone; *unlabelled*: with
 unlabelled images and retention prompts. A query whose answer nobody knows has the rungs 2, 3 and 4 only (under the ladder
@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cells import Cells, accuracies, demo_set, make_trainer
+from cells import Cells, accuracies, demo_set, make_trainer, shown
 
 from text_sdft.core import SDFTTrainer
 from text_sdft.experiments.ladder import LadderTrainer
@@ -26,7 +26,7 @@ SETTINGS: dict[str, int | None] = {"rung 1": 1, "rung 2": 2, "rung 3": 3, "rung 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--noise", type=float, default=90.0)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/hints.json"))
@@ -47,7 +47,7 @@ def main() -> None:
     ]
     for data, rate, setting in plans:
         found = [cell(cells, data, rate, setting, seed, args) for seed in range(args.seeds)]
-        means = [column([c[name] for c in found if name in c]) for name in ("new", "old", "skills", "teacher")]
+        means = [shown([c[name] for c in found if name in c]) for name in ("new", "old", "skills", "teacher")]
         lines.append(f"| {data} | {rate:g} | {setting} | {' | '.join(means)} |")
     print("\n".join(lines))
 
@@ -55,14 +55,6 @@ def main() -> None:
 def cell(cells: Cells, data: str, rate: float, setting: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     key = f"{data}/{rate:g}/{setting}/{seed}/{args.noise:g}/{args.steps}"
     return cells.get(key, lambda: run(data, rate, setting, seed, args))
-
-
-def column(values: list[float]) -> str:
-    """Mean over seeds, and the range over seeds where there are several."""
-    if not values:
-        return "–"
-    mean, low, high = (100 * number for number in (sum(values) / len(values), min(values), max(values)))
-    return f"{mean:.1f} ({low:.0f}–{high:.0f})" if len(values) > 1 else f"{mean:.1f}"
 
 
 def run(data: str, rate: float, setting: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from tests.tiny_text import save_tiny_text_model
-from text_sdft.core import UserError
+from text_sdft.core import TeacherContext, UserError
 from text_sdft.core.callbacks import MetricsWriter
 from text_sdft.experiments import sequence
 from vlm_sdft.cli import main
@@ -171,15 +171,52 @@ def test_a_finished_sequence_is_not_run_again(config, finished, capsys):
 
 
 def test_replay_brings_back_the_labelled_images_of_earlier_tasks(config, tmp_path):
-    tasks, _, _ = read_sequence(config, ["--method", "replay", "--train.output_dir", str(tmp_path)], joint=False)
-    assert sequence._with_replay(tasks[0], []).method == "sft"
-    second = sequence._with_replay(tasks[1], tasks[:1])
+    tasks = read_sequence(config, ["--method", "replay", "--train.output_dir", str(tmp_path)], joint=False).tasks
+    assert sequence._with_earlier(tasks[0], [], 0).method == "sft"
+    second = sequence._with_earlier(tasks[1], tasks[:1], 0)
     old = [example for example in second.splits.train if example.retain]
     first = {row.id: row.answer for row in tasks[0].adapter.demos.labelled}
     assert {e.id.removeprefix("task-1/"): e.reference for e in old} == first and len(old) == 4
     assert {row.type for row in tasks[0].adapter.demos.labelled}.isdisjoint(
         row.type for row in tasks[1].adapter.demos.labelled
     )
+
+
+def test_queries_of_earlier_tasks_come_back_without_their_answers(config, tmp_path):
+    options = ["--train.output_dir", str(tmp_path), "--retain_earlier"]
+    tasks, _, _, count = read_sequence(config, [*options, "3"], joint=False)
+    assert count == 3 and sequence._with_earlier(tasks[0], [], count).splits.train == tasks[0].adapter.examples(
+        tasks[0].splits.train
+    )
+    second = sequence._with_earlier(tasks[1], tasks[:1], count)
+    first = {f"task-1/{row.id}": row for row in tasks[0].adapter.demos.train}
+    back = [example for example in second.splits.train if example.id in first]
+    assert len(back) == 3 and all(example.retain and example.reference is None for example in back)
+    assert all(first[example.id].split != "retain" for example in back), "queries, not its retention prompts"
+    asked = {example.id: example for example in tasks[0].adapter.examples(tasks[0].adapter.demos.train)}
+    for example in back:
+        context = TeacherContext(0)
+        assert tasks[1].adapter.student_messages(example) == asked[example.id.removeprefix("task-1/")].messages
+        assert tasks[1].adapter.teacher_messages(example, context) == example.messages, "the teacher is shown no more"
+        assert tasks[1].adapter.expert_answer(example) is None
+    own = [example.id for example in second.splits.train if example.id not in first]
+    assert own == [row.id for row in tasks[1].adapter.demos.train]
+    assert [e.id for e in sequence._with_earlier(tasks[1], tasks[:1], count).splits.train if e.id in first] == [
+        e.id for e in back
+    ]
+    all_of_them = sequence._with_earlier(tasks[1], tasks[:1], 10_000).splits.train
+    assert sum(e.id in first for e in all_of_them) == sum(row.split != "retain" for row in first.values())
+
+
+@pytest.mark.parametrize("given", ["-1", "few", "true", "1.5"])
+def test_how_many_queries_come_back_is_a_number(config, tmp_path, capsys, given):
+    assert main(["sequence", str(config), "--train.output_dir", str(tmp_path / "run"), f"--retain_earlier={given}"]) == 2
+    assert "retain_earlier is" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_sequence_with_other_earlier_queries_is_another_one(config, finished, capsys):
+    argv = ["sequence", str(config), "--train.output_dir", str(finished), "--resume", "--retain_earlier", "2"]
+    assert main(argv) == 2 and "other tasks or settings" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -207,14 +244,16 @@ def test_tasks_of_text_from_files(tmp_path):
     found = read(run / "sequence.json")
     assert found["n"] == {"new": [2, 2], "old": {}} and found["joint"] is not None
     assert [settings["data"]["path"] for settings in found["settings"]] == [str(tmp_path / f"{k}.jsonl") for k in (1, 2)]
-    assert read_sequence(config, ["--train.output_dir", str(run)], True)[2].args.max_steps == 2, "the tasks' steps together"
+    assert read_sequence(config, ["--train.output_dir", str(run)], True).joint.args.max_steps == 2, (
+        "the tasks' steps together"
+    )
 
 
 def test_the_config_that_comes_along_is_read(tmp_path):
     file = Path(__file__).parent.parent / "configs" / "sequences" / "novel-objects.yaml"
     few = {**SMALL, "n_types": 25, "n_test": 1, "n_unlabelled": 1, "n_old": 1, "n_retain": 0}
     options = ["--data.cache", str(tmp_path), "--data.options", json.dumps(few)]
-    tasks, folder, joint = read_sequence(file, options, joint=True)
+    tasks, folder, joint, _ = read_sequence(file, options, joint=True)
     types = [{row.type for row in task.adapter.demos.labelled} for task in tasks]
     assert [len(names) for names in types] == [5] * 5 and len(set.union(*types)) == 25
     assert joint.args.max_steps == sum(task.args.max_steps for task in tasks) and folder == Path("runs/sequence")

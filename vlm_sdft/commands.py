@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm_sdft.parsing import read_comparison, read_experiment
+from vlm_sdft.parsing import read_comparison, read_experiment, taken
 
 if TYPE_CHECKING:
     from text_sdft.experiments.config import Experiment
@@ -76,8 +76,8 @@ def eval_command(argv: list[str]) -> None:
             "'paper' for the paper's six, names of its tasks, or YAML files of local ones (configs/skills/)."
         )
         return
-    samples, argv = _taken(argv, "--samples")
-    skills, argv = _taken(argv, "--skills")
+    samples, argv = taken(argv, "--samples")
+    skills, argv = taken(argv, "--skills")
     if not (samples or "0").isdigit():
         raise UserError(f"--samples {samples}: give the number of answers to each row, such as 16.")
     folder = Path(argv[0])
@@ -90,16 +90,6 @@ def eval_command(argv: list[str]) -> None:
     results = {"before": stored.get("after", {}), "after": measured}
     print_results(results, folder, experiment.settings["adapter"], ("stored", "measured now"))
     print_further(folder, pass_at_k=bool(samples), skills=bool(skills))
-
-
-def _taken(argv: list[str], option: str) -> tuple[str | None, list[str]]:
-    """The value of an option of the command's own, and the other arguments."""
-    for i, arg in enumerate(argv):
-        if arg.startswith(f"{option}="):
-            return arg.partition("=")[2], argv[:i] + argv[i + 1 :]
-        if arg == option and i + 1 < len(argv):
-            return argv[i + 1], argv[:i] + argv[i + 2 :]
-    return None, argv
 
 
 def report_command(argv: list[str]) -> None:
@@ -137,18 +127,19 @@ def sequence_command(argv: list[str]) -> None:
 
     if not argv or argv[0] in ("-h", "--help"):
         print(
-            "usage: vlm-sdft sequence SEQUENCE.yaml [--key value …] [--joint] [--resume]\n\n"
+            "usage: vlm-sdft sequence SEQUENCE.yaml [--key value …] [--retain_earlier N] [--joint] [--resume]\n\n"
             "Learns tasks one after the other and measures all of them after each. Options are those of train, for every\n"
-            "task; --method sft or replay takes another method; --joint also trains on all tasks at once: an upper bound."
+            "task; --method sft or replay takes another method; --retain_earlier N keeps N queries of each earlier task\n"
+            "(without labels) among the retention prompts; --joint also trains on all tasks at once: an upper bound."
         )
         return
     options = [arg for arg in argv if arg not in ("--joint", "--resume")]
     if options[0].startswith("-"):
         raise UserError("sequence takes the sequence's YAML first: vlm-sdft sequence SEQUENCE.yaml [--key value …].")
-    tasks, folder, joint = read_sequence(Path(options[0]), options[1:], "--joint" in argv)
+    tasks, folder, joint, retain_earlier = read_sequence(Path(options[0]), options[1:], "--joint" in argv)
     for task in tasks:
         _print_report(task)
-    print_sequence(run_sequence(tasks, folder, "--resume" in argv, joint), folder)
+    print_sequence(run_sequence(tasks, folder, "--resume" in argv, joint, retain_earlier), folder)
 
 
 def init_command(argv: list[str]) -> None:

@@ -256,3 +256,14 @@ def _settings(parser: ArgumentParser, namespace: Namespace, adapter: str) -> dic
             if value != (usual.get(section) or {}).get(name) or not (value is None or _uncommon(f"{section}.{name}"))
         }
     return settings
+
+
+def taken(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
+    """The value of an option of the command's own, and the other arguments."""
+    argv = list(argv)
+    for i, arg in enumerate(argv):
+        if arg.startswith(f"{option}="):
+            return arg.partition("=")[2], argv[:i] + argv[i + 1 :]
+        if arg == option and i + 1 < len(argv):
+            return argv[i + 1], argv[:i] + argv[i + 2 :]
+    return None, argv

@@ -1,7 +1,8 @@
 """From a sequence's YAML to its tasks, each an experiment of its own.
 
 The file holds what all tasks share, and ``tasks``: a list, whose entries are files of experiments (their paths start at
-this file) or mappings of what differs; or a number, by which the types of ``data`` are split.
+this file) or mappings of what differs; or a number, by which the types of ``data`` are split. ``retain_earlier``: how many
+queries of each earlier task come back as retention prompts.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 import yaml
 
-from vlm_sdft.parsing import read_experiment
+from vlm_sdft.parsing import read_experiment, taken
 
 if TYPE_CHECKING:
     from text_sdft.experiments.config import Experiment
@@ -21,12 +22,21 @@ if TYPE_CHECKING:
 Settings = dict[str, Any]
 
 
-def read_sequence(file: Path, options: Sequence[str], joint: bool) -> tuple[list[Experiment], Path, Experiment | None]:
+class TaskSequence(NamedTuple):
+    """The arguments of `text_sdft.experiments.sequence.run_sequence`, as a YAML gives them."""
+
+    tasks: list[Experiment]
+    folder: Path
+    joint: Experiment | None
+    retain_earlier: int
+
+
+def read_sequence(file: Path, options: Sequence[str], joint: bool) -> TaskSequence:
     """The tasks, the sequence's folder, and the experiment on all tasks at once where ``joint`` asks for it.
 
     Args:
         file: the YAML.
-        options: ``--key value`` for every task; they win over the file.
+        options: ``--key value`` for every task, or for the sequence; they win over the file.
 
     Raises:
         UserError: the file lacks ``tasks``, an entry of it cannot be read, the data cannot be split, or there is nothing to
@@ -38,7 +48,13 @@ def read_sequence(file: Path, options: Sequence[str], joint: bool) -> tuple[list
     if "tasks" not in common:
         raise UserError(f"{file} has no `tasks`: a list of experiments' files, or a number to split the types of data by.")
     entries, together = common.pop("tasks"), common.pop("joint", None)
-    folder, options = _folder(common, options, file)
+    name, options = taken(options, "--train.output_dir")
+    folder = Path(name or (common.get("train") or {}).get("output_dir") or f"runs/{file.stem}")
+    kept, options = taken(options, "--retain_earlier")
+    in_file = common.pop("retain_earlier", 0)
+    retain_earlier = in_file if kept is None else yaml.safe_load(kept)
+    if type(retain_earlier) is not int or retain_earlier < 0:
+        raise UserError(f"retain_earlier is {retain_earlier!r}: give how many queries of each earlier task to keep, or 0.")
     with tempfile.TemporaryDirectory() as scratch:
 
         def read(name: str, settings: Settings, extra: Sequence[str] = options) -> Experiment:
@@ -54,12 +70,13 @@ def read_sequence(file: Path, options: Sequence[str], joint: bool) -> tuple[list
             raise UserError(f"{file}: `tasks` is neither a list nor a number.")
         tasks = [read(f"task-{k}", _over(common, _entry(e, file)), options) for k, e in enumerate(entries, start=1)]
         if not joint:
-            return tasks, folder, None
+            return TaskSequence(tasks, folder, None, retain_earlier)
         if together is None:
             raise UserError(f"{file}: --joint needs `joint`, the file or settings of an experiment on all tasks' data.")
         steps = [task.args.max_steps for task in tasks]
         budget = ["--train.max_steps", str(sum(steps))] if min(steps) > 0 else []
-        return tasks, folder, read("joint", _over(common, _entry(together, file)), [*options, *budget])
+        whole = read("joint", _over(common, _entry(together, file)), [*options, *budget])
+        return TaskSequence(tasks, folder, whole, retain_earlier)
 
 
 def _split(settings: Settings, count: int) -> list[Settings]:
@@ -70,18 +87,6 @@ def _split(settings: Settings, count: int) -> list[Settings]:
     if not hasattr(section, "split"):
         raise UserError(f"The data of the adapter '{settings['adapter']}' cannot be split: give `tasks` as a list.")
     return section(**settings["data"]).split(count)
-
-
-def _folder(common: Settings, options: Sequence[str], file: Path) -> tuple[Path, list[str]]:
-    """The sequence's folder, and the options without it."""
-    name = (common.get("train") or {}).get("output_dir") or f"runs/{file.stem}"
-    rest = list(options)
-    for i, option in enumerate(options):
-        if option == "--train.output_dir" and i + 1 < len(options):
-            name, rest = options[i + 1], [*options[:i], *options[i + 2 :]]
-        elif option.startswith("--train.output_dir="):
-            name, rest = option.partition("=")[2], [*options[:i], *options[i + 1 :]]
-    return Path(name), rest
 
 
 def _entry(entry: Any, file: Path) -> Settings:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from text_sdft.experiments.stats import Interval
+from cells import shown
 
 COLUMNS = {
     "new": "new types",
@@ -97,15 +97,3 @@ def differences(rows: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
         lines.append(f"| {first} − {second} | {len(seeds)} | {' | '.join(numbers)} |")
     head = [f"| difference | seeds | {' | '.join(COLUMNS[c] for c in columns)} |", "|---" * (len(columns) + 2) + "|"]
     return "\n".join([*head, *lines]) if lines else ""
-
-
-def shown(values: Sequence[float], signed: bool = False) -> str:
-    """Mean and, from three seeds on, half of its interval, in per cent; a dash where there is nothing."""
-    if not values:
-        return "–"
-    interval = Interval.over_seeds([100 * value for value in values])
-    sign = "+" if signed else ""
-    if interval.low is None or interval.high is None or len(values) < 3:
-        return f"{interval.mean:{sign}.1f}"
-    text = f"{interval.mean:{sign}.1f} ± {interval.high - interval.mean:.1f}"
-    return f"**{text}**" if signed and interval.low * interval.high > 0 else text

@@ -10,12 +10,13 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from text_sdft.core import Model, SDFTTrainer, UserError
+from text_sdft.core import Example, Model, SDFTTrainer, UserError
 from text_sdft.core.modeling import load_model
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.methods import expert_answer, find_method
@@ -26,12 +27,16 @@ Row = dict[str, Any]
 
 
 def run_sequence(
-    tasks: Sequence[Experiment], folder: Path, resume: bool = False, joint: Experiment | None = None
+    tasks: Sequence[Experiment],
+    folder: Path,
+    resume: bool = False,
+    joint: Experiment | None = None,
+    retain_earlier: int = 0,
 ) -> dict[str, Any]:
     """Train task after task; what is finished is not run again.
 
-    Retention prompts of a task are those of its own data, read by the model as it was when that task began. Images of
-    earlier tasks come back only with the method ``replay``, which shows them labelled.
+    Retention prompts of a task are those of its own data, and ``retain_earlier`` queries of each earlier task; the model as
+    it was when the task began reads them. The method ``replay`` shows earlier tasks' labelled queries with their labels.
 
     Args:
         tasks: at least two; each one's ``args.output_dir`` is its run's folder. The first one's sets other than "new" are
@@ -39,11 +44,13 @@ def run_sequence(
         folder: of ``sequence.json``.
         resume: go on with the sequence in this folder.
         joint: all tasks' data at once: an upper bound, trained and measured after the sequence.
+        retain_earlier: so many queries of each earlier task, drawn by the seed, are retention prompts of those after it,
+            without answers or demonstrations.
 
     Returns:
         What ``sequence.json`` holds: ``method``, ``tasks`` (names), ``before``, ``after`` (one a task) and ``joint``
         ({"new": accuracy on each task, "old": {set: accuracy}}), ``n`` (likewise: examples), ``summary`` (see `summary`),
-        ``settings``.
+        ``retain_earlier``, ``settings``.
 
     Raises:
         UserError: fewer than two tasks, a task without anything to measure, another sequence in this folder, or as
@@ -51,9 +58,11 @@ def run_sequence(
     """
     if len(tasks) < 2:
         raise UserError("A sequence needs at least two tasks.")
+    if retain_earlier < 0:
+        raise UserError(f"retain_earlier is {retain_earlier}: give how many queries of each earlier task to keep, or 0.")
     if tasks[0].args.world_size > 1:
         raise UserError("sequence runs in one process: start it without `accelerate launch`.")
-    found = _stored(folder, tasks, resume)
+    found = _stored(folder, tasks, resume, retain_earlier)
     model: Model | None = None
     if "before" not in found:
         first = tasks[0]
@@ -65,7 +74,7 @@ def run_sequence(
         if not finished:
             if model is None and k > 0:
                 model = trained_model(task, _model_folder(tasks[k - 1]))
-            _train(replace(_with_replay(task, tasks[:k]), start=model))
+            _train(replace(_with_earlier(task, tasks[:k], retain_earlier), start=model))
         model = None
         if k == len(found["after"]):
             model = _reload(task)
@@ -175,34 +184,44 @@ def _finished(task: Experiment) -> bool:
     return file.exists() and "after" in json.loads(file.read_text(encoding="utf-8"))
 
 
-def _with_replay(task: Experiment, earlier: Sequence[Experiment]) -> Experiment:
-    """For the method ``replay``: the earlier tasks' labelled rows are the old ones; the first task is plain SFT."""
-    if not find_method(task.method).replay:
-        return task
-    if not earlier:
+def _with_earlier(task: Experiment, earlier: Sequence[Experiment], count: int) -> Experiment:
+    """The task with what comes back of the tasks before it among its retention rows.
+
+    With the method ``replay`` their labelled rows (the first task is plain SFT); else ``count`` queries of each.
+    """
+    replayed = find_method(task.method).replay
+    if replayed and not earlier:
         return replace(task, method="sft")
-    own = [example for example in task.adapter.examples(task.splits.train) if not example.retain]
-    old = [
-        replace(example, id=f"{Path(str(before.args.output_dir)).name}/{example.id}", retain=True)
-        for before in earlier
-        for example in before.adapter.examples(before.splits.train)
-        if not example.retain and expert_answer(before.adapter, example) is not None
-    ]
-    return replace(task, splits=replace(task.splits, train=[*own, *old]))
+    back = []
+    for before in earlier:
+        name = Path(str(before.args.output_dir)).name
+        queries = [example for example in before.adapter.examples(before.splits.train) if not example.retain]
+        if replayed:
+            kept = [example for example in queries if expert_answer(before.adapter, example) is not None]
+        else:
+            drawn = random.Random(f"{task.args.seed}/{name}").sample(queries, min(count, len(queries)))
+            # Nothing is left that tells the answer: only the query comes back.
+            kept = [Example(example.id, example.messages) for example in drawn]
+        back += [replace(example, id=f"{name}/{example.id}", retain=True) for example in kept]
+    own = task.adapter.examples(task.splits.train)
+    if replayed:
+        own = [example for example in own if not example.retain]
+    return replace(task, splits=replace(task.splits, train=[*own, *back]))
 
 
-def _stored(folder: Path, tasks: Sequence[Experiment], resume: bool) -> dict[str, Any]:
+def _stored(folder: Path, tasks: Sequence[Experiment], resume: bool, retain_earlier: int) -> dict[str, Any]:
     """What was measured so far. Raises `UserError` where the folder holds a sequence that this call does not go on with."""
     file, settings = folder / "sequence.json", json.loads(json.dumps([task.settings for task in tasks], default=str))
     if not file.exists():
         names = [Path(str(task.args.output_dir)).name for task in tasks]
-        return {"method": tasks[0].method, "tasks": names, "after": [], "joint": None, "settings": settings}
+        kept = {"retain_earlier": retain_earlier, "settings": settings}
+        return {"method": tasks[0].method, "tasks": names, "after": [], "joint": None, **kept}
     if not resume:
         raise UserError(
             f"{folder} holds a sequence already. --resume continues it; --train.output_dir runs/OTHER starts a new one."
         )
     found = json.loads(file.read_text(encoding="utf-8"))
-    if found["settings"] != settings:
+    if found["settings"] != settings or found.get("retain_earlier", 0) != retain_earlier:
         raise UserError(
             f"{folder} holds a sequence with other tasks or settings: --resume needs the same ones; --train.output_dir "
             "runs/OTHER starts a new one."
