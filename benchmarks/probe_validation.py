@@ -1,23 +1,33 @@
-"""Does the probe's gap before training predict what training gains? `python benchmarks/probe_validation.py`.
+"""Does the probe's gap before training predict what training gains? `python benchmarks/probe_validation.py --seeds 3`.
 
-Each cell is a model, a noise level, a number of demonstrations a type and a rung of the privilege ladder. Measured: the gap
-(teacher minus student, as `vlm-sdft probe` does) and the student's gain by 100 steps of SDFT with unlabelled images and
-retention prompts. The models are the builtin one, weaker ones (seeded noise on its language model's weights, in units of
-each tensor's standard deviation), and one that was taught the new types beforehand, whose demonstrations can only mislead
-it. Prints a table, writes JSON and a plot; a finished cell is not run again.
+Each cell is a model, a source of images, a noise level, a number of demonstrations a type and a rung of the privilege
+ladder. Measured: the gap (teacher minus student, as `vlm-sdft probe` does) and the student's gain by 100 steps of SDFT with
+unlabelled images and retention prompts. The models are the builtin one; weaker ones (seeded noise on its language model's
+weights, in units of each tensor's standard deviation); one that was taught the new types beforehand, whose demonstrations
+can only mislead it; and the broader one of `unseen_types/` (first its `fetch.py` and `build_model.py`). Prints a table,
+writes JSON and a plot; a finished cell is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from cells import MODEL, Cells, demo_set, make_trainer
+from cells import MODEL, Cells, demo_set, make_trainer, shown
 from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).parent / "unseen_types"))
+
+from build_model import MODEL as BROADER
+from sources import SOURCES, write_folder
 
 from text_sdft.core import SDFTTrainer
 from text_sdft.experiments.measure import answers, score_all
@@ -26,23 +36,38 @@ from text_sdft.experiments.verdict import paired_gap
 from vlm_sdft import DemoSet, ImageAdapter
 from vlm_sdft.zoo.novel_objects import NovelObjects
 
-TYPES, UNLABELLED, SEED, RATE, STEPS = 10, 20, 0, 1e-3, 100
+TYPES, UNLABELLED, RATE, STEPS = 10, 20, 1e-3, 100
 
 
 @dataclass(frozen=True)
 class Cell:
-    """``weak``: noise on the weights; ``taught``: steps of training beforehand."""
+    """``weak``: noise on the weights; ``taught``: steps of training beforehand; ``broader``: `build_model.py`'s model."""
 
     noise: int
     shots: int
     rung: int
     weak: float = 0.0
     taught: int = 0
+    source: str = "objects"
+    broader: bool = False
 
     @property
     def name(self) -> str:
         model = f"weakened {self.weak:g}" if self.weak else f"taught {self.taught}" if self.taught else "builtin"
-        return f"{model}, noise {self.noise}, {self.shots} a type, rung {self.rung}"
+        images = f"noise {self.noise}" if self.source == "objects" else self.source
+        return f"{'broader' if self.broader else model}, {images}, {self.shots} a type, rung {self.rung}"
+
+    def demos(self, seed: int) -> DemoSet:
+        """The cell's images. Drawn ones without labels have their types all the same: rung 1 leaves them out."""
+        options: dict[str, Any] = {
+            "n_types": 5 if self.source == "fashion" else TYPES,
+            "n_unlabelled": UNLABELLED,
+            "seed": seed,
+        }
+        if self.source == "objects":
+            return typed(demo_set(noise=self.noise, **options), seed)
+        folder = write_folder(self.source, Path("runs/data"), shots=self.shots, noise=self.noise, **options)
+        return DemoSet.from_folder(folder, retain_questions=["What is this?", "Describe this."])
 
 
 CELLS = (
@@ -59,24 +84,28 @@ CELLS = (
     Cell(120, 2, 2, weak=0.5),
     Cell(120, 1, 2, weak=0.6),
     Cell(120, 2, 1, taught=6),
+    *(Cell(0, 2, 2, source=source, broader=broader) for source in SOURCES for broader in (False, True)),
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/probe_validation.json"))
     parser.add_argument("--plot", type=Path, default=Path("docs/probe_validation.svg"))
     args = parser.parse_args()
     cells = Cells(args.out)
-    found = {cell.name: cells.get(cell.name, lambda cell=cell: run(cell)) for cell in CELLS}
-    report(found, args.plot)
+    seeds = range(args.seeds)
+    for seed, cell in itertools.product(seeds, CELLS):
+        cells.get(f"{cell.name}/{seed}", partial(run, cell, seed))
+    report({cell.name: [cells.done[f"{cell.name}/{seed}"] for seed in seeds] for cell in CELLS}, args.plot)
 
 
-def run(cell: Cell) -> dict[str, float]:
+def run(cell: Cell, seed: int) -> dict[str, float]:
     """Gap, then training, then gain, on the same test images."""
-    demos = typed(demo_set(n_types=TYPES, n_unlabelled=UNLABELLED, seed=SEED, noise=cell.noise))
+    demos = cell.demos(seed)
     adapter = ImageAdapter(demos, n_types=5, shots=cell.shots, rung=cell.rung)
-    trainer = make_trainer(adapter, demos.train, RATE, STEPS, SEED, model=model_of(cell, demos))
+    trainer = make_trainer(adapter, demos.train, RATE, STEPS, seed, model=model_of(cell, demos, seed))
     student = scores(trainer, demos, teacher=False)
     gap = paired_gap(scores(trainer, demos, teacher=True), student)
     trainer.train()
@@ -90,10 +119,10 @@ def run(cell: Cell) -> dict[str, float]:
     }
 
 
-def typed(demos: DemoSet) -> DemoSet:
-    """With the types of unlabelled images, as they were drawn: rung 1 leaves them out."""
-    order = np.random.default_rng([2026, 3, SEED, 1, 1]).permutation(TYPES * UNLABELLED)
-    by_number = [name.replace(" ", "-") for name in NovelObjects(n_types=TYPES, seed=SEED).new_types()]
+def typed(demos: DemoSet, seed: int) -> DemoSet:
+    """With the types of unlabelled images, as they were drawn."""
+    order = np.random.default_rng([2026, 3, seed, 1, 1]).permutation(TYPES * UNLABELLED)
+    by_number = [name.replace(" ", "-") for name in NovelObjects(n_types=TYPES, seed=seed).new_types()]
     demos.unlabelled = [
         replace(row, type=by_number[int(order[int(Path(str(row.images[0])).stem)]) // UNLABELLED])
         for row in demos.unlabelled
@@ -101,18 +130,18 @@ def typed(demos: DemoSet) -> DemoSet:
     return demos
 
 
-def model_of(cell: Cell, demos: DemoSet) -> Any:
+def model_of(cell: Cell, demos: DemoSet, seed: int) -> Any:
     """The cell's model, before the measured training."""
     adapter = ImageAdapter(demos, n_types=5, shots=2)
-    module: Any = adapter.load_model(MODEL, dtype=torch.float32)
+    module: Any = adapter.load_model(str(BROADER) if cell.broader else MODEL, dtype=torch.float32)
     if cell.weak:
-        generator = torch.Generator().manual_seed(SEED)
+        generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in module.model.language_model.parameters():
                 spread = parameter.std() if parameter.dim() > 1 else parameter.new_zeros(())
                 parameter.add_(cell.weak * spread * torch.randn(parameter.shape, generator=generator))
     if cell.taught:
-        trainer = make_trainer(adapter, demos.train, RATE, cell.taught, SEED + 1, model=module)
+        trainer = make_trainer(adapter, demos.train, RATE, cell.taught, seed + 1, model=module)
         trainer.train()
     return module
 
@@ -123,20 +152,35 @@ def scores(trainer: SDFTTrainer, demos: DemoSet, teacher: bool) -> list[float]:
     return score_all(trainer.adapter, examples, answers(trainer, examples, contexts, 50, "validation"))
 
 
-def report(found: dict[str, dict[str, float]], plot: Path) -> None:
-    """Table, correlation and plot; all in percentage points."""
-    gaps, gains = ([100 * cell[name] for cell in found.values()] for name in ("gap", "gain"))
-    fit = stats.linregress(gaps, gains)
-    clear = [(gap, gain) for gap, gain in zip(gaps, gains, strict=True) if abs(gap) > 5]
-    right = sum((gap > 0) == (gain > 0) for gap, gain in clear)
-    print("| cell | student before | gap (95 % interval) | gain |\n|---|---|---|---|")
-    for name, cell in sorted(found.items(), key=lambda item: item[1]["gap"]):
-        interval = f"{100 * cell['gap']:+.1f} ({100 * cell['low']:+.0f} to {100 * cell['high']:+.0f})"
-        print(f"| {name} | {100 * cell['student']:.1f} | {interval} | {100 * cell['gain']:+.1f} |")
-    print(
-        f"\n{len(found)} cells: r = {fit.rvalue:.3f}, R² = {fit.rvalue**2:.3f}, gain = {fit.slope:.2f} · gap "
-        f"{fit.intercept:+.1f}; sign right in {right} of {len(clear)} cells with a gap beyond ± 5 points."
-    )
+def report(found: Mapping[str, Sequence[Mapping[str, float]]], plot: Path) -> None:
+    """Table, correlation and plot over all cells and seeds; in percentage points."""
+    points = [(name, 100 * cell["gap"], 100 * cell["gain"]) for name, cells in found.items() for cell in cells]
+    print("| cell | student before | gap | gain |\n|---|---|---|---|")
+    for name, cells in sorted(found.items(), key=lambda item: sum(cell["gap"] for cell in item[1])):
+        student, gap, gain = ([cell[key] for cell in cells] for key in ("student", "gap", "gain"))
+        print(f"| {name} | {shown(student)} | {shown(gap)} | {shown(gain)} |")
+    for what, chosen in (
+        ("all", points),
+        ("not taught before", [point for point in points if not point[0].startswith("taught")]),
+        ("gap of 5 to 90 points", [point for point in points if 5 < point[1] < 90]),
+        ("pictures not drawn by us", [point for point in points if any(f" {name}," in point[0] for name in SOURCES)]),
+    ):
+        gaps, gains = ([point[i] for point in chosen] for i in (1, 2))
+        fit = stats.linregress(gaps, gains)
+        clear = [point for point in chosen if abs(point[1]) > 5]
+        right = sum((gap > 0) == (gain > 0) for _, gap, gain in clear)
+        furthest = max(chosen, key=lambda point: abs(point[2] - point[1]))
+        print(
+            f"\n{what}: {len(chosen)} trainings, R² = {fit.rvalue**2:.3f}, gain = {fit.slope:.2f} · gap "
+            f"{fit.intercept:+.1f}; sign "
+            f"right in {right} of {len(clear)} with a gap beyond ± 5 points; furthest from its gap: {furthest[0]}, "
+            f"{furthest[1]:+.1f} and {furthest[2]:+.1f}."
+        )
+    draw(points, plot)
+
+
+def draw(points: Sequence[tuple[str, float, float]], plot: Path) -> None:
+    """Gain against gap, with the line through all."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -146,11 +190,12 @@ def report(found: dict[str, dict[str, float]], plot: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(5.2, 4.2), layout="constrained")
     axes.axhline(0, color="#bbb", linewidth=0.8)
     axes.axvline(0, color="#bbb", linewidth=0.8)
-    ends = np.array([min(gaps), max(gaps)])
+    fit = stats.linregress([gap for _, gap, _ in points], [gain for _, _, gain in points])
+    ends = np.array([min(gap for _, gap, _ in points), max(gap for _, gap, _ in points)])
     axes.plot(ends, fit.intercept + fit.slope * ends, color="#888", linewidth=1, label=f"R² = {fit.rvalue**2:.2f}")
-    for kind, marker in (("builtin", "o"), ("weakened", "s"), ("taught", "^")):
-        chosen = [i for i, name in enumerate(found) if name.startswith(kind)]
-        axes.scatter([gaps[i] for i in chosen], [gains[i] for i in chosen], s=28, marker=marker, label=kind)
+    for kind, marker in (("builtin", "o"), ("weakened", "s"), ("taught", "^"), ("broader", "D")):
+        chosen = [(gap, gain) for name, gap, gain in points if name.startswith(kind)]
+        axes.scatter([gap for gap, _ in chosen], [gain for _, gain in chosen], s=24, marker=marker, label=kind)
     axes.set_xlabel("gap before training: teacher − student (points)")
     axes.set_ylabel("gain of the student (points)")
     axes.legend(frameon=False)
