@@ -388,8 +388,7 @@ class ImageAdapter:
             return []
         if self._episodes is None:
             rows, answers = pictured(self.demos), [str(row.answer) for row in self.demos.labelled]
-            shape = (self._selector.n_types, self._selector.shots)
-            self._episodes = Episodes(rows, self._embed_rows(rows), answers, *shape)
+            self._episodes = Episodes(rows, self._embed_rows(rows), answers, self._selector.shots)
         drawn = self._episodes.draw(row, self._embed_rows([row])[0], draw_seed(example.id))
         return [demonstration(replace(shown, question=row.question, answer=name)) for shown, name in drawn]
 

@@ -18,6 +18,8 @@ from vlm_sdft.demos import ImageRow
 
 #: How many of the images nearest to a query show other things beside it: the nearer, the harder to tell apart.
 NEAR = 100
+#: Groups of images in a prompt, each under a name of its own, however many types the teacher is shown with a query.
+GROUPS = 5
 
 
 class Episodes:
@@ -27,16 +29,12 @@ class Episodes:
         rows: one image row each, labels unused.
         embeddings_RD: theirs, unit length.
         answers: the types' answers, of which names are made.
-        n_types: groups, the query's own among them; fewer where images or names do not suffice.
-        shots: images of each.
+        shots: images of each group; of `GROUPS`, the query's own among them, fewer where images or names do not suffice.
     """
 
-    def __init__(
-        self, rows: Sequence[ImageRow], embeddings_RD: Tensor, answers: Sequence[str], n_types: int, shots: int
-    ) -> None:
+    def __init__(self, rows: Sequence[ImageRow], embeddings_RD: Tensor, answers: Sequence[str], shots: int) -> None:
         self._rows, self._embeddings_RD, self._shots = rows, embeddings_RD, shots
         self._words = _columns(answers)
-        self._n_types = n_types
 
     def draw(self, query: ImageRow, query_D: Tensor, seed: int) -> list[tuple[ImageRow, str]]:
         """Rows with their names, in the order in which they stand; the same for the same seed. No copy of the query."""
@@ -45,7 +43,7 @@ class Episodes:
         nearest = self._by_similarity(allowed, query_D)
         groups = [nearest[: self._shots]]
         others = nearest[2 * self._shots : NEAR]
-        while others and len(groups) < self._n_types:
+        while others and len(groups) < GROUPS:
             first = rng.choice(others)
             others.remove(first)
             others = self._by_similarity(others, self._embeddings_RD[first])

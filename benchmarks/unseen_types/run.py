@@ -70,8 +70,9 @@ EPISODES, WAYS, SHOWN, OTHERS = 150, 5, 2, 25
 class Setting:
     """What is learnt from what.
 
-    ``broader``: by the model of `build_model.py`, not the builtin one; ``described``: answers are descriptions that end in
-    the name; ``rates_from``: the setting on whose validation types learning rates are chosen.
+    ``broader``: by the model of `build_model.py`, not the builtin one; ``shown``: types that the teacher is shown;
+    ``described``: answers are descriptions that end in the name; ``rates_from``: the setting on whose validation types
+    learning rates are chosen.
     """
 
     source: str = "objects"
@@ -80,6 +81,7 @@ class Setting:
     steps: int = 100
     shots: int = 2
     types: int = 10
+    shown: int = 5
     unlabelled: int = 20
     described: bool = False
     rates_from: str = "objects, noise 90"
@@ -125,6 +127,9 @@ SETTINGS = {
     "emoji": Setting("emoji", broader=True, rates_from="emoji"),
     "handwriting": Setting("handwriting", broader=True, rates_from="handwriting"),
     "fashion": Setting("fashion", broader=True, types=5, rates_from="fashion"),
+    "objects, noise 150, 1 type shown": Setting(noise=150, shown=1, rates_from="objects, noise 150, 1 type shown"),
+    "emoji, 1 type shown": Setting("emoji", broader=True, shown=1, rates_from="emoji, 1 type shown"),
+    "handwriting, 1 type shown": Setting("handwriting", broader=True, shown=1, rates_from="handwriting, 1 type shown"),
     "emoji, builtin model": Setting("emoji"),
     "handwriting, builtin model": Setting("handwriting"),
     "fashion, builtin model": Setting("fashion", types=5),
@@ -196,7 +201,7 @@ def run(
     demos = setting.demos(split, seed, cache)
     if method.endswith(IN_CONTEXT):
         demos = retain_in_context(demos, 0.5)
-    adapter = ImageAdapter(demos, n_types=5, shots=setting.shots)
+    adapter = ImageAdapter(demos, n_types=setting.shown, shots=setting.shots)
     trained = method != NOBODY
     kind = partial(MethodTrainer, method=METHODS[method], full_batches=True) if trained else SDFTTrainer
     changes = SETTINGS_OF.get(method, {})
