@@ -103,13 +103,25 @@ def test_the_builtin_model_can_teach_itself_and_only_through_its_demonstrations(
     assert max(accuracy[name] for name in (*CONTROLS, "own type missing")) <= 0.4  # 4 types: chance is 0.25
     assert accuracy["permuted label words"] >= 0.9, "it follows its context"
     assert accuracy["the answer alone"] >= 0.9
-    assert {"--demonstrations.shots 1", "--demonstrations.selection random"} <= set(numbers["gaps"])
+    swept = {"--demonstrations.shots 1", "--demonstrations.selection random", "--demonstrations.n_types 1"}
+    assert swept <= set(numbers["gaps"])
     assert numbers["answer"]["teacher"]["logp_answer"] > -1 > numbers["answer"]["student"]["logp_answer"]
     assert sum(numbers["positions"]["counts"]) >= 20
     assert numbers["tokens"]["teacher"] > numbers["tokens"]["student"]
     assert numbers["divergence"] > 0.5
     printed = capsys.readouterr().out
     assert "Train: with demonstrations" in printed and "nearest demonstration" in printed
+
+
+def test_one_type_shown_is_a_teacher_too(folder, tmp_path, monkeypatch):
+    """Selection decides and the model copies: that grey images would do as well is no reason not to train."""
+    monkeypatch.chdir(tmp_path)
+    args = ["--model", BUILTIN, "--data", str(folder), "--train.output_dir", "runs/x", "--demonstrations.n_types", "1"]
+    assert main(["probe", *args]) == 0
+    numbers = json.loads(Path("runs/x/probe.json").read_text())
+    accuracy = {name: value["accuracy"] for name, value in numbers["accuracy"].items()}
+    assert not set(CONTROLS) & set(accuracy) and accuracy["own type missing"] == 0.0
+    assert accuracy["teacher"] == pytest.approx(accuracy["nearest demonstration (own features)"], abs=0.1)
 
 
 def test_a_student_that_sees_the_demonstrations_itself_has_nothing_to_learn(folder, tmp_path, monkeypatch, capsys):

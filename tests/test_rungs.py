@@ -105,6 +105,18 @@ def test_what_a_row_does_not_have_is_not_offered(folder):
     assert described.controls(example) == (BLANK,) and described.rungs(example) == (0, 2, 3, 4, 5)
 
 
+def test_where_one_type_is_shown_its_name_is_to_be_copied(folder):
+    demos = DemoSet.from_folder(folder)
+    [example] = ImageAdapter(demos).examples(demos.test[:1])
+    one_shown = ImageAdapter(demos, selection="fixed", n_types=1)
+    assert one_shown.controls(example) == (), "a grey image under the right name takes nothing away: selection has looked"
+    assert 1 in one_shown.rungs(example) and one_shown.demonstrations(example, TeacherContext(rung=1))
+    alone = replace(demos, labelled=[row for row in demos.labelled if row.type == demos.test[0].type])
+    one_known = ImageAdapter(alone, selection="fixed", n_types=1)
+    assert one_known.controls(example) == (BLANK,), "nothing was selected: a teacher that does not look is found out"
+    assert 1 not in one_known.rungs(example)
+
+
 #: On the model's own vision features.
 OWN_RIVALS = [
     f"{name} (own features)"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -276,16 +275,18 @@ class ImageAdapter:
         typed = chosen and self.demos.one_answer_a_type and self._type_of(example) is not None
         cued = chosen and any(kind.cues for kind in self.demos.types.values())
         known = example.reference is not None
-        return (0, *(1,) * (typed and self._several_types), 2, *(3,) * cued, *(4,) * chosen, *(5,) * known)
+        return (0, *(1,) * (typed and self.demos.n_labelled_types > 1), 2, *(3,) * cued, *(4,) * chosen, *(5,) * known)
 
     def controls(self, example: Example) -> tuple[str, ...]:
         """See `vlm_sdft.controls`. Labels are shuffled between types: not where a row brings its own demonstrations or
-        answers, or only one type is shown."""
+        answers. None where one of several types is shown: its name is to be copied, as selection looked at the query."""
         own = example.demonstrations
         shown = any(images_of(d.messages) for d in own) if own else example.meta.get("row") is not None
         if example.retain or self._context == "student" or not shown:
             return ()
-        shuffled = not own and self.demos.one_answer_a_type and self._several_types
+        if not own and self.demos.n_labelled_types > self._selector.n_types == 1:
+            return ()
+        shuffled = not own and self.demos.one_answer_a_type and self.demos.n_labelled_types > 1
         return CONTROLS if shuffled else (BLANK,)
 
     def relabelled(self, example: Example, context: TeacherContext) -> Example | None:
@@ -320,11 +321,6 @@ class ImageAdapter:
             others[option] = copy.copy(self)
             others[option]._selector = selector
         return others
-
-    @cached_property
-    def _several_types(self) -> bool:
-        """Whether a query sees several types: among one there is nothing to exchange or to leave out."""
-        return min(len({row.type for row in self.demos.labelled}), self._selector.n_types) > 1
 
     def _rung_of(self, example: Example, context: TeacherContext) -> int:
         """The rung that a query is shown: the one asked for where it has it, else 2."""

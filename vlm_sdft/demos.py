@@ -96,6 +96,11 @@ class DemoSet:
         return [*self.labelled, *self.unlabelled, *self.retain]
 
     @cached_property
+    def n_labelled_types(self) -> int:
+        """Types that can be shown: with one there is nothing to exchange or to leave out."""
+        return len({row.type for row in self.labelled})
+
+    @cached_property
     def one_answer_a_type(self) -> bool:
         """Whether the labelled images of a type share its answer, and no other type has it: answers stand for types."""
         answers = {(row.type, normalise(str(row.answer))) for row in self.labelled}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -88,19 +88,21 @@ class DemonstrationSelector:
         return [self.rows[index] for index in shown]
 
     def variants(self) -> dict[str, DemonstrationSelector]:
-        """Selectors of the same rows with another number of images a type, or another selection, by the option for it."""
+        """Selectors of the same rows with fewer types, another number of images a type, or another selection, by the option
+        for it. The fewer types are shown, the more of the decision is the selection's."""
         most = max(len(indices) for indices in self._by_type.values())
+        types = [n for n in (1, 2, 3) if n < min(self.n_types, len(self._by_type))]
         shots = [n for n in (1, 2, 4) if n != self.shots and n <= most][:2]
         others: list[Selection] = [name for name in get_args(Selection) if name != self.selection]
 
-        def changed(shots: int, selection: Selection) -> DemonstrationSelector:
-            return DemonstrationSelector(
-                self.rows, self.embeddings_RD, selection=selection, n_types=self.n_types, shots=shots
-            )
+        def changed(**change: Any) -> DemonstrationSelector:
+            settings = {"selection": self.selection, "n_types": self.n_types, "shots": self.shots, **change}
+            return DemonstrationSelector(self.rows, self.embeddings_RD, **settings)
 
         return {
-            **{f"--demonstrations.shots {n}": changed(n, self.selection) for n in shots},
-            **{f"--demonstrations.selection {name}": changed(self.shots, name) for name in others},
+            **{f"--demonstrations.n_types {n}": changed(n_types=n) for n in types},
+            **{f"--demonstrations.shots {n}": changed(shots=n) for n in shots},
+            **{f"--demonstrations.selection {name}": changed(selection=name) for name in others},
         }
 
     def _ranked(self, query: ImageRow, query_D: Tensor | None, rng: random.Random) -> dict[str, list[int]]:
