@@ -120,6 +120,7 @@ class Setting:
 
 SETTINGS = {
     "objects, noise 90": Setting(noise=90),
+    "objects, noise 90, 300 steps": Setting(noise=90, steps=300, rates_from="objects, noise 90, 300 steps"),
     "objects, noise 150": Setting(noise=150, rates_from="objects, noise 150"),
     "objects, noise 150, 300 steps": Setting(noise=150, steps=300, rates_from="objects, noise 150"),
     "objects, noise 150, 5 unlabelled": Setting(noise=150, unlabelled=5, rates_from="objects, noise 150, 5 unlabelled"),
