@@ -1,14 +1,53 @@
-"""What a step of a run will take, measured on its first micro-batch and scaled up."""
+"""What a run will take: memory by a formula, and a step's time and memory measured on its first micro-batches."""
 
 from __future__ import annotations
 
 import resource
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor, nn
 
-from text_sdft.core import SDFTTrainer
+from text_sdft.core import SDFTConfig, SDFTTrainer
+from text_sdft.core.divergence import CHUNK_BYTES
+
+
+def memory(
+    args: SDFTConfig,
+    module: nn.Module,
+    device: torch.device,
+    *,
+    rows: int,
+    student_tokens: int,
+    teacher_tokens: int,
+    copies: Sequence[Tensor] = (),
+) -> dict[str, int]:
+    """Bytes of what lies in memory at the worst moment, the student's backward pass.
+
+    Args:
+        module: the model, wherever it is ("meta" too).
+        device: where the run will be.
+        rows: of a micro-batch, retention prompts included.
+        student_tokens, teacher_tokens: of the longest prompt in each view.
+        copies: the teachers' own weights.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    text = module.config.get_text_config()  # type: ignore[operator, union-attr]
+    width = 2 if args.bf16 else next(module.parameters()).element_size()
+    tokens = rows * (student_tokens + args.max_completion_length)
+    # Kept for the backward pass of one layer: about 16 hidden-sized and 3 MLP-sized tensors a token; with checkpointing 1.
+    per_layer = text.hidden_size if args.gradient_checkpointing else 16 * text.hidden_size + 3 * text.intermediate_size
+    return {
+        "weights": sum(p.numel() * p.element_size() for p in module.parameters()),
+        "gradients": sum(p.numel() * p.element_size() for p in trained),
+        "optimiser states (AdamW)": sum(2 * p.numel() * p.element_size() for p in trained),
+        "teacher's copies": sum(tensor.numel() * tensor.element_size() for tensor in copies),
+        "two chunks of logits": 2 * CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]),
+        "activations": text.num_hidden_layers * per_layer * tokens * width,
+        "teacher's forward": 8 * text.hidden_size * rows * (teacher_tokens + args.max_completion_length) * width,
+    }
 
 
 def step_cost(trainer: SDFTTrainer, warm: int = 2) -> dict[str, float]:

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from text_sdft.core import Example, ModelInputs, SDFTTrainer, TeacherContext, UserError
-from text_sdft.core.divergence import CHUNK_BYTES
+from text_sdft.core import Example, ModelInputs, TeacherContext, UserError
 from text_sdft.core.modeling import training_summary
 from text_sdft.core.rollout import draw_seed
 from text_sdft.core.views import encode_student, encode_teacher
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.cost import step_cost
+from text_sdft.experiments.cost import memory, step_cost
 from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.run import make_trainer
 
@@ -63,7 +62,15 @@ def preview(experiment: Experiment, measure: bool = False) -> dict[str, Any]:
         "dropped": dropped,
         "limit": limit,
         "trained": training_summary(trainer.module, adapter.frozen_modules(trainer.module)),
-        "memory": _memory(trainer, max(student.lengths), max(teacher.lengths)),
+        "memory": memory(
+            trainer.args,
+            trainer.module,
+            trainer.args.device,
+            rows=trainer.args.per_device_train_batch_size * trainer.args.num_generations * (1 + bool(trainer.retained)),
+            student_tokens=max(student.lengths),
+            teacher_tokens=max(teacher.lengths),
+            copies=[tensor for teacher in trainer.teachers().values() for tensor in teacher.state_dict().values()],
+        ),
     }
 
 
@@ -100,26 +107,4 @@ def _counts(inputs: ModelInputs) -> dict[str, int]:
         "median": round(statistics.median(lengths)),
         "max": max(lengths),
         "image_median": round(statistics.median(images)),
-    }
-
-
-def _memory(trainer: SDFTTrainer, student_tokens: int, teacher_tokens: int) -> dict[str, int]:
-    """Bytes of what lies in memory at the worst moment, the student's backward pass."""
-    args, module = trainer.args, trainer.module
-    trained = [p for p in module.parameters() if p.requires_grad]
-    text = module.config.get_text_config()
-    rows = args.per_device_train_batch_size * args.num_generations * (1 + bool(trainer.retained))
-    width = 2 if args.bf16 else next(module.parameters()).element_size()
-    tokens = rows * (student_tokens + args.max_completion_length)
-    # Kept for the backward pass of one layer: about 16 hidden-sized and 3 MLP-sized tensors a token; with checkpointing 1.
-    per_layer = text.hidden_size if args.gradient_checkpointing else 16 * text.hidden_size + 3 * text.intermediate_size
-    copies = [tensor for teacher in trainer.teachers().values() for tensor in teacher.state_dict().values()]
-    return {
-        "weights": sum(p.numel() * p.element_size() for p in module.parameters()),
-        "gradients": sum(p.numel() * p.element_size() for p in trained),
-        "optimiser states (AdamW)": sum(2 * p.numel() * p.element_size() for p in trained),
-        "teacher's copies": sum(tensor.numel() * tensor.element_size() for tensor in copies),
-        "two chunks of logits": 2 * CHUNK_BYTES.get(args.device.type, CHUNK_BYTES["cpu"]),
-        "activations": text.num_hidden_layers * per_layer * tokens * width,
-        "teacher's forward": 8 * text.hidden_size * rows * (teacher_tokens + args.max_completion_length) * width,
     }
