@@ -85,9 +85,8 @@ MODELS: dict[str, tuple[int, str, dict[str, Any]]] = {
 
 
 def main() -> None:
-    print(
-        "| config | parameters | queries a micro-batch | LoRA | of it weights | all weights, fp32 |\n|---|---|---|---|---|---|"
-    )
+    columns = ("config", "parameters", "queries a micro-batch", "LoRA", "of it weights", "all weights, fp32")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for name, (image, family, sizes) in MODELS.items():
         settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
         lora = total(settings, image, model(family, sizes, torch.bfloat16), True)
