@@ -13,8 +13,7 @@ from vlm_sdft import rationales
 from vlm_sdft.demos import QUESTION, DemoSet
 from vlm_sdft.retention import is_made, retain_in_context, retain_made
 from vlm_sdft.selection import Selection
-from vlm_sdft.zoo import resolve_data
-from vlm_sdft.zoo.novel_objects import NovelObjects
+from vlm_sdft.zoo import options_of, resolve_data
 
 
 def vlm() -> dict[str, Any]:
@@ -38,7 +37,8 @@ class ImageData:
 
     path: str = field(
         metadata={
-            "help": "A folder (train/<type>/*, optional test, unlabelled, retain, old), a .jsonl, or builtin:novel-objects."
+            "help": "A folder (train/<type>/*, optional test, unlabelled, retain, old), a .jsonl, builtin:novel-objects, "
+            "or hub:OWNER/NAME (an image classification data set: half of its classes new, half known)."
         }
     )
     question: str = field(default=QUESTION, metadata={"help": "What is asked about each image."})
@@ -91,9 +91,14 @@ class ImageData:
     )
     options: dict[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "For builtin data: n_types, first, shots, n_unlabelled, n_test, seed, split."},
+        metadata={
+            "help": "For builtin and hub data: n_types, first, shots, n_unlabelled, n_test, n_retain, n_old, seed, split; "
+            "for hub data also names (own, invented), image_column, label_column, config, revision and others."
+        },
     )
-    cache: str = field(default="runs/data", metadata={"help": "Where builtin data is drawn, as image files to look at."})
+    cache: str = field(
+        default="runs/data", metadata={"help": "Where builtin and hub data is written, as image files to look at."}
+    )
 
     def split(self, count: int) -> list[dict[str, Any]]:
         """What differs in this section between so many tasks: each gets its share of the new types, in their order.
@@ -101,14 +106,14 @@ class ImageData:
         Raises:
             UserError: there are fewer types than tasks.
         """
-        builtin = self.path.startswith("builtin:")
-        names = [] if builtin else list(dict.fromkeys(str(row.type) for row in load_demos(self).labelled if row.type))
-        total = int(self.options.get("n_types", NovelObjects.n_types)) if builtin else len(names)
+        made = options_of(self.path)
+        names = [] if made else list(dict.fromkeys(str(row.type) for row in load_demos(self).labelled if row.type))
+        total = int(self.options.get("n_types", made.n_types)) if made else len(names)
         if not 1 <= count <= total:
             raise UserError(f"tasks: {count}: {self.path} has {total} types, and every task needs one.")
         bounds = [total * k // count for k in range(count + 1)]
         parts = list(itertools.pairwise(bounds))
-        if not builtin:
+        if not made:
             return [{"types": names[start:end]} for start, end in parts]
         begin = int(self.options.get("first", 0))
         return [{"options": {**self.options, "first": begin + start, "n_types": end - start}} for start, end in parts]
@@ -158,7 +163,7 @@ class ImageDemonstrations:
 
 
 def load_demos(data: ImageData) -> DemoSet:
-    """The demo set that the section describes; builtin data is drawn first. Raises `UserError`."""
+    """The demo set that the section describes; builtin and hub data is written first. Raises `UserError`."""
     try:
         path = resolve_data(data.path, Path(data.cache), **data.options)
     except (ValueError, TypeError) as error:

@@ -259,7 +259,10 @@ def _check_exists(path: Path) -> None:
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f" Did you mean {path.parent / near[0]}?" if near else ""
-    raise UserError(f"{path} does not exist.{hint} Give a folder with train/<type>/* or a .jsonl file.")
+    raise UserError(
+        f"{path} does not exist.{hint} Give a folder with train/<type>/* or a .jsonl file; "
+        "data.path may also be hub:OWNER/NAME."
+    )
 
 
 def _check_answers(types: Mapping[str, ObjectType]) -> None:

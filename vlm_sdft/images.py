@@ -83,7 +83,7 @@ def content_hash(source: ImageSource) -> str:
             return _file_hash(str(source), stat.st_size, stat.st_mtime_ns)
         except OSError as error:
             raise _missing(image_name(source)) from error
-    return hashlib.sha256(_encoded(source)).hexdigest()
+    return hashlib.sha256(encoded(source)).hexdigest()
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -116,10 +116,11 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
 def _open(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
-    return Image.open(io.BytesIO(_encoded(source)))
+    return Image.open(io.BytesIO(encoded(source)))
 
 
-def _encoded(source: ImageSource) -> bytes:
+def encoded(source: ImageSource) -> bytes:
+    """The bytes of a path, of bytes or of an undecoded cell, as they are. Raises `UserError` for an empty cell."""
     if isinstance(source, bytes):
         return source
     if isinstance(source, Mapping):

@@ -33,7 +33,7 @@ train:
 
 def run_name(data: str) -> str:
     """What to call the run's folder after its data: ``my_objects`` of ``data/my_objects/`` and of ``my_objects.jsonl``."""
-    return Path(data.removeprefix("builtin:")).resolve().name.removesuffix(".jsonl") or "run"
+    return Path(data.removeprefix("builtin:").removeprefix("hub:")).resolve().name.removesuffix(".jsonl") or "run"
 
 
 def _quoted(text: str) -> str:
