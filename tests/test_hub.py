@@ -353,7 +353,7 @@ def test_the_commands_of_the_documentation_run(name, tmp_path, capsys):
 def test_a_sequence_of_tasks(name, tmp_path):
     settings = {"tasks": 2, "data": {"path": name, "options": SMALL, "cache": str(tmp_path)}, "model": MODEL[1]}
     (tmp_path / "sequence.yaml").write_text(yaml.safe_dump({**settings, "adapter": "image"}))
-    tasks, _, _ = read_sequence(tmp_path / "sequence.yaml", ["--train.output_dir", str(tmp_path / "run")], joint=False)
+    tasks = read_sequence(tmp_path / "sequence.yaml", ["--train.output_dir", str(tmp_path / "run")], joint=False).tasks
     types = [{row.type for row in task.adapter.demos.labelled} for task in tasks]
     assert [len(kinds) for kinds in types] == [1, 1] and types[0] != types[1]
     assert all(task.adapter.demos.unlabelled for task in tasks)

@@ -210,7 +210,7 @@ def _load(name: str, spec: HubTypes) -> Mapping[str, Any]:
         return datasets.load_dataset(name, spec.config, revision=spec.revision)
     except Exception as error:
         raise ValueError(
-            f"{name!r} could not be loaded: {error} Give a data set of the hub as OWNER/NAME, or a local folder as "
+            f"{name!r} could not be loaded ({error}). Give a data set of the hub as OWNER/NAME, or a local folder as "
             "./FOLDER; the options config and revision choose among what it has."
         ) from error
 

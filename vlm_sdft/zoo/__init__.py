@@ -67,7 +67,7 @@ def resolve_data(name: str, cache_dir: Path, **options: Any) -> Path:
     kind = options_of(name)
     if kind is None:
         if options:
-            raise ValueError(f"Options {sorted(options)} are for builtin and hub data; {name!r} is a folder.")
+            raise ValueError(f"Options {sorted(options)} are for builtin data and data of the hub; {name!r} is a folder.")
         return Path(name)
     known = [f.name for f in fields(kind)]
     for key in options:
