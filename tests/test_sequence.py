@@ -35,6 +35,7 @@ SETTINGS: dict[str, Any] = {
         "gradient_accumulation_steps": 1, "learning_rate": 2e-3, "max_steps": 3, "save_steps": 1, "logging_steps": 1,
     },
     "tasks": 2,
+    "retain_earlier": 2,
 }  # fmt: skip
 
 
@@ -110,7 +111,7 @@ def test_forgetting_counts_from_a_tasks_best_and_backward_transfer_from_its_own_
 
 def test_every_task_is_measured_after_every_task(finished):
     found = read(finished / "sequence.json")
-    assert found["tasks"] == ["task-1", "task-2"] and found["method"] == "sdft"
+    assert found["tasks"] == ["task-1", "task-2"] and found["method"] == "sdft" and found["retain_earlier"] == 2
     assert found["n"] == {"new": [8, 8], "old": {"old": 8, "old skills": 8}}
     rows = [found["before"], *found["after"], found["joint"]]
     assert len(rows) == 4 and all(len(row["new"]) == 2 and set(row["old"]) == {"old", "old skills"} for row in rows)
@@ -215,7 +216,7 @@ def test_how_many_queries_come_back_is_a_number(config, tmp_path, capsys, given)
 
 
 def test_a_sequence_with_other_earlier_queries_is_another_one(config, finished, capsys):
-    argv = ["sequence", str(config), "--train.output_dir", str(finished), "--resume", "--retain_earlier", "2"]
+    argv = ["sequence", str(config), "--train.output_dir", str(finished), "--resume", "--retain_earlier", "5"]
     assert main(argv) == 2 and "other tasks or settings" in capsys.readouterr().err
 
 
@@ -253,9 +254,9 @@ def test_the_config_that_comes_along_is_read(tmp_path):
     file = Path(__file__).parent.parent / "configs" / "sequences" / "novel-objects.yaml"
     few = {**SMALL, "n_types": 25, "n_test": 1, "n_unlabelled": 1, "n_old": 1, "n_retain": 0}
     options = ["--data.cache", str(tmp_path), "--data.options", json.dumps(few)]
-    tasks, folder, joint, _ = read_sequence(file, options, joint=True)
+    tasks, folder, joint, retain_earlier = read_sequence(file, options, joint=True)
     types = [{row.type for row in task.adapter.demos.labelled} for task in tasks]
-    assert [len(names) for names in types] == [5] * 5 and len(set.union(*types)) == 25
+    assert [len(names) for names in types] == [5] * 5 and len(set.union(*types)) == 25 and retain_earlier == 100
     assert joint.args.max_steps == sum(task.args.max_steps for task in tasks) and folder == Path("runs/sequence")
     assert {row.type for row in joint.adapter.demos.labelled} == set.union(*types)
 
