@@ -20,7 +20,7 @@ data:
 
 demonstrations:                  # what the teacher sees before each query
   selection: retrieved           # the most similar labelled images; random is a control
-  n_types: {n_types}
+  n_types: {n_types:<22}# the fewer types, the more retrieval decides; `vlm-sdft probe --sweep` says what is best
   shots: {shots}
 
 train:
