@@ -137,6 +137,12 @@ SETTINGS = {
     "objects, noise 90, 5 labelled": Setting(noise=90, shots=5, rates_from="objects, noise 90, 5 labelled"),
     "emoji, 5 labelled": Setting("emoji", broader=True, shots=5, rates_from="emoji, 5 labelled"),
     "handwriting, 5 labelled": Setting("handwriting", broader=True, shots=5, rates_from="handwriting, 5 labelled"),
+    "emoji, 5 labelled, 1 type shown": Setting(
+        "emoji", broader=True, shots=5, shown=1, rates_from="emoji, 5 labelled, 1 type shown"
+    ),
+    "handwriting, 5 labelled, 1 type shown": Setting(
+        "handwriting", broader=True, shots=5, shown=1, rates_from="handwriting, 5 labelled, 1 type shown"
+    ),
 }
 NOBODY = "untrained"
 IN_CONTEXT = "half in context"
