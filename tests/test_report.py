@@ -215,13 +215,16 @@ def test_a_comparison_and_a_sequence_are_shown(tmp_path):
     row = {"new": [0.25, 0.5], "old": {"old": 0.75}}
     sequence = {"method": "sdft", "tasks": ["task-1", "task-2"], "before": row, "after": [row, row], "joint": None}
     (tmp_path / "sequence").mkdir()
-    (tmp_path / "sequence" / "sequence.json").write_text(json.dumps({**sequence, "summary": {"mean_final": 0.375}}))
+    (tmp_path / "sequence" / "sequence.json").write_text(
+        json.dumps({**sequence, "retain_earlier": 7, "summary": {"mean_final": 0.375}})
+    )
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "sequence.json").write_text(json.dumps({**sequence, "after": [row]}))
     page = page_of(tmp_path / "compared", tmp_path / "sequence", tmp_path / "begun", out=tmp_path / "page.html")
     label = str(page.all("svg")[0]["aria-label"])
     assert "sdft, lr 0.0003: new 85.0 %, old 80.0 %" in label and "Unbeaten: sdft, lr 0.0003, base." in label
     assert "after task-2 25.0 50.0 75.0" in page.words and "mean final 37.5" in page.words
+    assert page.words.count("7 queries of each earlier task retained") == 1
 
 
 def test_what_is_absent_leaves_its_section_out(run, tmp_path):

@@ -102,7 +102,8 @@ def _places(found: dict[str, Any] | None) -> list[str]:
 def print_sequence(found: dict[str, Any], folder: Path) -> None:
     """The accuracy matrix of a sequence, and its summary."""
     old = list(found["before"]["old"])
-    table = Table(title=f"Accuracy in % after each task ({found['method']})", title_justify="left")
+    kept = f", {found['retain_earlier']} queries of each earlier task retained" if found.get("retain_earlier") else ""
+    table = Table(title=f"Accuracy in % after each task ({found['method']}{kept})", title_justify="left")
     for heading in ("", *found["tasks"], *old):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     rows = {"before": found["before"]}
