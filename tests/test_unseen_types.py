@@ -143,4 +143,5 @@ def test_tables_hold_means_intervals_and_paired_differences() -> None:
     assert f"| SDFT + retention, 0.001 | 3 | 93.0 ± {half:.1f} |" in text
     assert f"| SDFT + retention, 0.001 − teacher | 3 | **+13.0 ± {half:.1f}** |" in text
     assert "| linear probe | 3 | 70.0 ± 0.0 |" in text
+    assert f"| a | 80.0 ± 0.0 | – | – | – | – | 93.0 ± {half:.1f} | +0.0 ± 0.0 | +0.0 ± 0.0 |" in text, "the summary"
     assert "### b" not in text and "10.0" not in text

@@ -1,4 +1,4 @@
-"""The tables of docs/results-visual.md, from finished cells."""
+"""The tables of docs/results-visual.md and docs/results-visual-tables.md, from finished cells."""
 
 from __future__ import annotations
 
@@ -37,34 +37,80 @@ PAIRS = (
 )
 
 
+#: Columns of the summary: new types by each row, then how the last one differs from the untrained model in other skills.
+SUMMARY = (
+    "teacher",
+    "nearest labelled image",
+    "SFT",
+    "SFT + retention",
+    "SFT from teacher + retention",
+    "SDFT + retention",
+)
+KEPT = ("old", "in_context")
+#: Variants of the methods with a teacher that have lines of their own.
+VARIANTS = ("", ", half in context")
+
+Rows = dict[str, dict[int, Mapping[str, Any]]]
+
+
 def report(done: Mapping[str, Mapping[str, Any]], settings: Sequence[str], methods: Sequence[str]) -> str:
-    """Markdown: for each setting that has test cells a table of means and one of paired differences, in points.
+    """Markdown: a summary; then for each setting that has test cells a table of means and one of paired differences.
 
     Args:
         done: cells by "setting/split/seed/method/rate".
         settings, methods: in the order of the tables; the first method is the untrained model.
     """
-    parts = []
-    for setting in settings:
-        rows: dict[str, dict[int, Mapping[str, Any]]] = {}
-        for key, cell in done.items():
-            name, split, seed, method, rate = key.rsplit("/", 4)
-            if (name, split) == (setting, "test") and method in methods:
-                rows.setdefault(method if method == methods[0] else f"{method}, {rate}", {})[int(seed)] = cell
-        if rows:
-            base = rows.get(methods[0], {})
-            rows["teacher"] = {
-                s: {"new": cell["teacher"], **({"name": cell["teacher_name"]} if "teacher_name" in cell else {})}
-                for s, cell in base.items()
-            }
-            rivals = dict.fromkeys(key for cell in base.values() for key in cell if key.startswith(RIVAL))
-            names = {key: key.removeprefix(RIVAL).replace(" (own features)", "") for key in rivals}
-            rows |= {names[key]: {s: {"new": cell[key]} for s, cell in base.items() if key in cell} for key in rivals}
-            order = [methods[0], "teacher", *names.values()]
-            order += sorted(set(rows) - set(order), key=lambda row: [methods.index(method_of(row)), row])
-            rows = {row: dict(sorted(rows[row].items())) for row in order if rows.get(row)}
-            parts += [f"### {setting}", means(rows), differences(rows)]
+    found = {setting: rows for setting in settings if (rows := rows_of(done, setting, methods))}
+    parts = [summary(found)]
+    for setting, rows in found.items():
+        parts += [f"### {setting}", means(rows), differences(rows)]
     return "\n\n".join(part for part in parts if part)
+
+
+def rows_of(done: Mapping[str, Mapping[str, Any]], setting: str, methods: Sequence[str]) -> Rows:
+    """The setting's test cells by row and seed, in the order of the tables."""
+    rows: Rows = {}
+    for key, cell in done.items():
+        name, split, seed, method, rate = key.rsplit("/", 4)
+        if (name, split) == (setting, "test") and method in methods:
+            rows.setdefault(method if method == methods[0] else f"{method}, {rate}", {})[int(seed)] = cell
+    base = rows.get(methods[0], {})
+    rows["teacher"] = {
+        s: {"new": cell["teacher"], **({"name": cell["teacher_name"]} if "teacher_name" in cell else {})}
+        for s, cell in base.items()
+    }
+    rivals = dict.fromkeys(key for cell in base.values() for key in cell if key.startswith(RIVAL))
+    names = {key: key.removeprefix(RIVAL).replace(" (own features)", "") for key in rivals}
+    rows |= {names[key]: {s: {"new": cell[key]} for s, cell in base.items() if key in cell} for key in rivals}
+    order = [methods[0], "teacher", *names.values()]
+    order += sorted(set(rows) - set(order), key=lambda row: [methods.index(method_of(row)), row])
+    return {row: dict(sorted(rows[row].items())) for row in order if rows.get(row)}
+
+
+def summary(found: Mapping[str, Rows]) -> str:
+    """One line a setting that SDFT was trained on: new types by method, and what SDFT keeps of other skills, in points.
+
+    Of several learning rates the one with the best new types stands here, whoever's it is.
+    """
+    columns = [*SUMMARY, *(f"{COLUMNS[c]} − before" for c in KEPT)]
+    lines = [f"| new types | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for setting, variant in itertools.product(found, VARIANTS):
+        rows, best = found[setting], dict[str, Mapping[int, Mapping[str, Any]]]()
+        for row in sorted(rows, key=lambda row: _mean(rows[row])):
+            best[method_of(row)] = rows[row]
+        ours = best.get(SUMMARY[-1] + variant)
+        if ours is None:
+            continue
+        names = [*SUMMARY[:-2], *(name + variant for name in SUMMARY[-2:])]
+        numbers = [shown([cell["new"] for cell in best.get(name, {}).values()]) for name in names]
+        before = best["untrained"]
+        numbers += [shown([cell[c] - before[s][c] for s, cell in ours.items()], signed=True) for c in KEPT]
+        lines.append(f"| {setting}{variant} | {' | '.join(numbers)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _mean(cells: Mapping[int, Mapping[str, Any]]) -> float:
+    return sum(cell["new"] for cell in cells.values()) / len(cells)
 
 
 def method_of(row: str) -> str:
@@ -72,7 +118,7 @@ def method_of(row: str) -> str:
     return row.rpartition(", ")[0] or row
 
 
-def means(rows: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
+def means(rows: Rows) -> str:
     """One line a method: mean ± half of the 95 % interval over seeds."""
     columns = [c for c in COLUMNS if any(c in cell for cells in rows.values() for cell in cells.values())]
     lines = [f"| method, lr | seeds | {' | '.join(COLUMNS[c] for c in columns)} |", "|---" * (len(columns) + 2) + "|"]
@@ -82,7 +128,7 @@ def means(rows: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def differences(rows: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
+def differences(rows: Rows) -> str:
     """Paired differences over the seeds that both have; an interval without 0 is in bold."""
     columns = [c for c in COLUMNS if any(c in cell for cells in rows.values() for cell in cells.values())]
     lines = []
