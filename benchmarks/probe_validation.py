@@ -163,6 +163,7 @@ def report(found: Mapping[str, Sequence[Mapping[str, float]]], plot: Path) -> No
         ("all", points),
         ("not taught before", [point for point in points if not point[0].startswith("taught")]),
         ("gap of 5 to 90 points", [point for point in points if 5 < point[1] < 90]),
+        ("gap of 20 to 90 points", [point for point in points if 20 < point[1] < 90]),
         ("pictures not drawn by us", [point for point in points if any(f" {name}," in point[0] for name in SOURCES)]),
     ):
         gaps, gains = ([point[i] for point in chosen] for i in (1, 2))
@@ -172,8 +173,8 @@ def report(found: Mapping[str, Sequence[Mapping[str, float]]], plot: Path) -> No
         furthest = max(chosen, key=lambda point: abs(point[2] - point[1]))
         print(
             f"\n{what}: {len(chosen)} trainings, R² = {fit.rvalue**2:.3f}, gain = {fit.slope:.2f} · gap "
-            f"{fit.intercept:+.1f}; sign "
-            f"right in {right} of {len(clear)} with a gap beyond ± 5 points; furthest from its gap: {furthest[0]}, "
+            f"{fit.intercept:+.1f}; gain − gap {shown([(b - a) / 100 for _, a, b in chosen], signed=True)}; sign right in "
+            f"{right} of {len(clear)} with a gap beyond ± 5 points; furthest from its gap: {furthest[0]}, "
             f"{furthest[1]:+.1f} and {furthest[2]:+.1f}."
         )
     draw(points, plot)
