@@ -25,27 +25,18 @@ from PIL import Image, UnidentifiedImageError
 
 from vlm_sdft.images import encoded
 from vlm_sdft.readers import SUFFIXES
+from vlm_sdft.zoo.few_shot import SPLITS, FewShot
 from vlm_sdft.zoo.vocabulary import invented_names
 
 MARKER = "hub.json"
 FORMAT = 1
-SPLITS = ("test", "validation")
 
 
 @dataclass(frozen=True)
-class HubTypes:
-    """What a folder holds; counts are images a type, or a base class.
+class HubTypes(FewShot):
+    """Types of a data set; old types are its base classes.
 
     Attributes:
-        n_types: new types.
-        first: skip so many types of the seed: folders with other ``first`` share no type.
-        shots: labelled demonstrations.
-        n_unlabelled: images of new types without labels.
-        n_test: labelled images of new types for evaluation.
-        n_retain: images of base classes without labels.
-        n_old: labelled images of base classes for evaluation.
-        seed: of the choice of types, their invented names and the images.
-        split: "test", or "validation": new classes for choosing settings. No class is in both.
         names: "own", or "invented": answers that no model can know, for the new types only.
         image_column, label_column: of the data set.
         config: of the data set, where it has several.
@@ -54,15 +45,6 @@ class HubTypes:
         test_split: where these come from; None: "test", else "validation", or what remains of a data set's only split.
     """
 
-    n_types: int = 5
-    first: int = 0
-    shots: int = 2
-    n_unlabelled: int = 20
-    n_test: int = 20
-    n_retain: int = 5
-    n_old: int = 3
-    seed: int = 0
-    split: str = "test"
     names: str = "own"
     image_column: str = "image"
     label_column: str = "label"
@@ -72,14 +54,9 @@ class HubTypes:
     test_split: str | None = None
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(f'split is {self.split!r}; use "test" or "validation".')
+        super().__post_init__()
         if self.names not in ("own", "invented"):
             raise ValueError(f'names is {self.names!r}; use "own" or "invented".')
-        for option in ("n_types", "shots", "n_test", "first", "n_unlabelled", "n_retain", "n_old"):
-            least = int(option in ("n_types", "shots", "n_test"))
-            if getattr(self, option) < least:
-                raise ValueError(f"{option} is {getattr(self, option)}; it must be at least {least}.")
 
     def classes(self, count: int) -> tuple[list[int], list[int]]:
         """The new types in their order, and all base classes, as places in the order of ``count`` classes.

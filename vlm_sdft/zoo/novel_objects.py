@@ -23,6 +23,7 @@ import numpy as np
 import yaml
 
 from vlm_sdft.zoo.drawing import draw
+from vlm_sdft.zoo.few_shot import FewShot
 from vlm_sdft.zoo.objects import SPLIT_SIZES, SPLITS, ObjectType, base_types, sample_types
 from vlm_sdft.zoo.vocabulary import DESCRIBE_QUESTION, base_names, invented_names
 
@@ -33,46 +34,25 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class NovelObjects:
-    """What a folder holds; counts are pictures a type.
+class NovelObjects(FewShot):
+    """Drawn objects; old types are those that the builtin model was made with.
 
     Attributes:
-        n_types: new types.
-        first: skip so many types of the seed: folders with other ``first`` share no type, name or picture.
-        shots: labelled demonstrations.
-        n_unlabelled: pictures of new types without labels.
-        n_test: labelled pictures of new types for evaluation.
-        n_retain: pictures of old types without labels.
-        n_old: labelled pictures of old types for evaluation.
-        seed: of the choice of types, their names and the pictures.
-        split: "test", or "validation": types for choosing settings. No type is in both.
         size: width and height in pixels.
         noise: additional pixel noise, of 255, on all pictures: 0 is easy for the builtin model.
         described: answers are descriptions that end in the name, for the question "Describe and name this."
     """
 
-    n_types: int = 5
-    first: int = 0
-    shots: int = 2
-    n_unlabelled: int = 20
-    n_test: int = 20
-    n_retain: int = 5
-    n_old: int = 3
-    seed: int = 0
-    split: str = "test"
     size: int = 64
     noise: float = 0.0
     described: bool = False
 
     def __post_init__(self) -> None:
-        if self.split not in ("test", "validation"):
-            raise ValueError(f'split is {self.split!r}; use "test" or "validation".')
-        if not 1 <= self.n_types <= SPLIT_SIZES[self.split]:
+        super().__post_init__()
+        if self.n_types > SPLIT_SIZES[self.split]:
             raise ValueError(f"n_types is {self.n_types}; the split {self.split!r} has 1 to {SPLIT_SIZES[self.split]}.")
-        if not 0 <= self.first <= SPLIT_SIZES[self.split] - self.n_types:
+        if self.first > SPLIT_SIZES[self.split] - self.n_types:
             raise ValueError(f"first is {self.first}; {self.n_types} of {SPLIT_SIZES[self.split]} types must follow it.")
-        if self.shots < 1:
-            raise ValueError(f"shots is {self.shots}; at least 1 demonstration a type is needed.")
         if self.noise < 0:
             raise ValueError(f"noise is {self.noise}; it cannot be negative.")
 
