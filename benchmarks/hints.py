@@ -49,7 +49,18 @@ def main() -> None:
         found = [cell(cells, data, rate, setting, seed, args) for seed in range(args.seeds)]
         means = [shown([c[name] for c in found if name in c]) for name in ("new", "old", "skills", "teacher")]
         lines.append(f"| {data} | {rate:g} | {setting} | {' | '.join(means)} |")
-    print("\n".join(lines))
+    print("\n".join([*lines, "", *ladder(cells)]))
+
+
+def ladder(cells: Cells) -> list[str]:
+    """The share of labelled queries at each rung in the ladder's finished cells (0: weighed nothing)."""
+    lines = ["| ladder: data, lr, seed | part of the run | share of labelled queries at each rung, in % |", "|---|---|---|"]
+    for key, found in cells.done.items():
+        for part, shares in zip(("first fifth", "last fifth"), found.get("rungs", ()), strict=False):
+            data, rate, _, seed = key.split("/")[:4]
+            shown_at = ", ".join(f"{rung.removeprefix('rung_')}: {100 * share:.0f}" for rung, share in shares.items())
+            lines.append(f"| {data}, {rate}, {seed} | {part} | {shown_at} |")
+    return lines
 
 
 def cell(cells: Cells, data: str, rate: float, setting: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from text_sdft.experiments.measure import answers, score_all
 from text_sdft.experiments.scores import contexts_for
 from text_sdft.experiments.verdict import paired_gap
 from vlm_sdft import DemoSet, ImageAdapter
+from vlm_sdft.zoo.few_shot import FewShot
 from vlm_sdft.zoo.novel_objects import NovelObjects
 
 TYPES, UNLABELLED, RATE, STEPS = 10, 20, 1e-3, 100
@@ -59,14 +60,11 @@ class Cell:
 
     def demos(self, seed: int) -> DemoSet:
         """The cell's images. Drawn ones without labels have their types all the same: rung 1 leaves them out."""
-        options: dict[str, Any] = {
-            "n_types": 5 if self.source == "fashion" else TYPES,
-            "n_unlabelled": UNLABELLED,
-            "seed": seed,
-        }
         if self.source == "objects":
-            return typed(demo_set(noise=self.noise, **options), seed)
-        folder = write_folder(self.source, Path("runs/data"), shots=self.shots, noise=self.noise, **options)
+            return typed(demo_set(noise=self.noise, n_types=TYPES, n_unlabelled=UNLABELLED, seed=seed), seed)
+        types = 5 if self.source == "fashion" else TYPES
+        spec = FewShot(n_types=types, shots=self.shots, n_unlabelled=UNLABELLED, seed=seed)
+        folder = write_folder(self.source, Path("runs/data"), spec, self.noise)
         return DemoSet.from_folder(folder, retain_questions=["What is this?", "Describe this."])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import tables  # noqa: E402
 from text_sdft import SDFTConfig  # noqa: E402
 from vlm_sdft import DemoSet  # noqa: E402
 from vlm_sdft.zoo import resolve_data  # noqa: E402
+from vlm_sdft.zoo.few_shot import FewShot  # noqa: E402
 
 SMALL = run.Setting(types=2, unlabelled=1, steps=1)
 
@@ -37,7 +39,7 @@ def disc(kind: str, rng: np.random.Generator, held_out: bool) -> Image.Image:
 def test_folder_of_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     discs = sources.Source({"validation": ["r", "g"], "test": ["b", "r", "g"], "making": []}, disc)
     monkeypatch.setitem(sources.SOURCES, "discs", lambda: discs)
-    folder = sources.write_folder("discs", tmp_path, n_types=3, shots=2, n_unlabelled=4, n_test=2)
+    folder = sources.write_folder("discs", tmp_path, FewShot(n_types=3, shots=2, n_unlabelled=4, n_test=2))
     demos = DemoSet.from_folder(folder)
     assert (len(demos.labelled), len(demos.unlabelled), len(demos.test)) == (6, 12, 6)
     assert len({row.answer for row in demos.labelled} - {row.answer for row in demos.old}) == 3
@@ -49,8 +51,20 @@ def test_folder_of_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     colours = [int(np.asarray(Image.open(str(row.images[0])))[32, 32].argmax()) for row in demos.unlabelled]
     assert sum(a != b for a, b in itertools.pairwise(colours)) > 2
     before = {file: file.read_bytes() for file in folder.rglob("*.png")}
-    sources.write_folder("discs", tmp_path, n_types=3, shots=2, n_unlabelled=4, n_test=2)
+    sources.write_folder("discs", tmp_path, FewShot(n_types=3, shots=2, n_unlabelled=4, n_test=2))
     assert {file: file.read_bytes() for file in folder.rglob("*.png")} == before
+
+
+def test_folders_with_other_first_types_share_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    discs = sources.Source({"validation": [], "test": ["b", "r", "g"], "making": []}, disc)
+    monkeypatch.setitem(sources.SOURCES, "discs", lambda: discs)
+    counts = {"shots": 1, "n_unlabelled": 0, "n_test": 1}
+    parts = [
+        DemoSet.from_folder(sources.write_folder("discs", tmp_path, FewShot(first=first, n_types=n, **counts))).labelled
+        for first, n in ((0, 3), (0, 1), (1, 2))
+    ]
+    whole, *halves = [{row.type: Path(str(row.images[0])).read_bytes() for row in rows} for rows in parts]
+    assert len(whole) == 3 and halves[0] | halves[1] == whole and not halves[0].keys() & halves[1].keys()
 
 
 def _middle(file: object) -> int:
@@ -145,3 +159,17 @@ def test_tables_hold_means_intervals_and_paired_differences() -> None:
     assert "| linear probe | 3 | 70.0 ± 0.0 |" in text
     assert f"| a | 80.0 ± 0.0 | – | – | – | – | 93.0 ± {half:.1f} | +0.0 ± 0.0 | +0.0 ± 0.0 |" in text, "the summary"
     assert "### b" not in text and "10.0" not in text
+
+
+@pytest.mark.parametrize(("row", "best"), [("SDFT", 3e-4), ("SDFT" + tables.ALONE, 1e-3)])
+def test_a_row_for_new_types_alone_has_the_rate_that_is_best_for_them(tmp_path: Path, row: str, best: float) -> None:
+    # The highest rate learns most and forgets all else; both rows read the same validation cells.
+    kept = {1e-4: (0.2, 1.0), 3e-4: (0.8, 1.0), 1e-3: (0.9, 0.1)}
+    scores = {f"SDFT/{rate:g}": (new, old) for rate, (new, old) in kept.items()} | {f"{run.NOBODY}/0": (0.0, 1.0)}
+    cells = {
+        f"emoji/validation/{seed}/{key}": {"new": new, "old": old, "describing": old, "in_context": old}
+        for key, (new, old) in scores.items()
+        for seed in range(3)
+    }
+    (tmp_path / "cells.json").write_text(json.dumps(cells))
+    assert run.best_rate(run.Cells(tmp_path / "cells.json"), "emoji", row, seeds=3) == best

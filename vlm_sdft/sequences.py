@@ -53,8 +53,6 @@ def read_sequence(file: Path, options: Sequence[str], joint: bool) -> TaskSequen
     kept, options = taken(options, "--retain_earlier")
     in_file = common.pop("retain_earlier", 0)
     retain_earlier = in_file if kept is None else yaml.safe_load(kept)
-    if type(retain_earlier) is not int or retain_earlier < 0:
-        raise UserError(f"retain_earlier is {retain_earlier!r}: give how many queries of each earlier task to keep, or 0.")
     with tempfile.TemporaryDirectory() as scratch:
 
         def read(name: str, settings: Settings, extra: Sequence[str] = options) -> Experiment:

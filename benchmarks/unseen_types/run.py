@@ -3,16 +3,16 @@
 First `fetch.py` (pictures) and `build_model.py` (the broader model) for all settings but those on drawn objects. Every
 method has the same labelled images, the same unlabelled ones where it can use them, the same optimiser steps and the same
 grid of learning rates. The rate is chosen on validation types (of the setting `rates_from`), by the harmonic mean of new
-types and what is kept of old types, of describing, and of learning from demonstrations of yet other types. Test types are
-measured once a seed. A finished cell is not run again; `--settings` and `--methods` choose what is run (no method: the
-model as it is), `--table` runs nothing.
+types and what is kept of old types, of describing, and of learning from demonstrations of yet other types; in rows *for new
+types alone* by the new types. Test types are measured once a row and seed. A finished cell is not run again; `--settings`
+and `--methods` choose what is run (no method: the model as it is), `--table` runs nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from build_model import MODEL as BROADER
 from cells import MODEL, Cells, make_trainer
 from PIL import Image
 from sources import SOURCES, new_kinds, write_folder
-from tables import RIVAL, report
+from tables import ALONE, RIVAL, report
 
 from text_sdft.core import Example, SDFTTrainer
 from text_sdft.experiments.method_trainer import MethodTrainer
@@ -34,6 +34,7 @@ from text_sdft.experiments.scores import contexts_for, evaluate
 from vlm_sdft import DemoSet, ImageAdapter, retain_in_context
 from vlm_sdft.zoo import resolve_data
 from vlm_sdft.zoo.drawing import draw
+from vlm_sdft.zoo.few_shot import FewShot
 from vlm_sdft.zoo.novel_objects import NovelObjects
 from vlm_sdft.zoo.skills import user
 from vlm_sdft.zoo.vocabulary import DESCRIBE_AND_NAME_QUESTION, DESCRIBE_QUESTION, NAME_QUESTION, invented_names
@@ -55,9 +56,18 @@ METHODS = {
     "SDFT + retention, averaged student": "sdft",
     "SDFT + retention, half in context": "sdft",
     "SFT from teacher + retention, half in context": "sft_teacher",
+    "SDFT + retention, half in context, twice its weight": "sdft",
+}
+#: Those whose learning rate is chosen by new types alone.
+METHODS |= {
+    name + ALONE: METHODS[name] for name in ("SFT", "SFT + retention", "SFT from teacher + retention", "SDFT + retention")
 }
 #: How some differ from the method that they are named after: settings, and a callback.
-SETTINGS_OF = {"SDFT + retention, twice its weight": {"retain_weight": 2.0}}
+TWICE = {"retain_weight": 2.0}
+SETTINGS_OF = {
+    "SDFT + retention, twice its weight": TWICE,
+    "SDFT + retention, half in context, twice its weight": TWICE,
+}
 CALLBACK_OF = {
     "SDFT + retention, growing weight": GrowingRetention,
     "SDFT + retention, averaged student": AveragedStudent,
@@ -92,16 +102,12 @@ class Setting:
 
     def demos(self, split: str, seed: int, cache: Path) -> DemoSet:
         """The setting's folder, drawn if need be."""
-        options: dict[str, Any] = {
-            "n_types": self.types, "shots": self.shots, "n_unlabelled": self.unlabelled, "noise": self.noise, "seed": seed,
-            "split": split,
-        }  # fmt: skip
+        spec = FewShot(n_types=self.types, shots=self.shots, n_unlabelled=self.unlabelled, seed=seed, split=split)
         if self.source == "objects":
-            folder = resolve_data(
-                "builtin:novel-objects", cache, **options, **({"described": True} if self.described else {})
-            )
+            drawn = {**asdict(spec), "noise": self.noise, "described": self.described}
+            folder = resolve_data("builtin:novel-objects", cache, **drawn)
         else:
-            folder = write_folder(self.source, cache, **options)
+            folder = write_folder(self.source, cache, spec, self.noise)
         question = DESCRIBE_AND_NAME_QUESTION if self.described else NAME_QUESTION
         asked = list(dict.fromkeys([question, NAME_QUESTION, DESCRIBE_QUESTION]))
         return DemoSet.from_folder(folder, question=question, retain_questions=asked)
@@ -173,9 +179,12 @@ def main() -> None:
 
 def best_rate(cells: Cells, name: str, method: str, seeds: int) -> float:
     """The learning rate that is best on the setting's validation types, on average over so many seeds."""
+    trained = method.removesuffix(ALONE)
 
     def total(rate: float) -> float:
-        found = [cell(cells, name, "validation", seed, method, rate) for seed in range(seeds)]
+        found = [cell(cells, name, "validation", seed, trained, rate) for seed in range(seeds)]
+        if trained != method:
+            return sum(after["new"] for after in found)
         before = [cell(cells, name, "validation", seed, NOBODY, 0.0) for seed in range(seeds)]
         return sum(map(quality, found, before))
 
@@ -206,7 +215,7 @@ def run(
         *teacher_name*) and each of the adapter's rivals that train no language model.
     """
     demos = setting.demos(split, seed, cache)
-    if method.endswith(IN_CONTEXT):
+    if IN_CONTEXT in method:
         demos = retain_in_context(demos, 0.5)
     adapter = ImageAdapter(demos, n_types=setting.shown, shots=setting.shots)
     trained = method != NOBODY

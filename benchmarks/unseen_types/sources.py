@@ -9,10 +9,11 @@ the model knows already is the builtin data's.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vlm_sdft.zoo import resolve_data
 from vlm_sdft.zoo.drawing import light_and_noise, wall
+from vlm_sdft.zoo.few_shot import FewShot
 from vlm_sdft.zoo.vocabulary import invented_names
 
 DATA = Path("data/unseen_types")
@@ -120,29 +122,28 @@ def new_kinds(source: Source, split_name: str, seed: int) -> list[str]:
     return [kinds[i] for i in np.random.default_rng([SPLITS.index(split_name), seed]).permutation(len(kinds))]
 
 
-def write_folder(
-    name: str, cache_dir: Path, *, n_types: int, shots: int, n_unlabelled: int, n_test: int = 20, seed: int = 0,
-    split: str = "test", noise: float = 0.0,
-) -> Path:  # fmt: skip
+def write_folder(name: str, cache_dir: Path, spec: FewShot, noise: float = 0.0) -> Path:
     """A folder of new types in the layout of `vlm_sdft.zoo.novel_objects`, complete or made anew.
 
     Args:
         name: of a source in `SOURCES`.
         cache_dir: folders are kept there, one for each set of options.
-        n_types, shots, n_unlabelled, n_test, seed, split, noise: as in `NovelObjects`; what the model knows already is
-            drawn with the same noise and linked.
+        spec: what it holds.
+        noise: as in `NovelObjects`, on all pictures. What the model knows already is drawn, and linked.
 
     Returns:
         The folder.
     """
-    folder = cache_dir / f"{name}-{split}-{seed}-{n_types}-{shots}-{n_unlabelled}-{n_test}-{noise:g}"
+    key = hashlib.sha256(json.dumps({**asdict(spec), "noise": noise}).encode()).hexdigest()[:8]
+    folder = cache_dir / f"{name}-{spec.split}-{spec.seed}-{key}"
     if (folder / "types.yaml").exists():  # written last
         return folder
-    source, which = SOURCES[name](), SPLITS.index(split)
-    kinds = new_kinds(source, split, seed)[:n_types]
-    names = invented_names(len(kinds), np.random.default_rng([2027, which, seed]))
-    for purpose, (part, count) in enumerate({"train": shots, "test": n_test, "unlabelled": n_unlabelled}.items()):
-        for t, (kind, word) in enumerate(zip(kinds, names, strict=True)):
+    source, which, seed = SOURCES[name](), SPLITS.index(spec.split), spec.seed
+    kinds = new_kinds(source, spec.split, seed)[spec.first :][: spec.n_types]
+    names = invented_names(spec.first + len(kinds), np.random.default_rng([2027, which, seed]))[spec.first :]
+    counts = {"train": spec.shots, "test": spec.n_test, "unlabelled": spec.n_unlabelled}
+    for purpose, (part, count) in enumerate(counts.items()):
+        for t, (kind, word) in enumerate(zip(kinds, names, strict=True), start=spec.first):
             for i in range(count):
                 # Unlabelled files lie mixed: no name of theirs tells their type.
                 order = np.random.default_rng([2027, seed, t, i]).integers(10**9)
@@ -152,7 +153,8 @@ def write_folder(
                 file.parent.mkdir(parents=True, exist_ok=True)
                 rng = np.random.default_rng([2027, which, seed, purpose, t, i])
                 source.picture(kind, rng, part == "test", noise).save(file)
-    known = resolve_data("builtin:novel-objects", cache_dir, n_types=1, seed=seed, split=split, noise=noise)
+    old = {"n_types": 1, "seed": seed, "split": spec.split, "n_retain": spec.n_retain, "n_old": spec.n_old, "noise": noise}
+    known = resolve_data("builtin:novel-objects", cache_dir, **old)
     for part in ("old", "retain"):
         if not (folder / part).exists():
             (folder / part).symlink_to(Path("..") / known.name / part)  # both lie in the cache, which may be moved

@@ -17,14 +17,20 @@ COLUMNS = {
 }
 #: Begins the keys of rivals that train no language model.
 RIVAL = "rival: "
-#: Rows of differences, as far as both were run: a column of one row minus a column of another, on the same seeds.
-PAIRS = (
+#: Ends the names of rows whose learning rate was chosen by new types alone.
+ALONE = ", for new types alone"
+_MAIN = (
     ("SDFT + retention", "teacher"),
     ("SFT from teacher + retention", "teacher"),
     ("SDFT + retention", "SFT"),
     ("SDFT + retention", "SFT + retention"),
     ("SDFT + retention", "SFT from teacher + retention"),
     ("SDFT + retention", "untrained"),
+)
+#: Rows of differences, as far as both were run: a column of one row minus a column of another, on the same seeds.
+PAIRS = (
+    *_MAIN,
+    *((first + ALONE, second + ALONE * (second not in ("teacher", "untrained"))) for first, second in _MAIN),
     ("SDFT + retention, twice its weight", "untrained"),
     ("SDFT + retention, growing weight", "untrained"),
     ("SDFT + retention, averaged student", "untrained"),
@@ -33,6 +39,7 @@ PAIRS = (
     ("SDFT + retention, half in context", "SDFT + retention"),
     ("SDFT + retention, half in context", "SFT from teacher + retention, half in context"),
     ("SFT from teacher + retention, half in context", "untrained"),
+    ("SDFT + retention, half in context, twice its weight", "untrained"),
     ("SFT from teacher + retention", "untrained"),
 )
 
@@ -48,7 +55,7 @@ SUMMARY = (
 )
 KEPT = ("old", "in_context")
 #: Variants of the methods with a teacher that have lines of their own.
-VARIANTS = ("", ", half in context")
+VARIANTS = ("", ", half in context", ALONE)
 
 Rows = dict[str, dict[int, Mapping[str, Any]]]
 
@@ -101,7 +108,7 @@ def summary(found: Mapping[str, Rows]) -> str:
         ours = best.get(SUMMARY[-1] + variant)
         if ours is None:
             continue
-        names = [*SUMMARY[:-2], *(name + variant for name in SUMMARY[-2:])]
+        names = [name + variant if name + variant in best else name for name in SUMMARY]
         numbers = [shown([cell["new"] for cell in best.get(name, {}).values()]) for name in names]
         before = best["untrained"]
         numbers += [shown([cell[c] - before[s][c] for s, cell in ours.items()], signed=True) for c in KEPT]

@@ -58,8 +58,8 @@ def run_sequence(
     """
     if len(tasks) < 2:
         raise UserError("A sequence needs at least two tasks.")
-    if retain_earlier < 0:
-        raise UserError(f"retain_earlier is {retain_earlier}: give how many queries of each earlier task to keep, or 0.")
+    if type(retain_earlier) is not int or retain_earlier < 0:  # a YAML's, as it stands there
+        raise UserError(f"retain_earlier is {retain_earlier!r}: give how many queries of each earlier task to keep, or 0.")
     if tasks[0].args.world_size > 1:
         raise UserError("sequence runs in one process: start it without `accelerate launch`.")
     found = _stored(folder, tasks, resume, retain_earlier)
