@@ -50,6 +50,10 @@ def test_folder_of_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     # Unlabelled files in the order of their names do not follow the types.
     colours = [int(np.asarray(Image.open(str(row.images[0])))[32, 32].argmax()) for row in demos.unlabelled]
     assert sum(a != b for a, b in itertools.pairwise(colours)) > 2
+    tested = sources.write_folder("discs", tmp_path, FewShot(n_types=3, shots=2, n_unlabelled=4, n_test=2), as_tested=True)
+    bright = DemoSet.from_folder(tested)
+    assert min(_middle(row.images[0]) for row in bright.unlabelled) > 120, "in the style of the test images"
+    assert max(_middle(row.images[0]) for row in bright.labelled) < 120
     before = {file: file.read_bytes() for file in folder.rglob("*.png")}
     sources.write_folder("discs", tmp_path, FewShot(n_types=3, shots=2, n_unlabelled=4, n_test=2))
     assert {file: file.read_bytes() for file in folder.rglob("*.png")} == before

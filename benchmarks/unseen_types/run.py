@@ -81,6 +81,7 @@ class Setting:
     """What is learnt from what.
 
     ``broader``: by the model of `build_model.py`, not the builtin one; ``shown``: types that the teacher is shown;
+    ``as_tested``: unlabelled images are in the style of the test images (see `write_folder`);
     ``described``: answers are descriptions that end in the name; ``rates_from``: the setting on whose validation types
     learning rates are chosen.
     """
@@ -93,6 +94,7 @@ class Setting:
     types: int = 10
     shown: int = 5
     unlabelled: int = 20
+    as_tested: bool = False
     described: bool = False
     rates_from: str = "objects, noise 90"
 
@@ -107,7 +109,7 @@ class Setting:
             drawn = {**asdict(spec), "noise": self.noise, "described": self.described}
             folder = resolve_data("builtin:novel-objects", cache, **drawn)
         else:
-            folder = write_folder(self.source, cache, spec, self.noise)
+            folder = write_folder(self.source, cache, spec, self.noise, self.as_tested)
         question = DESCRIBE_AND_NAME_QUESTION if self.described else NAME_QUESTION
         asked = list(dict.fromkeys([question, NAME_QUESTION, DESCRIBE_QUESTION]))
         return DemoSet.from_folder(folder, question=question, retain_questions=asked)
@@ -137,6 +139,13 @@ SETTINGS = {
     "objects, noise 150, 1 type shown": Setting(noise=150, shown=1, rates_from="objects, noise 150, 1 type shown"),
     "emoji, 1 type shown": Setting("emoji", broader=True, shown=1, rates_from="emoji, 1 type shown"),
     "handwriting, 1 type shown": Setting("handwriting", broader=True, shown=1, rates_from="handwriting, 1 type shown"),
+    **{
+        f"{source}, {shown} shown, unlabelled as tested": Setting(
+            source, broader=True, shown=n, as_tested=True, rates_from=f"{source}, {shown} shown, unlabelled as tested"
+        )
+        for source in ("emoji", "handwriting")
+        for shown, n in (("1 type", 1), ("5 types", 5))
+    },
     "emoji, builtin model": Setting("emoji"),
     "handwriting, builtin model": Setting("handwriting"),
     "fashion, builtin model": Setting("fashion", types=5),

@@ -122,7 +122,7 @@ def new_kinds(source: Source, split_name: str, seed: int) -> list[str]:
     return [kinds[i] for i in np.random.default_rng([SPLITS.index(split_name), seed]).permutation(len(kinds))]
 
 
-def write_folder(name: str, cache_dir: Path, spec: FewShot, noise: float = 0.0) -> Path:
+def write_folder(name: str, cache_dir: Path, spec: FewShot, noise: float = 0.0, as_tested: bool = False) -> Path:
     """A folder of new types in the layout of `vlm_sdft.zoo.novel_objects`, complete or made anew.
 
     Args:
@@ -130,11 +130,13 @@ def write_folder(name: str, cache_dir: Path, spec: FewShot, noise: float = 0.0) 
         cache_dir: folders are kept there, one for each set of options.
         spec: what it holds.
         noise: as in `NovelObjects`, on all pictures. What the model knows already is drawn, and linked.
+        as_tested: unlabelled images are held-out pictures too, as those of a user who takes them where the model will be
+            used; labelled ones are not.
 
     Returns:
         The folder.
     """
-    key = hashlib.sha256(json.dumps({**asdict(spec), "noise": noise}).encode()).hexdigest()[:8]
+    key = hashlib.sha256(json.dumps({**asdict(spec), "noise": noise, "as_tested": as_tested}).encode()).hexdigest()[:8]
     folder = cache_dir / f"{name}-{spec.split}-{spec.seed}-{key}"
     if (folder / "types.yaml").exists():  # written last
         return folder
@@ -152,7 +154,8 @@ def write_folder(name: str, cache_dir: Path, spec: FewShot, noise: float = 0.0) 
                 )
                 file.parent.mkdir(parents=True, exist_ok=True)
                 rng = np.random.default_rng([2027, which, seed, purpose, t, i])
-                source.picture(kind, rng, part == "test", noise).save(file)
+                held_out = part == "test" or (as_tested and part == "unlabelled")
+                source.picture(kind, rng, held_out, noise).save(file)
     old = {"n_types": 1, "seed": seed, "split": spec.split, "n_retain": spec.n_retain, "n_old": spec.n_old, "noise": noise}
     known = resolve_data("builtin:novel-objects", cache_dir, **old)
     for part in ("old", "retain"):
