@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
@@ -15,6 +16,7 @@ from text_sdft.core import SDFTConfig, SDFTTrainer
 from text_sdft.experiments.scores import evaluate
 from text_sdft.experiments.stats import Interval
 from vlm_sdft import DemoSet, ImageAdapter, vlm
+from vlm_sdft.demos import ImageRow
 from vlm_sdft.zoo import resolve_data
 
 MODEL = "builtin:tiny-qwen3-vl"
@@ -51,15 +53,28 @@ def demo_set(**options: Any) -> DemoSet:
 
 def make_trainer(
     adapter: ImageAdapter, rows: Sequence[Any], rate: float, steps: int, seed: int, model: Any = MODEL,
-    kind: type[SDFTTrainer] = SDFTTrainer, folder: str = "runs/benchmark", **changes: Any,
+    kind: type[SDFTTrainer] = SDFTTrainer, folder: str = "runs/benchmark", peft_config: Any = None, **changes: Any,
 ) -> SDFTTrainer:  # fmt: skip
-    """A trainer with 16 queries a step, full fine-tuning, cosine; ``changes`` are further settings of `SDFTConfig`."""
+    """A trainer with 16 queries a step, cosine; ``changes`` are further settings of `SDFTConfig`."""
     settings = {**vlm(), "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_completion_length": 16}
     config = SDFTConfig(
         folder, **{**settings, "learning_rate": rate, "max_steps": steps, "seed": seed, **changes},
         save_strategy="no", use_cpu=True, disable_tqdm=True, logging_steps=steps,
     )  # fmt: skip
-    return kind(model, config, adapter=adapter, train_dataset=rows)
+    return kind(model, config, adapter=adapter, train_dataset=rows, peft_config=peft_config)
+
+
+def mixed_types(rows: Sequence[ImageRow], purpose: int, seed: int, types: int) -> list[int]:
+    """The number of each row's type, in a folder of drawn pictures that lie mixed under running numbers.
+
+    Args:
+        rows: of `unlabelled/` (``purpose`` 3) or `retain/` (5); one file may have several rows, but none is missing.
+        seed, types: of the folder.
+    """
+    numbers = [int(Path(str(row.images[0])).stem) for row in rows]
+    count = (max(numbers) + 1) // types
+    order = np.random.default_rng([2026, purpose, seed, 1, 1]).permutation(types * count)
+    return [int(order[number]) // count for number in numbers]
 
 
 def accuracies(trainer: SDFTTrainer, demos: DemoSet) -> dict[str, float]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cells import MODEL, Cells, demo_set, make_trainer, shown
+from cells import MODEL, Cells, demo_set, make_trainer, mixed_types, shown
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parent / "unseen_types"))
@@ -119,12 +119,9 @@ def run(cell: Cell, seed: int) -> dict[str, float]:
 
 def typed(demos: DemoSet, seed: int) -> DemoSet:
     """With the types of unlabelled images, as they were drawn."""
-    order = np.random.default_rng([2026, 3, seed, 1, 1]).permutation(TYPES * UNLABELLED)
-    by_number = [name.replace(" ", "-") for name in NovelObjects(n_types=TYPES, seed=seed).new_types()]
-    demos.unlabelled = [
-        replace(row, type=by_number[int(order[int(Path(str(row.images[0])).stem)]) // UNLABELLED])
-        for row in demos.unlabelled
-    ]
+    names = [name.replace(" ", "-") for name in NovelObjects(n_types=TYPES, seed=seed).new_types()]
+    numbers = mixed_types(demos.unlabelled, 3, seed, TYPES)
+    demos.unlabelled = [replace(row, type=names[n]) for row, n in zip(demos.unlabelled, numbers, strict=True)]
     return demos
 
 

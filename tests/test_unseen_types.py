@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ import sources  # noqa: E402
 import tables  # noqa: E402
 
 from text_sdft import SDFTConfig  # noqa: E402
-from vlm_sdft import DemoSet  # noqa: E402
+from text_sdft.experiments.measure import answers, score_all  # noqa: E402
+from vlm_sdft import DemoSet, ImageAdapter  # noqa: E402
 from vlm_sdft.zoo import resolve_data  # noqa: E402
 from vlm_sdft.zoo.few_shot import FewShot  # noqa: E402
 
@@ -109,6 +111,17 @@ def test_other_types_are_not_the_new_ones_and_the_model_learns_them_in_context(
     assert untrained["new"] < 0.1 and untrained[f"{tables.RIVAL}nearest labelled image (own features)"] > 0.85
 
 
+def test_labels_of_replay_are_those_of_the_pictures(tmp_path: Path) -> None:
+    """The builtin model names and describes the old types, and agrees with the labels."""
+    demos = run.with_old_labels(SMALL.demos("test", 0, tmp_path), 0)
+    rows = [replace(row, split="old") for row in demos.retain[::7]]
+    adapter = ImageAdapter(replace(demos, old=rows), n_types=2, shots=2)
+    trainer = run.make_trainer(adapter, demos.train, 1e-4, 1, 0)
+    examples = adapter.examples(rows)
+    right = score_all(adapter, examples, answers(trainer, examples, None, 50, "test"))
+    assert len({row.question for row in rows}) == 2 and sum(right) > 0.9 * len(rows)
+
+
 def test_a_cell_is_trained_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "EPISODES", 5)
     monkeypatch.setattr(run, "OTHERS", 6)
@@ -117,6 +130,14 @@ def test_a_cell_is_trained_and_measured(tmp_path: Path, monkeypatch: pytest.Monk
     assert set(scores) == {"new", "name", "old", "describing", "in_context"}
     assert scores["name"] >= scores["new"] and scores["name"] > 0.5
     assert scores["describing"] < 0.95  # nothing kept it
+
+
+@pytest.mark.parametrize("method", ["SDFT + retention, LoRA", "SFT, attention only", "SFT + labelled replay"])
+def test_a_step_of_other_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    monkeypatch.setattr(run, "EPISODES", 2)
+    monkeypatch.setattr(run, "OTHERS", 6)
+    scores = run.run(SMALL, "validation", 0, method, run.rates_of(method)[0], tmp_path)
+    assert scores["old"] > 0.8, "one step destroys nothing"
 
 
 @pytest.mark.parametrize("method", run.CALLBACK_OF)

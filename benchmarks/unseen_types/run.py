@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from attempts import AveragedStudent, GrowingRetention
 from build_model import MODEL as BROADER
-from cells import MODEL, Cells, make_trainer
+from cells import MODEL, Cells, make_trainer, mixed_types
 from PIL import Image
 from sources import SOURCES, new_kinds, write_folder
-from tables import ALONE, RIVAL, report
+from tables import ALONE, LORA, RIVAL, report
+from transformers import set_seed
 
-from text_sdft.core import Example, SDFTTrainer
+from text_sdft.core import Example, SDFTTrainer, default_lora
 from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.scores import contexts_for, evaluate
 from vlm_sdft import DemoSet, ImageAdapter, retain_in_context
@@ -36,8 +37,15 @@ from vlm_sdft.zoo import resolve_data
 from vlm_sdft.zoo.drawing import draw
 from vlm_sdft.zoo.few_shot import FewShot
 from vlm_sdft.zoo.novel_objects import NovelObjects
+from vlm_sdft.zoo.objects import base_types
 from vlm_sdft.zoo.skills import user
-from vlm_sdft.zoo.vocabulary import DESCRIBE_AND_NAME_QUESTION, DESCRIBE_QUESTION, NAME_QUESTION, invented_names
+from vlm_sdft.zoo.vocabulary import (
+    DESCRIBE_AND_NAME_QUESTION,
+    DESCRIBE_QUESTION,
+    NAME_QUESTION,
+    base_names,
+    invented_names,
+)
 
 RATES = (1e-4, 3e-4, 1e-3)
 #: what the tables call it -> the method's name in this package
@@ -57,11 +65,17 @@ METHODS = {
     "SDFT + retention, half in context": "sdft",
     "SFT from teacher + retention, half in context": "sft_teacher",
     "SDFT + retention, half in context, twice its weight": "sdft",
+    "SFT, attention only": "sft_attention/no_retain",
+    "SFT + labelled replay": "replay",
+    "DFT + retention": "dft",
+    "offline distillation + retention": "offline",
 }
+#: Rows that stand beside each other in each of the variants below.
+MAIN = ("SFT", "SFT + retention", "SFT from teacher + retention", "SDFT + retention")
 #: Those whose learning rate is chosen by new types alone.
-METHODS |= {
-    name + ALONE: METHODS[name] for name in ("SFT", "SFT + retention", "SFT from teacher + retention", "SDFT + retention")
-}
+METHODS |= {name + ALONE: METHODS[name] for name in MAIN}
+#: Those that train an adapter instead of all weights of the language model, at ten times the rates.
+METHODS |= {name + LORA: METHODS[name] for name in MAIN}
 #: How some differ from the method that they are named after: settings, and a callback.
 TWICE = {"retain_weight": 2.0}
 SETTINGS_OF = {
@@ -197,7 +211,12 @@ def best_rate(cells: Cells, name: str, method: str, seeds: int) -> float:
         before = [cell(cells, name, "validation", seed, NOBODY, 0.0) for seed in range(seeds)]
         return sum(map(quality, found, before))
 
-    return max(RATES, key=total)
+    return max(rates_of(method), key=total)
+
+
+def rates_of(method: str) -> tuple[float, ...]:
+    """The grid of a row: an adapter takes ten times the rates of all weights (see `text_sdft.lora`)."""
+    return tuple(10 * rate for rate in RATES) if method.endswith(LORA) else RATES
 
 
 def quality(after: dict[str, float], before: dict[str, float]) -> float:
@@ -226,10 +245,13 @@ def run(
     demos = setting.demos(split, seed, cache)
     if IN_CONTEXT in method:
         demos = retain_in_context(demos, 0.5)
+    if METHODS.get(method) == "replay":
+        demos = with_old_labels(demos, seed)
     adapter = ImageAdapter(demos, n_types=setting.shown, shots=setting.shots)
     trained = method != NOBODY
     kind = partial(MethodTrainer, method=METHODS[method], full_batches=True) if trained else SDFTTrainer
-    changes = SETTINGS_OF.get(method, {})
+    changes = SETTINGS_OF.get(method, {}) | ({"peft_config": default_lora()} if method.endswith(LORA) else {})
+    set_seed(seed)  # an adapter's start
     trainer = make_trainer(adapter, demos.train, rate, setting.steps, seed, model=setting.model, kind=kind, **changes)  # type: ignore[arg-type]
     if method in CALLBACK_OF:
         trainer.add_callback(CALLBACK_OF[method]())
@@ -253,6 +275,15 @@ def run(
             right = [answer == example.reference for answer, example in zip(given, sets["new"], strict=True)]
             result[f"{RIVAL}{rival}"] = sum(right) / len(right)
     return result
+
+
+def with_old_labels(demos: DemoSet, seed: int) -> DemoSet:
+    """With the right answers to retention prompts (names and descriptions of drawn old types), for labelled replay."""
+    kinds = list(zip(base_names(), base_types(), strict=True))
+    answers = [{NAME_QUESTION: name, DESCRIBE_QUESTION: kind.description} for name, kind in kinds]
+    numbers = mixed_types(demos.retain, 5, seed, len(kinds))
+    retain = [replace(row, answer=answers[n].get(row.question)) for row, n in zip(demos.retain, numbers, strict=True)]
+    return replace(demos, retain=retain)
 
 
 def episodes(others: list[tuple[list[Image.Image], list[Image.Image]]], seed: int) -> list[Example]:

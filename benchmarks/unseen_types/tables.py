@@ -19,6 +19,8 @@ COLUMNS = {
 RIVAL = "rival: "
 #: Ends the names of rows whose learning rate was chosen by new types alone.
 ALONE = ", for new types alone"
+#: Ends the names of rows that train an adapter.
+LORA = ", LoRA"
 _MAIN = (
     ("SDFT + retention", "teacher"),
     ("SFT from teacher + retention", "teacher"),
@@ -30,7 +32,8 @@ _MAIN = (
 #: Rows of differences, as far as both were run: a column of one row minus a column of another, on the same seeds.
 PAIRS = (
     *_MAIN,
-    *((first + ALONE, second + ALONE * (second not in ("teacher", "untrained"))) for first, second in _MAIN),
+    *((a + variant, b + variant * (b not in ("teacher", "untrained"))) for variant in (ALONE, LORA) for a, b in _MAIN),
+    *(("SDFT + retention", row) for row in ("SFT + labelled replay", "offline distillation + retention")),
     ("SDFT + retention, twice its weight", "untrained"),
     ("SDFT + retention, growing weight", "untrained"),
     ("SDFT + retention, averaged student", "untrained"),
@@ -55,7 +58,7 @@ SUMMARY = (
 )
 KEPT = ("old", "in_context")
 #: Variants of the methods with a teacher that have lines of their own.
-VARIANTS = ("", ", half in context", ALONE)
+VARIANTS = ("", ", half in context", ALONE, LORA)
 
 Rows = dict[str, dict[int, Mapping[str, Any]]]
 
