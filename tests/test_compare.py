@@ -23,7 +23,8 @@ from tests.toy import toy_args
 from text_sdft import TextAdapter
 from text_sdft.core import Example, UserError
 from text_sdft.core.rollout import TransformersSampler
-from text_sdft.experiments.compare import Comparison, selection_score, split_sets
+from text_sdft.experiments.compare import split_sets
+from text_sdft.experiments.compare_cells import Comparison, selection_score
 from text_sdft.experiments.compare_table import write_tables
 from text_sdft.experiments.costs import training_flops
 from text_sdft.experiments.method_trainer import MethodTrainer
@@ -162,6 +163,37 @@ def test_a_test_with_kept_weights_is_that_of_a_model_trained_again(finished, con
     assert json.loads(file.read_text())["test"] == kept
 
 
+def test_rates_are_chosen_by_the_mean_over_validation_seeds(finished, config, tmp_path):
+    """A rate that was lucky with seed 0 is not chosen."""
+    folder, command = shutil.copytree(finished, tmp_path / "copy"), ["compare", config, *OPTIONS, "--methods", "sdft"]
+    right = {(1e-3, 0): 1.0, (1e-2, 0): 0.5, (1e-3, 1): 0.0, (1e-2, 1): 1.0}
+    for (rate, seed), share in right.items():
+        cell = cells(finished, "validation", "sdft")[0] | {"learning_rate": rate, "seed": seed}
+        for scores in cell["validation"].values():
+            scores |= {item: float(i < share * len(scores)) for i, item in enumerate(scores)}
+        (folder / f"cells/sdft/validation-lr{rate:g}-seed{seed}.json").write_text(json.dumps(cell))
+    for seeds, best in ((1, 1e-3), (2, 1e-2)):
+        assert main([*command, "--validation_seeds", str(seeds), "--train.output_dir", str(folder)]) == 0
+        assert table(folder)["methods"]["sdft"]["learning_rate"] == best
+        tested = {cell["seed"] for cell in cells(folder, "test", "sdft") if cell["learning_rate"] == best}
+        assert tested == {0, 1}, "the test is of the rate that was chosen"
+    assert "means over 2 seeds" in (folder / "compare.md").read_text()
+
+
+def test_every_rate_is_run_with_each_validation_seed(finished, config, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("cells/sdft/validation-*.json")}
+    command = ["compare", config, *OPTIONS, "--methods", "sdft", "--validation_seeds", "2"]
+    assert main([*command, "--train.output_dir", str(folder)]) == 0
+    assert len(before) == 2 and {file: file.stat().st_mtime_ns for file in before} == before, "seed 0 is not run again"
+    sweep = {(cell["learning_rate"], cell["seed"]): cell["validation"] for cell in cells(folder, "validation", "sdft")}
+    assert set(sweep) == {(rate, seed) for rate in (1e-3, 1e-2) for seed in (0, 1)}
+    for rate, found in table(folder)["validation"]["sdft"].items():
+        for name, value in found.items():
+            assert value == pytest.approx(np.mean([mean(sweep[float(rate), seed][name]) for seed in (0, 1)]))
+    assert not list(folder.rglob("*.safetensors")), "kept weights are removed when all tests are done"
+
+
 def test_seeds_that_change_nothing_are_not_run(finished):
     """Greedy answers of an untrained model: in context too, where no seed draws what it is shown."""
     assert [len(cells(finished, "test", name)) for name in ("base", "icl", "sft+no_retain", "sdft")] == [1, 1, 2, 2]
@@ -249,6 +281,7 @@ def test_a_row_that_one_method_cannot_learn_from_is_named_before_any_cell(config
         (("--lr_sweep", "[fast]"), "write 1e-5,3e-5,1e-4"),
         (("--lr_sweep", "[0]"), "learning rates above 0"),
         (("--seeds", "0"), "at least one seed"),
+        (("--validation_seeds", "0"), "one validation seed"),
         (("--eval.max_examples", "2"), "at least 3 rows"),
     ],
 )

@@ -19,13 +19,14 @@ def read_experiment(command: str, argv: list[str]) -> Experiment:
 
 
 def read_comparison(argv: list[str]) -> tuple[Experiment, dict[str, Any]]:
-    """The experiment, and what is compared on it: ``methods``, ``seeds``, ``rates``. Raises `UserError`."""
+    """The experiment, and what is compared on it: the other arguments of `compare`. Raises `UserError`."""
     experiment, values = _read("compare", argv)
     rates = [experiment.args.learning_rate]
     if values.lr_sweep is not None:
         rates = _rates(values.lr_sweep, rates[0])
     methods = [name for name in values.methods.split(",") if name.strip()]
-    return experiment, {"methods": methods, "seeds": values.seeds, "rates": rates}
+    seeds = {"seeds": values.seeds, "validation_seeds": values.validation_seeds}
+    return experiment, {"methods": methods, "rates": rates, **seeds}
 
 
 def _rates(given: str, own: float) -> list[float]:
@@ -124,6 +125,9 @@ def _parser(command: str, adapter_type: Any, train_defaults: dict[str, Any]) -> 
             "--methods", type=str, default="base,icl,sft,dft,sft_teacher,sdft", help="Names, separated by commas."
         )
         parser.add_argument("--seeds", type=int, default=3, help="Runs of each method at its chosen learning rate.")
+        parser.add_argument(
+            "--validation_seeds", type=int, default=1, help="By so many seeds' runs the learning rate is chosen."
+        )
         parser.add_argument(
             "--lr_sweep", type=str, nargs="?", const="around", default=None,
             help="Learning rates of every method, 1e-5,3e-5,1e-4; alone: a third, one and three times the config's.",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from text_sdft.experiments.compare_cells import NEW, Comparison, seeded
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.costs import FORMULA
 from text_sdft.experiments.methods import METHODS
@@ -13,11 +14,6 @@ from text_sdft.experiments.plots import plot_pareto
 from text_sdft.experiments.run import write_json
 from text_sdft.experiments.scores import Accuracy
 from text_sdft.experiments.stats import Interval, Paired
-
-if TYPE_CHECKING:
-    from text_sdft.experiments.compare import Comparison
-
-NEW = "new"
 
 
 def write_tables(comparison: Comparison, experiment: Experiment, folder: Path) -> dict[str, Any]:
@@ -57,7 +53,8 @@ def markdown(results: dict[str, Any], plotted: bool) -> str:
         "",
         f"Every method: {plan['steps']} optimiser steps of the same number of prompts, learning rates "
         f"{', '.join(f'{rate:g}' for rate in plan['learning_rates'])}, {plan['seeds']} seeds at the chosen one. "
-        f"{plan['validation']} With seed 0, by the mean of new and of the mean of the other sets.",
+        f"{plan['validation']} By the mean of new and of the mean of the other sets, "
+        f"{_by_seeds(plan['validation_seeds'])}.",
         "",
         "| method | lr | new | 95 % pooled | change | p | prior skills | 95 % pooled | change | p | KL | perplexity | "
         "seconds | FLOPs |",
@@ -81,9 +78,8 @@ def markdown(results: dict[str, Any], plotted: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def seeded(cell: dict[str, Any]) -> bool:
-    """Whether a method's other seeds could give other answers than this cell's."""
-    return cell.get("seeded", cell["method"] != "base")
+def _by_seeds(count: int) -> str:
+    return f"means over {count} seeds" if count > 1 else "with seed 0 alone (--validation_seeds 3 chooses more surely)"
 
 
 def _row(comparison: Comparison, name: str, reference: str | None) -> dict[str, Any]:
