@@ -254,6 +254,8 @@ def test_unknown_methods_and_variants_name_the_nearest():
     for name in ("sft/reverse", "offline/ema", "offline/entropy", "base/jsd"):
         with pytest.raises(UserError, match="has no divergence, or no teacher at every step"):
             find_method(name)
+    with pytest.raises(UserError, match="only sft_teacher and offline learn from answers of the teacher"):
+        find_method("sdft/fresh")
     assert find_method("sdft/no_retain/labelled").name == "sdft/labelled/no_retain"
 
 
@@ -327,6 +329,31 @@ def test_the_starting_teacher_answers_once_and_its_answers_are_stored(tmp_path):
         assert trainer.answers[query.id].ids.tolist() == record["ids"]
     moved = sampler.sample(trainer.module, inputs, [record["seed"]]).ids[0].tolist()
     assert moved != record["ids"], "the model has moved: answers sampled now would be others"
+
+
+@pytest.mark.parametrize("method", ["sft_teacher/fresh", "offline/fresh"])
+def test_fresh_answers_are_the_starting_teachers_in_the_context_of_the_step(tmp_path, method):
+    trainer = trainer_of(method, tmp_path, rows(3, 1, retained=2), model=toy_model(), max_steps=3)
+    drawn: list[tuple[list[str], list[int], Rollout]] = []
+    complete = trainer.complete
+
+    def watched(inputs: Any, examples: list[Example], seeds: list[int]) -> Rollout:
+        drawn.append(([example.id for example in examples], seeds, complete(inputs, examples, seeds)))
+        return drawn[-1][2]
+
+    trainer.complete = watched  # type: ignore[method-assign]
+    trainer.train()
+    start, sampler, by_id = toy_model(), TransformersSampler(6), {query.id: query for query in trainer.queries}
+    answers: dict[str, set[tuple[int, ...]]] = {}
+    for ids, seeds, rollout in drawn:
+        for name, seed, answer in zip(ids, seeds, rollout.ids, strict=True):
+            if name in by_id:  # retention prompts are answered by the student
+                [context] = trainer.contexts([by_id[name]], [seed])
+                inputs = trainer.adapter.encode([trainer.adapter.teacher_messages(by_id[name], context)])
+                assert sampler.sample(start, inputs, [seed]).ids[0].tolist() == answer.tolist()
+                answers.setdefault(name, set()).add(tuple(answer.tolist()))
+    assert len(drawn) == 3 and max(map(len, answers.values())) > 1, "other answers in other steps"
+    assert not (tmp_path / "answers.jsonl").exists()
 
 
 def test_a_resumed_run_reads_the_stored_answers(tmp_path):

@@ -33,6 +33,7 @@ from text_sdft.core import Example, SDFTTrainer, default_lora
 from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.scores import contexts_for, evaluate
 from vlm_sdft import DemoSet, ImageAdapter, retain_in_context
+from vlm_sdft.selection import Selection
 from vlm_sdft.zoo import resolve_data
 from vlm_sdft.zoo.drawing import draw
 from vlm_sdft.zoo.few_shot import FewShot
@@ -69,6 +70,8 @@ METHODS = {
     "SFT + labelled replay": "replay",
     "DFT + retention": "dft",
     "offline distillation + retention": "offline",
+    "SFT from teacher + retention, fresh answers": "sft_teacher/fresh",
+    "offline distillation + retention, fresh answers": "offline/fresh",
 }
 #: Rows that stand beside each other in each of the variants below.
 MAIN = ("SFT", "SFT + retention", "SFT from teacher + retention", "SDFT + retention")
@@ -94,7 +97,8 @@ EPISODES, WAYS, SHOWN, OTHERS = 150, 5, 2, 25
 class Setting:
     """What is learnt from what.
 
-    ``broader``: by the model of `build_model.py`, not the builtin one; ``shown``: types that the teacher is shown;
+    ``broader``: by the model of `build_model.py`, not the builtin one; ``shown``: types that the teacher is shown,
+    ``selection``: which ones (see `vlm_sdft.selection`);
     ``as_tested``: unlabelled images are in the style of the test images (see `write_folder`);
     ``described``: answers are descriptions that end in the name; ``rates_from``: the setting on whose validation types
     learning rates are chosen.
@@ -107,6 +111,7 @@ class Setting:
     shots: int = 2
     types: int = 10
     shown: int = 5
+    selection: Selection = "retrieved"
     unlabelled: int = 20
     as_tested: bool = False
     described: bool = False
@@ -147,6 +152,17 @@ SETTINGS = {
     "objects, noise 150, 300 steps": Setting(noise=150, steps=300, rates_from="objects, noise 150"),
     "objects, noise 150, 5 unlabelled": Setting(noise=150, unlabelled=5, rates_from="objects, noise 150, 5 unlabelled"),
     "objects, long answers, noise 60": Setting(noise=60, described=True, rates_from="objects, long answers, noise 60"),
+    **{
+        f"objects, noise 90, {n} random types shown{', 5 unlabelled' * (unlabelled == 5)}": Setting(
+            noise=90,
+            shown=n,
+            selection="random",
+            unlabelled=unlabelled,
+            rates_from=f"objects, noise 90, {n} random types shown{', 5 unlabelled' * (unlabelled == 5)}",
+        )
+        for n in (5, 8)
+        for unlabelled in (20, 5)
+    },
     "emoji": Setting("emoji", broader=True, rates_from="emoji"),
     "handwriting": Setting("handwriting", broader=True, rates_from="handwriting"),
     "fashion": Setting("fashion", broader=True, types=5, rates_from="fashion"),
@@ -247,7 +263,7 @@ def run(
         demos = retain_in_context(demos, 0.5)
     if METHODS.get(method) == "replay":
         demos = with_old_labels(demos, seed)
-    adapter = ImageAdapter(demos, n_types=setting.shown, shots=setting.shots)
+    adapter = ImageAdapter(demos, n_types=setting.shown, shots=setting.shots, selection=setting.selection)
     trained = method != NOBODY
     kind = partial(MethodTrainer, method=METHODS[method], full_batches=True) if trained else SDFTTrainer
     changes = SETTINGS_OF.get(method, {}) | ({"peft_config": default_lora()} if method.endswith(LORA) else {})

@@ -33,7 +33,10 @@ _MAIN = (
 PAIRS = (
     *_MAIN,
     *((a + variant, b + variant * (b not in ("teacher", "untrained"))) for variant in (ALONE, LORA) for a, b in _MAIN),
-    *(("SDFT + retention", row) for row in ("SFT + labelled replay", "offline distillation + retention")),
+    ("SDFT + retention", "SFT + labelled replay"),
+    ("SDFT + retention", "offline distillation + retention"),
+    ("SDFT + retention", "SFT from teacher + retention, fresh answers"),
+    ("SDFT + retention", "offline distillation + retention, fresh answers"),
     ("SDFT + retention, twice its weight", "untrained"),
     ("SDFT + retention, growing weight", "untrained"),
     ("SDFT + retention, averaged student", "untrained"),

@@ -49,7 +49,7 @@ ANSWERS_FILE = "answers.jsonl"
 
 @dataclass(frozen=True)
 class Answer:
-    """A completion that does not change while training.
+    """A completion that is given, and not the student's own.
 
     Attributes:
         ids: its tokens [T], end token included.
@@ -138,21 +138,25 @@ class MethodTrainer(SDFTTrainer):
         return self.start_teacher if self._reinvoking else None
 
     def complete(self, inputs: ModelInputs, examples: list[Example], seeds: list[int]) -> Rollout:
-        """Stored answers for the queries where the method has them; all other completions are the student's own."""
-        stored = self.method.completions != "student" and not self._reinvoking
-        n = sum(not example.retain for example in examples) if stored else 0
-        answers = [self.answers[example.id] for example in examples[:n]]
+        """Given answers for the queries where the method has them; all other completions are the student's own."""
+        given = self.method.completions != "student" and not self._reinvoking
+        n = sum(not example.retain for example in examples) if given else 0
+        if self.method.fresh:
+            with self.start_teacher.applied():
+                answers = self._teacher_answers(examples[:n], seeds[:n])
+        else:
+            answers = [self.answers[example.id] for example in examples[:n]]
         ids, finished = [answer.ids for answer in answers], [answer.finished for answer in answers]
         logps = [torch.zeros(len(answer.ids)) for answer in answers]
         if n < len(examples):
             own = super().complete(inputs.select(range(n, len(examples))), examples[n:], seeds[n:])
             ids, logps, finished = ids + own.ids, logps + own.logps, finished + own.finished
-        self._count(inputs, examples, ids, stored=n)
+        self._count(inputs, examples, ids, given=n)
         return Rollout(ids, logps, finished)
 
     def contexts(self, queries: list[Example], seeds: list[int]) -> list[TeacherContext]:
-        """For a stored answer of the teacher: the context in which it gave it."""
-        if self.method.completions == "teacher":
+        """For an answer of the teacher: the context in which it gave it."""
+        if self.method.completions == "teacher" and not self.method.fresh:
             seeds = [self.answers[query.id].seed for query in queries]
         return super().contexts(queries, seeds)
 
@@ -172,11 +176,11 @@ class MethodTrainer(SDFTTrainer):
     def _reinvoking(self) -> bool:
         return self.method.reinvoke and self.state.global_step >= self.state.max_steps // 2
 
-    def _count(self, inputs: ModelInputs, examples: list[Example], ids: list[Tensor], stored: int) -> None:
+    def _count(self, inputs: ModelInputs, examples: list[Example], ids: list[Tensor], given: int) -> None:
         """Tokens that the student reads in a step, and those that it samples."""
         lengths = [prompt + len(completion) for prompt, completion in zip(inputs.lengths, ids, strict=True)]
         self.tokens["student"] += sum(lengths)
-        self.tokens["sampled"] += sum(lengths[stored:])
+        self.tokens["sampled"] += sum(lengths[given:])
         taught = 0 if self.query_teacher is None else sum(not example.retain for example in examples)
         self.tokens["teacher_prompts"] += taught
         self.tokens["teacher"] += sum(len(completion) for completion in ids[:taught])
@@ -195,7 +199,7 @@ class MethodTrainer(SDFTTrainer):
         if not self.method.trains:
             raise UserError(f"The method '{self.method.name}' trains nothing; `vlm-sdft compare` measures it.")
         self.check_prompts()
-        if self.method.completions == "teacher":
+        if self.method.completions == "teacher" and not self.method.fresh:
             self.store_answers(resume=bool(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
@@ -232,14 +236,17 @@ class MethodTrainer(SDFTTrainer):
             for start in track(range(0, len(mine), size), "the teacher's answers", transient=True, disable=quiet):
                 queries = mine[start : start + size]
                 seeds = [draw_seed(self.args.seed, "the teacher's answer", query.id) for query in queries]
-                contexts = [TeacherContext(seed) for seed in seeds]
-                inputs, _ = encode_teacher(self.adapter, queries, contexts, self.prompt_limit)
-                rollout = self.sampler.sample(self.module, inputs, seeds)
-                self.tokens["sampled"] += sum(inputs.lengths) + sum(len(ids) for ids in rollout.ids)
-                for query, ids, finished, seed in zip(queries, rollout.ids, rollout.finished, seeds, strict=True):
-                    answer = {"answer": self.adapter.decode(ids), "ids": ids.tolist(), "finished": finished}
-                    records.append({"id": query.id, **answer, "seed": seed})
+                for query, answer in zip(queries, self._teacher_answers(queries, seeds), strict=True):
+                    told = {"answer": self.adapter.decode(answer.ids), "ids": answer.ids.tolist()}
+                    records.append({"id": query.id, **told, "finished": answer.finished, "seed": answer.seed})
         return gather_object(records) if self.args.world_size > 1 else records
+
+    def _teacher_answers(self, queries: list[Example], seeds: list[int]) -> list[Answer]:
+        """Sampled by the model as it is now, each in the context that its seed draws."""
+        inputs, _ = encode_teacher(self.adapter, queries, [TeacherContext(seed) for seed in seeds], self.prompt_limit)
+        rollout = self.sampler.sample(self.module, inputs, seeds)
+        self.tokens["sampled"] += sum(inputs.lengths) + sum(len(ids) for ids in rollout.ids)
+        return [Answer(*answer) for answer in zip(rollout.ids, rollout.finished, seeds, strict=True)]
 
     def _expert(self, example: Example) -> Answer:
         text = expert_answer(self.adapter, example)

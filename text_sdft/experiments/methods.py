@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 from text_sdft.core import Example, ModalityAdapter, UserError
 
-#: variant -> the settings of `SDFTConfig` that it stands for; the first two choose rows instead: only queries with an
-#: expert's answer, and no retention prompts.
+#: variant -> the settings of `SDFTConfig` that it stands for. The first three stand for something else: only queries with
+#: an expert's answer; no retention prompts; the teacher's answers sampled anew at each step.
 VARIANTS: dict[str, dict[str, Any]] = {
     "labelled": {},
     "no_retain": {},
+    "fresh": {},
     "forward": {"distillation_alpha": 0.0},
     "reverse": {"distillation_alpha": 1.0},
     "jsd": {"distillation_alpha": 0.5},
@@ -40,7 +41,7 @@ class Method:
         name: as the user writes it, variants included.
         summary: one sentence, for tables and the model card.
         completions: whose completions of the queries a step learns from: the student's own (sampled anew each step), the
-            expert's, the starting teacher's (sampled once), the privileged context as plain text, or none (no training).
+            expert's, the starting teacher's, the privileged context as plain text, or none (no training).
         loss: on the queries: the divergence to the teacher, the likelihood, or the likelihood with each token weighted by
             its own probability ("dynamic").
         attention_only: train the attention weights only.
@@ -48,6 +49,7 @@ class Method:
         reinvoke: in the second half of the steps, on-policy distillation from the start on retention prompts instead.
         labelled: leave out queries without an expert's answer.
         retain: train on retention prompts beside the queries, where the data has any.
+        fresh: the starting teacher answers anew at each step, under a new draw of its context; else once, before training.
         settings: of `SDFTConfig`, in place of the config's.
     """
 
@@ -60,6 +62,7 @@ class Method:
     reinvoke: bool = False
     labelled: bool = False
     retain: bool = True
+    fresh: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -151,11 +154,14 @@ def find_method(name: str) -> Method:
         raise UserError(
             f"'{name}': '{base}' has no divergence, or no teacher at every step, that this variant could change."
         )
+    if "fresh" in variants and method.completions != "teacher":
+        raise UserError(f"'{name}': only sft_teacher and offline learn from answers of the teacher, which 'fresh' renews.")
     return replace(
         method,
         name="/".join([base, *(variant for variant in VARIANTS if variant in variants)]),
         labelled="labelled" in variants,
         retain="no_retain" not in variants,
+        fresh="fresh" in variants,
         settings=settings,
     )
 
