@@ -19,6 +19,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks" / "unseen_types"
 sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
 
 import run  # noqa: E402
+import settings  # noqa: E402
 import sources  # noqa: E402
 import tables  # noqa: E402
 
@@ -28,7 +29,7 @@ from vlm_sdft import DemoSet, ImageAdapter  # noqa: E402
 from vlm_sdft.zoo import resolve_data  # noqa: E402
 from vlm_sdft.zoo.few_shot import FewShot  # noqa: E402
 
-SMALL = run.Setting(types=2, unlabelled=1, steps=1)
+SMALL = settings.Setting(types=2, unlabelled=1, steps=1)
 
 
 def disc(kind: str, rng: np.random.Generator, held_out: bool) -> Image.Image:
@@ -101,7 +102,7 @@ def test_other_types_are_not_the_new_ones_and_the_model_learns_them_in_context(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "EPISODES", 20)
-    monkeypatch.setattr(run, "OTHERS", 8)
+    monkeypatch.setattr(settings, "OTHERS", 8)
     asked = run.episodes(SMALL.other_types("test", 0), 0)
     for example in asked:
         answers = [m["content"] for m in example.messages if m["role"] == "assistant"]
@@ -124,8 +125,8 @@ def test_labels_of_replay_are_those_of_the_pictures(tmp_path: Path) -> None:
 
 def test_a_cell_is_trained_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "EPISODES", 5)
-    monkeypatch.setattr(run, "OTHERS", 6)
-    setting = run.Setting(types=2, unlabelled=1, steps=30, described=True)
+    monkeypatch.setattr(settings, "OTHERS", 6)
+    setting = settings.Setting(types=2, unlabelled=1, steps=30, described=True)
     scores = run.run(setting, "validation", 0, "SFT", 3e-3, tmp_path)
     assert set(scores) == {"new", "name", "old", "describing", "in_context"}
     assert scores["name"] >= scores["new"] and scores["name"] > 0.5
@@ -135,7 +136,7 @@ def test_a_cell_is_trained_and_measured(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("method", ["SDFT + retention, LoRA", "SFT, attention only", "SFT + labelled replay"])
 def test_a_step_of_other_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     monkeypatch.setattr(run, "EPISODES", 2)
-    monkeypatch.setattr(run, "OTHERS", 6)
+    monkeypatch.setattr(settings, "OTHERS", 6)
     scores = run.run(SMALL, "validation", 0, method, run.rates_of(method)[0], tmp_path)
     assert scores["old"] > 0.8, "one step destroys nothing"
 
@@ -156,6 +157,13 @@ def test_attempts_differ_from_what_they_are_named_after(method: str) -> None:
     grown = "growing" in method
     assert weights == ([0.0, 0.5, 1.0] if grown else [0.5] * 3)
     assert model.weight.item() == pytest.approx(2.0 if grown else averaged)
+
+
+def test_names_say_what_settings_are() -> None:
+    found = settings.SETTINGS["objects, noise 90, 8 random types shown, 5 unlabelled"]
+    assert (found.noise, found.shown, found.selection, found.unlabelled) == (90, 8, "random", 5)
+    assert settings.SETTINGS["emoji, builtin model"] == settings.Setting("emoji")
+    assert all(rates in settings.SETTINGS for rates in settings.RATES_FROM.values())
 
 
 def test_a_rate_is_judged_by_new_types_and_by_what_is_kept() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from attempts import AveragedStudent, GrowingRetention
-from build_model import MODEL as BROADER
-from cells import MODEL, Cells, make_trainer, mixed_types
+from cells import Cells, make_trainer, mixed_types
 from PIL import Image
-from sources import SOURCES, new_kinds, write_folder
+from settings import SETTINGS, Setting
 from tables import ALONE, LORA, RIVAL, report
 from transformers import set_seed
 
@@ -33,15 +32,9 @@ from text_sdft.core import Example, SDFTTrainer, default_lora
 from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.scores import contexts_for, evaluate
 from vlm_sdft import DemoSet, ImageAdapter, retain_in_context
-from vlm_sdft.selection import Selection
-from vlm_sdft.zoo import resolve_data
-from vlm_sdft.zoo.drawing import draw
-from vlm_sdft.zoo.few_shot import FewShot
-from vlm_sdft.zoo.novel_objects import NovelObjects
 from vlm_sdft.zoo.objects import base_types
 from vlm_sdft.zoo.skills import user
 from vlm_sdft.zoo.vocabulary import (
-    DESCRIBE_AND_NAME_QUESTION,
     DESCRIBE_QUESTION,
     NAME_QUESTION,
     base_names,
@@ -89,106 +82,10 @@ CALLBACK_OF = {
     "SDFT + retention, growing weight": GrowingRetention,
     "SDFT + retention, averaged student": AveragedStudent,
 }
-#: In-context learning: questions, types of an episode, pictures of each, and types to draw them from.
-EPISODES, WAYS, SHOWN, OTHERS = 150, 5, 2, 25
+#: In-context learning: questions, types of an episode, pictures of each.
+EPISODES, WAYS, SHOWN = 150, 5, 2
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What is learnt from what.
-
-    ``broader``: by the model of `build_model.py`, not the builtin one; ``shown``: types that the teacher is shown,
-    ``selection``: which ones (see `vlm_sdft.selection`);
-    ``as_tested``: unlabelled images are in the style of the test images (see `write_folder`);
-    ``described``: answers are descriptions that end in the name; ``rates_from``: the setting on whose validation types
-    learning rates are chosen.
-    """
-
-    source: str = "objects"
-    broader: bool = False
-    noise: int = 0
-    steps: int = 100
-    shots: int = 2
-    types: int = 10
-    shown: int = 5
-    selection: Selection = "retrieved"
-    unlabelled: int = 20
-    as_tested: bool = False
-    described: bool = False
-    rates_from: str = "objects, noise 90"
-
-    @property
-    def model(self) -> str:
-        return str(BROADER) if self.broader else MODEL
-
-    def demos(self, split: str, seed: int, cache: Path) -> DemoSet:
-        """The setting's folder, drawn if need be."""
-        spec = FewShot(n_types=self.types, shots=self.shots, n_unlabelled=self.unlabelled, seed=seed, split=split)
-        if self.source == "objects":
-            drawn = {**asdict(spec), "noise": self.noise, "described": self.described}
-            folder = resolve_data("builtin:novel-objects", cache, **drawn)
-        else:
-            folder = write_folder(self.source, cache, spec, self.noise, self.as_tested)
-        question = DESCRIBE_AND_NAME_QUESTION if self.described else NAME_QUESTION
-        asked = list(dict.fromkeys([question, NAME_QUESTION, DESCRIBE_QUESTION]))
-        return DemoSet.from_folder(folder, question=question, retain_questions=asked)
-
-    def other_types(self, split: str, seed: int) -> list[tuple[list[Image.Image], list[Image.Image]]]:
-        """Pictures of types that are neither new nor old: shown ones, and those that are asked about."""
-        rng = np.random.default_rng([2031, seed])
-        if self.source in SOURCES and self.source != "fashion":
-            source = SOURCES[self.source]()
-            kinds = new_kinds(source, split, seed)[self.types : self.types + OTHERS]
-            picture = [partial(source.picture, kind, rng, noise=self.noise) for kind in kinds]
-            return [([show(held_out=False) for _ in range(4)], [show(held_out=True) for _ in range(3)]) for show in picture]
-        others = NovelObjects(n_types=OTHERS, first=self.types, seed=seed, split=split).new_types().values()
-        return [tuple([draw(kind, rng, noise=self.noise) for _ in range(n)] for n in (4, 3)) for kind in others]  # type: ignore[misc]
-
-
-SETTINGS = {
-    "objects, noise 90": Setting(noise=90),
-    "objects, noise 90, 300 steps": Setting(noise=90, steps=300, rates_from="objects, noise 90, 300 steps"),
-    "objects, noise 150": Setting(noise=150, rates_from="objects, noise 150"),
-    "objects, noise 150, 300 steps": Setting(noise=150, steps=300, rates_from="objects, noise 150"),
-    "objects, noise 150, 5 unlabelled": Setting(noise=150, unlabelled=5, rates_from="objects, noise 150, 5 unlabelled"),
-    "objects, long answers, noise 60": Setting(noise=60, described=True, rates_from="objects, long answers, noise 60"),
-    **{
-        f"objects, noise 90, {n} random types shown{', 5 unlabelled' * (unlabelled == 5)}": Setting(
-            noise=90,
-            shown=n,
-            selection="random",
-            unlabelled=unlabelled,
-            rates_from=f"objects, noise 90, {n} random types shown{', 5 unlabelled' * (unlabelled == 5)}",
-        )
-        for n in (5, 8)
-        for unlabelled in (20, 5)
-    },
-    "emoji": Setting("emoji", broader=True, rates_from="emoji"),
-    "handwriting": Setting("handwriting", broader=True, rates_from="handwriting"),
-    "fashion": Setting("fashion", broader=True, types=5, rates_from="fashion"),
-    "objects, noise 150, 1 type shown": Setting(noise=150, shown=1, rates_from="objects, noise 150, 1 type shown"),
-    "emoji, 1 type shown": Setting("emoji", broader=True, shown=1, rates_from="emoji, 1 type shown"),
-    "handwriting, 1 type shown": Setting("handwriting", broader=True, shown=1, rates_from="handwriting, 1 type shown"),
-    **{
-        f"{source}, {shown} shown, unlabelled as tested": Setting(
-            source, broader=True, shown=n, as_tested=True, rates_from=f"{source}, {shown} shown, unlabelled as tested"
-        )
-        for source in ("emoji", "handwriting")
-        for shown, n in (("1 type", 1), ("5 types", 5))
-    },
-    "emoji, builtin model": Setting("emoji"),
-    "handwriting, builtin model": Setting("handwriting"),
-    "fashion, builtin model": Setting("fashion", types=5),
-    "objects, noise 90, 5 labelled": Setting(noise=90, shots=5, rates_from="objects, noise 90, 5 labelled"),
-    "emoji, 5 labelled": Setting("emoji", broader=True, shots=5, rates_from="emoji, 5 labelled"),
-    "handwriting, 5 labelled": Setting("handwriting", broader=True, shots=5, rates_from="handwriting, 5 labelled"),
-    "emoji, 5 labelled, 1 type shown": Setting(
-        "emoji", broader=True, shots=5, shown=1, rates_from="emoji, 5 labelled, 1 type shown"
-    ),
-    "handwriting, 5 labelled, 1 type shown": Setting(
-        "handwriting", broader=True, shots=5, shown=1, rates_from="handwriting, 5 labelled, 1 type shown"
-    ),
-}
 NOBODY = "untrained"
 IN_CONTEXT = "half in context"
 
@@ -198,7 +95,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--validation_seeds", type=int, default=3, help="by which learning rates are chosen")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="*", default=list(MAIN), choices=list(METHODS))
     parser.add_argument("--table", action="store_true", help="only the tables of what is there")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/unseen_types.json"))
     args = parser.parse_args()
@@ -206,7 +103,7 @@ def main() -> None:
     if not args.table:
         for name in args.settings:
             rates = {
-                method: best_rate(cells, SETTINGS[name].rates_from, method, args.validation_seeds)
+                method: best_rate(cells, SETTINGS[name].rates_from or name, method, args.validation_seeds)
                 for method in args.methods
             }
             for seed in range(args.seeds):

@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from cells import Cells, make_trainer, shown
-from run import SETTINGS, Setting
+from settings import SETTINGS, Setting
 from sources import SOURCES
 
 from text_sdft.experiments.measure import answers, score_all

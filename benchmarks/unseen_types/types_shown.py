@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from cells import Cells, make_trainer, shown
-from run import SETTINGS, Setting
+from settings import SETTINGS, Setting
 
 from text_sdft.core import TeacherContext
 from text_sdft.core.rollout import draw_seed
