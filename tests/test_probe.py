@@ -14,6 +14,7 @@ from scipy import stats
 from tests.tiny_text import save_tiny_text_model
 from text_sdft.core import Demonstration, Example, SDFTConfig, SDFTTrainer, TeacherContext
 from text_sdft.experiments.measure import positions, right_answers
+from text_sdft.experiments.probe import VOTE
 from text_sdft.experiments.scores import contexts_for, sample
 from text_sdft.experiments.verdict import Evidence, Gap, paired_gap, verdict
 from vlm_sdft import DemoSet, ImageAdapter, vlm
@@ -47,6 +48,17 @@ def test_verdicts():
     assert blind.decision == "do not train" and "blank images: 60 %" in blind.reason
     cued = verdict(Evidence(0.1, 0.9, CLEAR, others={"--demonstrations.rung 3": (1.0, CLEAR, UP)}))
     assert cued.train and cued.option == "--demonstrations.rung 3" and "100 %" in cued.reason
+
+
+def test_the_vote_of_disagreeing_draws_stands_for_the_teacher():
+    voted = verdict(Evidence(0.5, 0.5, NONE, vote=(0.9, CLEAR, UP)))
+    assert (
+        voted.train
+        and "vote of its draws 90 %" in voted.reason
+        and "Draws of the demonstrations disagree" in voted.notes[0]
+    )
+    agreed = verdict(Evidence(0.5, 0.5, NONE, vote=(0.51, NONE, NONE)))
+    assert not agreed.train and "vote" not in agreed.reason and not any("disagree" in note for note in agreed.notes)
 
 
 def test_verdicts_without_a_gap():
@@ -100,6 +112,7 @@ def test_the_builtin_model_can_teach_itself_and_only_through_its_demonstrations(
     accuracy = {name: value["accuracy"] for name, value in numbers["accuracy"].items()}
     assert code == 0 and numbers["verdict"]["train"]
     assert accuracy["student"] <= 0.1 and accuracy["teacher"] >= 0.9
+    assert VOTE not in accuracy, "all draws show the same demonstrations, in other orders"
     assert max(accuracy[name] for name in (*CONTROLS, "own type missing")) <= 0.4  # 4 types: chance is 0.25
     assert accuracy["permuted label words"] >= 0.9, "it follows its context"
     assert accuracy["the answer alone"] >= 0.9
@@ -111,6 +124,19 @@ def test_the_builtin_model_can_teach_itself_and_only_through_its_demonstrations(
     assert numbers["divergence"] > 0.5
     printed = capsys.readouterr().out
     assert "Train: with demonstrations" in printed and "nearest demonstration" in printed
+
+
+def test_draws_that_show_different_types_vote(tmp_path, monkeypatch, capsys):
+    """Two of four types at random: one draw shows the query's type half of the time, more of sixteen than any other."""
+    monkeypatch.chdir(tmp_path)
+    made = resolve_data("builtin:novel-objects", tmp_path, n_types=4, n_unlabelled=1, n_test=12, n_old=1)
+    args = ["--model", BUILTIN, "--data", str(made), "--train.output_dir", "runs/x", "--demonstrations.n_types", "2"]
+    assert main(["probe", *args, "--demonstrations.selection", "random"]) == 0
+    numbers = json.loads(Path("runs/x/probe.json").read_text())
+    accuracy = {name: value["accuracy"] for name, value in numbers["accuracy"].items()}
+    assert 0.25 < accuracy["teacher"] < 0.75 and accuracy[VOTE] > accuracy["teacher"] + 0.2
+    assert numbers["gaps"][VOTE]["mean"] == pytest.approx(accuracy[VOTE] - accuracy["student"])
+    assert "vote of its draws" in numbers["verdict"]["reason"] and "sft_teacher" in capsys.readouterr().out
 
 
 def test_one_type_shown_is_a_teacher_too(folder, tmp_path, monkeypatch):

@@ -108,10 +108,10 @@ def positions(
     found: dict[int, list[int]] = {}
     for example, context, text in zip(examples, contexts, texts, strict=True):
         shown, *others = (
-            [_plain(d.messages[-1]["content"]) for d in adapter.demonstrations(example, replace(context, seed=seed))]
+            [plain(d.messages[-1]["content"]) for d in adapter.demonstrations(example, replace(context, seed=seed))]
             for seed in (context.seed, 1, 2, 3)
         )
-        places = [i for i, given in enumerate(shown) if given == _plain(text)]
+        places = [i for i, given in enumerate(shown) if given == plain(text)]
         if places and any(order != shown for order in others):
             found.setdefault(len(shown), []).append(random.Random(draw_seed(context.seed, "position")).choice(places))
     if not found:
@@ -122,7 +122,8 @@ def positions(
     return {"counts": counts, "p": p}
 
 
-def _plain(text: Any) -> str:
+def plain(text: Any) -> str:
+    """An answer without what does not distinguish answers: case, spaces, marks around it."""
     return " ".join(str(text).casefold().split()).strip(" .!\"'")
 
 

@@ -7,6 +7,7 @@ from the same ones, and ends in a verdict (`text_sdft.experiments.verdict`).
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -14,11 +15,15 @@ from typing import Any
 import torch
 
 from text_sdft.core import RUNGS, Example, SDFTTrainer, TeacherContext, UserError
+from text_sdft.core.rollout import draw_seed
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.measure import answers, mean_tokens, positions, right_answers, score_all
+from text_sdft.experiments.measure import answers, mean_tokens, plain, positions, right_answers, score_all
 from text_sdft.experiments.scores import Accuracy, contexts_for, sample
 from text_sdft.experiments.verdict import SHARE, Evidence, Gap, Verdict, paired_gap, verdict
 
+#: Draws of the demonstrations that vote on each answer, where draws show different ones.
+DRAWS = 16
+VOTE = f"vote of {DRAWS} draws"
 #: Examples measured where ``eval.max_examples`` is unset, and by the short probe before a training run.
 EXAMPLES, FEW = 100, 40
 
@@ -49,6 +54,34 @@ class Probe:
         self.seconds[name] = (time.monotonic() - started) / max(len(examples), 1)
         self.texts[name] = _spread(texts, kept, len(self.examples))
         self.scores[name] = _spread(score_all(self.adapter, examples, texts), kept, len(self.examples))
+
+    def measure_vote(self) -> None:
+        """What most of several draws of the demonstrations say, for examples to which another draw shows other ones.
+
+        A student learns from a new draw at each step: where draws disagree, it may end where their vote stands, above any
+        one of them.
+        """
+        drawn = [[replace(c, seed=draw_seed(c.seed, "draw", k)) for k in range(1, DRAWS)] for c in self.contexts]
+        varies = [self._differ(*pair) for pair in zip(self.examples, self.contexts, drawn, strict=True)]
+        if not any(varies):
+            return
+        texts, seconds = [self.texts["teacher"]], 0.0
+        for k in range(DRAWS - 1):
+            self.measure(VOTE, [mine[k] if varied else None for mine, varied in zip(drawn, varies, strict=True)])
+            texts.append(self.texts[VOTE])
+            seconds += self.seconds[VOTE]
+        ballots = zip(*texts, strict=True)
+        voted = [_most(ballot) if varied else None for ballot, varied in zip(ballots, varies, strict=True)]
+        self.texts[VOTE], self.seconds[VOTE] = voted, self.seconds["teacher"] + seconds
+        self.scores[VOTE] = [
+            None if text is None else self.adapter.score(example, text)
+            for example, text in zip(self.examples, voted, strict=True)
+        ]
+
+    def _differ(self, example: Example, context: TeacherContext, others: Sequence[TeacherContext]) -> bool:
+        """Whether another draw shows other demonstrations, and not the same in another order."""
+        shown = self.adapter.demonstrations(example, context)
+        return any(d not in shown for other in others for d in self.adapter.demonstrations(example, other))
 
     def measure_rungs(self) -> None:
         """Rungs 1, 3, 4 and 5, for the examples that have them (0 is the student's view, 2 the teacher's)."""
@@ -114,9 +147,9 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
 
     Returns:
         ``accuracy`` ({view: {accuracy, n, low, high}}), ``gap`` (teacher minus student: mean, low, high, n), ``gaps`` (each
-        rung and variant minus the student), ``answer`` (how student and teacher read the right answer: `right_answers`),
-        ``divergence`` (mean token divergence on the student's own completions: the training signal), ``positions``,
-        ``tokens`` and ``seconds`` a query, ``verdict``, ``notes`` (views that not every example has).
+        rung, each variant and the draws' vote minus the student), ``answer`` (how student and teacher read the right one:
+        `right_answers`), ``divergence`` (mean token divergence on the student's own completions: the training signal),
+        ``positions``, ``tokens`` and ``seconds`` a query, ``verdict``, ``notes`` (views that not every example has).
 
     Raises:
         UserError: there is nothing with a reference to measure on.
@@ -128,6 +161,7 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
     adapter: Any = trainer.adapter
     run.measure("student", None)
     run.measure("teacher", run.contexts)
+    run.measure_vote()
     run.measure_rungs()
     run.measure_controls()
     rivals: dict[str, float] = {}
@@ -138,7 +172,7 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
     variants = adapter.variants() if sweep and hasattr(adapter, "variants") else {}
     for option, variant in variants.items():
         run.measure(option, run.contexts, variant)
-    gaps = {name: run.gap(name, "student") for name in (*RUNGS.values(), *variants) if name in run.scores}
+    gaps = {name: run.gap(name, "student") for name in (VOTE, *RUNGS.values(), *variants) if name in run.scores}
     answer = {
         "student": right_answers(trainer, examples, None, run.size),
         "teacher": right_answers(trainer, examples, run.contexts, run.size),
@@ -163,13 +197,18 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
 
 
 def short_probe(trainer: SDFTTrainer, experiment: Experiment) -> Verdict | None:
-    """Student, teacher and one control on at most 40 examples; None where there is nothing to measure on."""
+    """Student, teacher and one control on at most 40 examples, and the draws' vote where the teacher is not clearly better.
+
+    None where there is nothing to measure on.
+    """
     examples = _examples(experiment, min(FEW, experiment.eval.max_examples or FEW))
     if not examples:
         return None
     run = Probe(trainer, examples, experiment.eval.batch_size)
     run.measure("student", None)
     run.measure("teacher", run.contexts)
+    if run.gap("teacher", "student").low <= 0:
+        run.measure_vote()
     run.measure_controls(first=True)
     return verdict(_evidence(run, {}, {}, None))
 
@@ -189,10 +228,14 @@ def _evidence(run: Probe, rivals: dict[str, float], variants: dict[str, Any], pl
     def mean(name: str) -> float | None:
         return run.accuracy(name).accuracy if name in run.scores else None
 
+    voted = None
+    if VOTE in run.scores:
+        voted = (run.accuracy(VOTE).accuracy, run.gap(VOTE, "student"), run.gap(VOTE, "teacher"))
     return Evidence(
         student=run.accuracy("student").accuracy,
         teacher=run.accuracy("teacher").accuracy,
         gap=run.gap("teacher", "student"),
+        vote=voted,
         kept={name: run.kept(name) for name in spoilt},
         others={
             option: (run.accuracy(name).accuracy, run.gap(name, "student"), run.gap(name, "teacher"))
@@ -225,6 +268,13 @@ def _divergence(trainer: SDFTTrainer, examples: Sequence[Example], size: int) ->
     finally:
         trainer.retained = retained
     return total / len(examples)
+
+
+def _most(ballot: Sequence[str | None]) -> str:
+    """The answer that is given most often, the first such one, as it was written first."""
+    by_answer = {plain(text): text for text in reversed(ballot) if text is not None}
+    counts = Counter(plain(text) for text in ballot if text is not None)
+    return by_answer[counts.most_common(1)[0][0]]
 
 
 def _spread(values: Sequence[Any], kept: Sequence[int], length: int) -> list[Any]:

@@ -42,6 +42,8 @@ class Evidence:
     Attributes:
         student, teacher: accuracies.
         gap: teacher minus student.
+        vote: what most draws of the demonstrations say, where draws show different ones: (accuracy, gap to the student,
+            gap to the teacher).
         kept: by control or by rung 1: the accuracy that is left, and how much more of the gap than `SHARE` it keeps.
         others: other settings by the option that sets them: (accuracy, gap to the student, gap to the teacher).
         answer_alone: the teacher's accuracy with the answer in its context, if measured.
@@ -53,6 +55,7 @@ class Evidence:
     student: float
     teacher: float
     gap: Gap
+    vote: tuple[float, Gap, Gap] | None = None
     kept: Mapping[str, tuple[float, Gap]] = field(default_factory=dict)
     others: Mapping[str, tuple[float, Gap, Gap]] = field(default_factory=dict)
     answer_alone: float | None = None
@@ -115,11 +118,18 @@ def paired_gap(first: Sequence[float], second: Sequence[float]) -> Gap:
 
 
 def verdict(found: Evidence) -> Verdict:
-    """The rule: train where the teacher is better beyond the gap's interval, and only through its demonstrations."""
-    percent = f"teacher {_percent(found.teacher)}, student {_percent(found.student)}, gap {_points(found.gap)}"
+    """The rule: train where the teacher is better beyond the gap's interval, and only through its demonstrations.
+
+    Where draws of its demonstrations disagree, so that their vote is clearly better than one of them, the vote stands for
+    the teacher: the student learns from all draws.
+    """
+    gap, teacher = found.gap, f"teacher {_percent(found.teacher)}"
+    if found.vote is not None and found.vote[2].low > 0:
+        gap, teacher = found.vote[1], f"{teacher}, vote of its draws {_percent(found.vote[0])}"
+    percent = f"{teacher}, student {_percent(found.student)}, gap {_points(gap)}"
     notes = _notes(found)
     spoilt = {name: accuracy for name, (accuracy, more) in found.kept.items() if more.low > 0}
-    if found.gap.low > 0 and spoilt:
+    if gap.low > 0 and spoilt:
         name, accuracy = max(spoilt.items(), key=lambda item: item[1])
         reason = (
             f"Do not train: the teacher stays good with spoiled demonstrations ({name}: {_percent(accuracy)}; {percent}), "
@@ -128,22 +138,22 @@ def verdict(found: Evidence) -> Verdict:
         return Verdict("do not train", reason, None, notes)
     better = {name: more.mean for name, (_, _, more) in found.others.items() if more.low > 0}
     best = max(better, key=lambda name: better[name]) if better else None
-    if found.gap.low > 0:
+    if gap.low > 0:
         reason = f"Train: with demonstrations the model is better, and because of them ({percent})."
         if best is not None:
             reason += f" Better still with {best}: {_percent(found.others[best][0])}."
         return Verdict("train", reason, best, notes)
     if best is not None and found.others[best][1].low > 0:
-        accuracy, gap, _ = found.others[best]
+        accuracy, other, _ = found.others[best]
         reason = (
-            f"Try {best} first: the teacher is right in {_percent(accuracy)} there (gap {_points(gap)}; now: {percent})."
+            f"Try {best} first: the teacher is right in {_percent(accuracy)} there (gap {_points(other)}; now: {percent})."
         )
         return Verdict("try first", reason, best, notes)
     if found.student >= KNOWN:
         return Verdict("do not train", f"Do not train: the model knows this already ({percent}).", None, notes)
-    if found.gap.mean > 0 and found.gap.high > WORTH:
-        reason = f"Measure more first: whether demonstrations help is not clear from {found.gap.n} examples ({percent})."
-        return Verdict("try first", reason, f"--eval.max_examples {4 * found.gap.n}", notes)
+    if gap.mean > 0 and gap.high > WORTH:
+        reason = f"Measure more first: whether demonstrations help is not clear from {gap.n} examples ({percent})."
+        return Verdict("try first", reason, f"--eval.max_examples {4 * gap.n}", notes)
     reason = f"Do not train: with demonstrations the model is no better than without ({percent})."
     if found.answer_alone is not None and found.answer_alone <= max(found.student, 0.5):
         advice = (
@@ -165,6 +175,11 @@ def _notes(found: Evidence) -> tuple[str, ...]:
         notes.append(
             f"With names exchanged the teacher gives the exchanged one in {_percent(found.permuted)} only: part of what it "
             "says comes from what it knew, not from its demonstrations."
+        )
+    if found.vote is not None and found.vote[2].low > 0:
+        notes.append(
+            "Draws of the demonstrations disagree: SDFT learns from a new draw at each step and may end where their vote "
+            "stands; SFT on one answer of the teacher each (sft_teacher) learns the errors of one draw."
         )
     if found.position_p is not None and found.position_p < UNEVEN:
         notes.append(
