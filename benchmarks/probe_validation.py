@@ -4,8 +4,9 @@ Each cell is a model, a source of images, a noise level, a number of demonstrati
 ladder. Measured: the gap (teacher minus student, as `vlm-sdft probe` does) and the student's gain by 100 steps of SDFT with
 unlabelled images and retention prompts. The models are the builtin one; weaker ones (seeded noise on its language model's
 weights, in units of each tensor's standard deviation); one that was taught the new types beforehand, whose demonstrations
-can only mislead it; and the broader one of `unseen_types/` (first its `fetch.py` and `build_model.py`). Prints a table,
-writes JSON and a plot; a finished cell is not run again.
+can only mislead it; and the broader one of `unseen_types/` (first its `fetch.py` and `build_model.py`). *Random*: the
+demonstrations are drawn at random, five types at a time, and the vote of several draws stands for the teacher. Prints a
+table, writes JSON and a plot; a finished cell is not run again.
 """
 
 from __future__ import annotations
@@ -29,11 +30,9 @@ sys.path.insert(0, str(Path(__file__).parent / "unseen_types"))
 from build_model import MODEL as BROADER
 from sources import SOURCES, write_folder
 
-from text_sdft.core import SDFTTrainer
-from text_sdft.experiments.measure import answers, score_all
-from text_sdft.experiments.scores import contexts_for
-from text_sdft.experiments.verdict import paired_gap
+from text_sdft.experiments.probe import VOTE, Probe
 from vlm_sdft import DemoSet, ImageAdapter
+from vlm_sdft.selection import Selection
 from vlm_sdft.zoo.few_shot import FewShot
 from vlm_sdft.zoo.novel_objects import NovelObjects
 
@@ -42,7 +41,8 @@ TYPES, UNLABELLED, RATE, STEPS = 10, 20, 1e-3, 100
 
 @dataclass(frozen=True)
 class Cell:
-    """``weak``: noise on the weights; ``taught``: steps of training beforehand; ``broader``: `build_model.py`'s model."""
+    """``weak``: noise on the weights; ``taught``: steps of training beforehand; ``broader``: `build_model.py`'s model;
+    ``random``: demonstrations are not retrieved."""
 
     noise: int
     shots: int
@@ -51,12 +51,14 @@ class Cell:
     taught: int = 0
     source: str = "objects"
     broader: bool = False
+    random: bool = False
 
     @property
     def name(self) -> str:
         model = f"weakened {self.weak:g}" if self.weak else f"taught {self.taught}" if self.taught else "builtin"
         images = f"noise {self.noise}" if self.source == "objects" else self.source
-        return f"{'broader' if self.broader else model}, {images}, {self.shots} a type, rung {self.rung}"
+        drawn = ", random" if self.random else ""
+        return f"{'broader' if self.broader else model}, {images}, {self.shots} a type, rung {self.rung}{drawn}"
 
     def demos(self, seed: int) -> DemoSet:
         """The cell's images. Drawn ones without labels have their types all the same: rung 1 leaves them out."""
@@ -83,6 +85,9 @@ CELLS = (
     Cell(120, 1, 2, weak=0.6),
     Cell(120, 2, 1, taught=6),
     *(Cell(0, 2, 2, source=source, broader=broader) for source in SOURCES for broader in (False, True)),
+    Cell(90, 2, 2, random=True),
+    Cell(150, 2, 2, random=True),
+    *(Cell(0, 2, 2, source=source, broader=True, random=True) for source in ("emoji", "handwriting")),
 )
 
 
@@ -102,18 +107,23 @@ def main() -> None:
 def run(cell: Cell, seed: int) -> dict[str, float]:
     """Gap, then training, then gain, on the same test images."""
     demos = cell.demos(seed)
-    adapter = ImageAdapter(demos, n_types=5, shots=cell.shots, rung=cell.rung)
+    selection: Selection = "random" if cell.random else "retrieved"
+    adapter = ImageAdapter(demos, n_types=5, shots=cell.shots, rung=cell.rung, selection=selection)
     trainer = make_trainer(adapter, demos.train, RATE, STEPS, seed, model=model_of(cell, demos, seed))
-    student = scores(trainer, demos, teacher=False)
-    gap = paired_gap(scores(trainer, demos, teacher=True), student)
+    before = Probe(trainer, adapter.examples(demos.test), 50)
+    before.measure("student", None)
+    before.measure("teacher", before.contexts)
+    before.measure_vote()
+    gap = before.gap("teacher", "student")
     trainer.train()
-    after = scores(trainer, demos, teacher=False)
+    before.measure("trained", None)
     return {
-        "student": sum(student) / len(student),
+        "student": before.accuracy("student").accuracy,
         "gap": gap.mean,
         "low": gap.low,
         "high": gap.high,
-        "gain": paired_gap(after, student).mean,
+        **({"vote": before.gap(VOTE, "student").mean} if VOTE in before.scores else {}),
+        "gain": before.gap("trained", "student").mean,
     }
 
 
@@ -141,21 +151,21 @@ def model_of(cell: Cell, demos: DemoSet, seed: int) -> Any:
     return module
 
 
-def scores(trainer: SDFTTrainer, demos: DemoSet, teacher: bool) -> list[float]:
-    examples = trainer.adapter.examples(demos.test)
-    contexts = contexts_for(trainer, examples) if teacher else None
-    return score_all(trainer.adapter, examples, answers(trainer, examples, contexts, 50, "validation"))
+def expected(cell: Mapping[str, float]) -> float:
+    """The gap that stands for what is to be gained: that of the draws' vote, where draws show different demonstrations."""
+    return cell.get("vote", cell["gap"])
 
 
 def report(found: Mapping[str, Sequence[Mapping[str, float]]], plot: Path) -> None:
     """Table, correlation and plot over all cells and seeds; in percentage points."""
-    points = [(name, 100 * cell["gap"], 100 * cell["gain"]) for name, cells in found.items() for cell in cells]
-    print("| cell | student before | gap | gain |\n|---|---|---|---|")
-    for name, cells in sorted(found.items(), key=lambda item: sum(cell["gap"] for cell in item[1])):
-        student, gap, gain = ([cell[key] for cell in cells] for key in ("student", "gap", "gain"))
-        print(f"| {name} | {shown(student)} | {shown(gap)} | {shown(gain)} |")
+    points = [(name, 100 * expected(cell), 100 * cell["gain"]) for name, cells in found.items() for cell in cells]
+    print("| cell | student before | gap of a draw | gap of the vote | gain |\n|---|---|---|---|---|")
+    for name, cells in sorted(found.items(), key=lambda item: sum(map(expected, item[1]))):
+        columns = (shown([cell[key] for cell in cells if key in cell]) for key in ("student", "gap", "vote", "gain"))
+        print(f"| {name} | {' | '.join(columns)} |")
     for what, chosen in (
         ("all", points),
+        ("demonstrations drawn at random", [point for point in points if point[0].endswith("random")]),
         ("not taught before", [point for point in points if not point[0].startswith("taught")]),
         ("gap of 5 to 90 points", [point for point in points if 5 < point[1] < 90]),
         ("gap of 20 to 90 points", [point for point in points if 20 < point[1] < 90]),
