@@ -3,8 +3,8 @@
 On validation types; nothing is trained. Retrieval shows the types that are nearest to the query: the fewer, the more of
 the decision is retrieval's, and the less the model's. *Own type shown* is how often the right one is among them. *Vote*: a
 student learns from many draws of its teacher's context, and could so become better than any one of them. The model answers
-each image under eight draws (the order of the same demonstrations), and what most of them say counts. Prints a table and
-writes JSON; a finished cell is not run again.
+each image under eight draws (the order of the same demonstrations; where types are drawn at random, which ones), and what
+most of them say counts. Prints a table and writes JSON; a finished cell is not run again.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from text_sdft.core import TeacherContext
 from text_sdft.core.rollout import draw_seed
 from text_sdft.experiments.measure import answers, score_all
 from vlm_sdft import ImageAdapter
+from vlm_sdft.selection import Selection
 
 DRAWS = 8
-TYPES = (1, 2, 3, 5)
+#: How many types are shown, and whether they are drawn at random.
+TYPES = ("1", "2", "3", "5", "5 at random", "8 at random")
 COLUMNS = {"own": "own type shown", "one": "one draw", "vote": f"vote of {DRAWS}", "agree": "two draws agree"}
 
 
@@ -51,10 +53,12 @@ def main() -> None:
     print("\n".join(lines))
 
 
-def run(setting: Setting, types: int, seed: int) -> dict[str, float]:
+def run(setting: Setting, types: str, seed: int) -> dict[str, float]:
     """Shares of the validation types' test images, see `COLUMNS`."""
     demos = setting.demos("validation", seed, Path("runs/data"))
-    adapter = ImageAdapter(demos, n_types=types, shots=setting.shots)
+    count, _, random = types.partition(" ")
+    selection: Selection = "random" if random else "retrieved"
+    adapter = ImageAdapter(demos, n_types=int(count), shots=setting.shots, selection=selection)
     trainer = make_trainer(adapter, demos.train, 0.0, 1, seed, model=setting.model)
     examples = adapter.examples(demos.test)
     draws = [[TeacherContext(draw_seed(seed, "draw", d, e.id)) for e in examples] for d in range(DRAWS)]
