@@ -25,7 +25,7 @@ from attempts import AveragedStudent, GrowingRetention
 from cells import Cells, make_trainer, mixed_types
 from PIL import Image
 from settings import SETTINGS, Setting
-from tables import ALONE, LORA, RIVAL, report
+from tables import ALONE, FRESH, LORA, RIVAL, report
 from transformers import set_seed
 
 from text_sdft.core import Example, SDFTTrainer, default_lora
@@ -63,8 +63,8 @@ METHODS = {
     "SFT + labelled replay": "replay",
     "DFT + retention": "dft",
     "offline distillation + retention": "offline",
-    "SFT from teacher + retention, fresh answers": "sft_teacher/fresh",
-    "offline distillation + retention, fresh answers": "offline/fresh",
+    "SFT from teacher + retention" + FRESH: "sft_teacher/fresh",
+    "offline distillation + retention" + FRESH: "offline/fresh",
 }
 #: Rows that stand beside each other in each of the variants below.
 MAIN = ("SFT", "SFT + retention", "SFT from teacher + retention", "SDFT + retention")

@@ -21,6 +21,8 @@ RIVAL = "rival: "
 ALONE = ", for new types alone"
 #: Ends the names of rows that train an adapter.
 LORA = ", LoRA"
+#: Ends the names of rows whose teacher answers anew at each step.
+FRESH = ", fresh answers"
 _MAIN = (
     ("SDFT + retention", "teacher"),
     ("SFT from teacher + retention", "teacher"),
@@ -35,8 +37,8 @@ PAIRS = (
     *((a + variant, b + variant * (b not in ("teacher", "untrained"))) for variant in (ALONE, LORA) for a, b in _MAIN),
     ("SDFT + retention", "SFT + labelled replay"),
     ("SDFT + retention", "offline distillation + retention"),
-    ("SDFT + retention", "SFT from teacher + retention, fresh answers"),
-    ("SDFT + retention", "offline distillation + retention, fresh answers"),
+    *((a + FRESH, "teacher") for a in ("SFT from teacher + retention", "offline distillation + retention")),
+    *(("SDFT + retention", b + FRESH) for b in ("SFT from teacher + retention", "offline distillation + retention")),
     ("SDFT + retention, twice its weight", "untrained"),
     ("SDFT + retention, growing weight", "untrained"),
     ("SDFT + retention, averaged student", "untrained"),
