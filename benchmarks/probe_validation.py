@@ -87,7 +87,6 @@ CELLS = (
     *(Cell(0, 2, 2, source=source, broader=broader) for source in SOURCES for broader in (False, True)),
     Cell(90, 2, 2, random=True),
     Cell(150, 2, 2, random=True),
-    *(Cell(0, 2, 2, source=source, broader=True, random=True) for source in ("emoji", "handwriting")),
 )
 
 

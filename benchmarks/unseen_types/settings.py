@@ -91,7 +91,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     **{f"{n} unlabelled": {"unlabelled": n} for n in (2, 5, 10, 40)},
     "unlabelled as tested": {"as_tested": True},
     "1 type shown": {"shown": 1},
-    **{f"{n} random types shown": {"shown": n, "selection": "random"} for n in (5, 8)},
+    "8 random types shown": {"shown": 8, "selection": "random"},
     "builtin model": {"broader": False},
 }
 #: Pictures, and how a setting differs from them.
@@ -111,8 +111,7 @@ NAMES = (
     "fashion, 1 type shown",
     "objects, noise 90, 8 random types shown",
     "objects, noise 90, 8 random types shown, 5 unlabelled",
-    "objects, noise 90, 5 random types shown",
-    "objects, noise 90, 5 random types shown, 5 unlabelled",
+    "objects, noise 150, 8 random types shown, 5 unlabelled",
     "emoji, 8 random types shown",
     "handwriting, 8 random types shown",
     "emoji, 1 type shown, unlabelled as tested",
@@ -131,10 +130,7 @@ NAMES = (
 RATES_FROM = {
     **{f"objects, noise {noise}, 300 steps": f"objects, noise {noise}" for noise in (90, 150)},
     **{f"objects, noise 90, {n} unlabelled": "objects, noise 90" for n in (2, 5, 10, 40)},
-    **{
-        f"objects, noise 90, 5 random types shown{few}": f"objects, noise 90, 8 random types shown{few}"
-        for few in ("", ", 5 unlabelled")
-    },
+    "objects, noise 150, 8 random types shown, 5 unlabelled": "objects, noise 90, 8 random types shown, 5 unlabelled",
     **{f"{source}, 1 type shown, unlabelled as tested": f"{source}, 1 type shown" for source in ("emoji", "handwriting")},
 }
 
