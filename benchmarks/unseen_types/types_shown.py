@@ -29,7 +29,7 @@ from vlm_sdft.selection import Selection
 
 DRAWS = 8
 #: How many types are shown, and whether they are drawn at random.
-TYPES = ("1", "2", "3", "5", "5 at random", "8 at random")
+TYPES = ("1", "2", "3", "5", "8 at random")
 COLUMNS = {"own": "own type shown", "one": "one draw", "vote": f"vote of {DRAWS}", "agree": "two draws agree"}
 
 
