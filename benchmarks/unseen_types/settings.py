@@ -130,7 +130,6 @@ NAMES = (
 RATES_FROM = {
     **{f"objects, noise {noise}, 300 steps": f"objects, noise {noise}" for noise in (90, 150)},
     **{f"objects, noise 90, {n} unlabelled": "objects, noise 90" for n in (2, 5, 10, 40)},
-    "objects, noise 150, 8 random types shown, 5 unlabelled": "objects, noise 90, 8 random types shown, 5 unlabelled",
     **{f"{source}, 1 type shown, unlabelled as tested": f"{source}, 1 type shown" for source in ("emoji", "handwriting")},
 }
 
