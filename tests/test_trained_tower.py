@@ -88,7 +88,7 @@ def test_losses_and_gradients_are_those_of_pixels(family_name: str, teacher: str
             drawn.append(own)
             return own
         first = drawn[trainer.state.global_step]
-        if trainer.state.global_step == 0:  # the weights are the same to the last bit
+        if trainer.state.global_step == 0:  # the weights are still the same
             assert [ids.tolist() for ids in own.ids] == [ids.tolist() for ids in first.ids]
         return first
 
