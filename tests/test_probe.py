@@ -139,6 +139,24 @@ def test_draws_that_show_different_types_vote(tmp_path, monkeypatch, capsys):
     assert "vote of its draws" in numbers["verdict"]["reason"] and "sft_teacher" in capsys.readouterr().out
 
 
+def test_a_sweep_judges_every_setting_by_what_a_student_may_reach(tmp_path, monkeypatch):
+    """By the vote where draws disagree: of the settings tried, and of the present one, which others must beat."""
+    monkeypatch.chdir(tmp_path)
+    made = resolve_data("builtin:novel-objects", tmp_path, n_types=4, n_unlabelled=1, n_test=12, n_old=1, noise=150)
+    args = ["--model", BUILTIN, "--data", str(made), "--train.output_dir", "runs/x", "--demonstrations.n_types", "2"]
+    main(["probe", *args, "--demonstrations.selection", "retrieved", "--sweep"])
+    found = json.loads(Path("runs/x/probe.json").read_text())["gaps"]
+    random_draw = "--demonstrations.selection random"
+    assert found[f"{random_draw}, {VOTE}"]["mean"] > found[random_draw]["mean"] + 0.1
+    assert f"--demonstrations.n_types 1, {VOTE}" not in found, "retrieval shows the same in every draw"
+    main(["probe", *args, "--demonstrations.selection", "random", "--sweep", "--eval.max_examples", "24"])
+    numbers = json.loads(Path("runs/x/probe.json").read_text())
+    vote, gaps = numbers["accuracy"][VOTE]["accuracy"], numbers["gaps"]
+    better = {name for name in gaps if name.startswith("--") and gaps[name]["mean"] > gaps[VOTE]["mean"]}
+    option = numbers["verdict"]["option"]
+    assert option is None or {option, f"{option}, {VOTE}"} & better, (option, vote)
+
+
 def test_one_type_shown_is_a_teacher_too(folder, tmp_path, monkeypatch):
     """Selection decides and the model copies: that grey images would do as well is no reason not to train."""
     monkeypatch.chdir(tmp_path)

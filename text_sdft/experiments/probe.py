@@ -55,33 +55,35 @@ class Probe:
         self.texts[name] = _spread(texts, kept, len(self.examples))
         self.scores[name] = _spread(score_all(self.adapter, examples, texts), kept, len(self.examples))
 
-    def measure_vote(self) -> None:
-        """What most of several draws of the demonstrations say, for examples to which another draw shows other ones.
+    def measure_vote(self, name: str = "teacher", adapter: Any = None) -> None:
+        """What most of several draws of a view's demonstrations say, for examples to which another draw shows other ones.
 
         A student learns from a new draw at each step: where draws disagree, it may end where their vote stands, above any
-        one of them.
+        one of them. Measured as `vote_of` the view, whose own draw is the first ballot.
         """
         drawn = [[replace(c, seed=draw_seed(c.seed, "draw", k)) for k in range(1, DRAWS)] for c in self.contexts]
-        varies = [self._differ(*pair) for pair in zip(self.examples, self.contexts, drawn, strict=True)]
+        shown_by = adapter or self.adapter
+        varies = [_differ(shown_by, *pair) for pair in zip(self.examples, self.contexts, drawn, strict=True)]
         if not any(varies):
             return
-        texts, seconds = [self.texts["teacher"]], 0.0
+        voted, texts, seconds = vote_of(name), [self.texts[name]], self.seconds[name]
         for k in range(DRAWS - 1):
-            self.measure(VOTE, [mine[k] if varied else None for mine, varied in zip(drawn, varies, strict=True)])
-            texts.append(self.texts[VOTE])
-            seconds += self.seconds[VOTE]
+            contexts = [mine[k] if varied else None for mine, varied in zip(drawn, varies, strict=True)]
+            self.measure(voted, contexts, adapter)
+            texts.append(self.texts[voted])
+            seconds += self.seconds[voted]
         ballots = zip(*texts, strict=True)
-        voted = [_most(ballot) if varied else None for ballot, varied in zip(ballots, varies, strict=True)]
-        self.texts[VOTE], self.seconds[VOTE] = voted, self.seconds["teacher"] + seconds
-        self.scores[VOTE] = [
+        elected = [_most(ballot) if varied else None for ballot, varied in zip(ballots, varies, strict=True)]
+        self.texts[voted], self.seconds[voted] = elected, seconds
+        self.scores[voted] = [
             None if text is None else self.adapter.score(example, text)
-            for example, text in zip(self.examples, voted, strict=True)
+            for example, text in zip(self.examples, elected, strict=True)
         ]
 
-    def _differ(self, example: Example, context: TeacherContext, others: Sequence[TeacherContext]) -> bool:
-        """Whether another draw shows other demonstrations, and not the same in another order."""
-        shown = self.adapter.demonstrations(example, context)
-        return any(d not in shown for other in others for d in self.adapter.demonstrations(example, other))
+    def expected(self, name: str) -> str:
+        """The view that says what a student of this one may reach: the vote of its draws where that is clearly better."""
+        voted = vote_of(name)
+        return voted if voted in self.scores and self.gap(voted, name).low > 0 else name
 
     def measure_rungs(self) -> None:
         """Rungs 1, 3, 4 and 5, for the examples that have them (0 is the student's view, 2 the teacher's)."""
@@ -147,8 +149,8 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
 
     Returns:
         ``accuracy`` ({view: {accuracy, n, low, high}}), ``gap`` (teacher minus student: mean, low, high, n), ``gaps`` (each
-        rung, each variant and the draws' vote minus the student), ``answer`` (how student and teacher read the right one:
-        `right_answers`), ``divergence`` (mean token divergence on the student's own completions: the training signal),
+        rung, each variant and the votes of draws minus the student), ``answer`` (how student and teacher read the right
+        one: `right_answers`), ``divergence`` (mean token divergence on the student's own completions: the training signal),
         ``positions``, ``tokens`` and ``seconds`` a query, ``verdict``, ``notes`` (views that not every example has).
 
     Raises:
@@ -172,7 +174,9 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
     variants = adapter.variants() if sweep and hasattr(adapter, "variants") else {}
     for option, variant in variants.items():
         run.measure(option, run.contexts, variant)
-    gaps = {name: run.gap(name, "student") for name in (VOTE, *RUNGS.values(), *variants) if name in run.scores}
+        run.measure_vote(option, variant)
+    compared = (VOTE, *RUNGS.values(), *(name for option in variants for name in (option, vote_of(option))))
+    gaps = {name: run.gap(name, "student") for name in compared if name in run.scores}
     answer = {
         "student": right_answers(trainer, examples, None, run.size),
         "teacher": right_answers(trainer, examples, run.contexts, run.size),
@@ -238,8 +242,9 @@ def _evidence(run: Probe, rivals: dict[str, float], variants: dict[str, Any], pl
         vote=voted,
         kept={name: run.kept(name) for name in spoilt},
         others={
-            option: (run.accuracy(name).accuracy, run.gap(name, "student"), run.gap(name, "teacher"))
+            option: (run.accuracy(view).accuracy, run.gap(view, "student"), run.gap(view, run.expected("teacher")))
             for option, name in options.items()
+            for view in [run.expected(name)]
         },
         answer_alone=mean(RUNGS[5]),
         rivals=rivals,
@@ -256,6 +261,17 @@ def _partial(run: Probe) -> list[str]:
         for name in run.scores
         if (n := sum(score is not None for score in run.scores[name])) < total
     ]
+
+
+def vote_of(name: str) -> str:
+    """What the vote of a view's draws is called."""
+    return VOTE if name == "teacher" else f"{name}, {VOTE}"
+
+
+def _differ(adapter: Any, example: Example, context: TeacherContext, others: Sequence[TeacherContext]) -> bool:
+    """Whether another draw shows other demonstrations, and not the same in another order."""
+    shown = adapter.demonstrations(example, context)
+    return any(d not in shown for other in others for d in adapter.demonstrations(example, other))
 
 
 @torch.no_grad()

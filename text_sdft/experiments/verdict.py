@@ -45,7 +45,8 @@ class Evidence:
         vote: what most draws of the demonstrations say, where draws show different ones: (accuracy, gap to the student,
             gap to the teacher).
         kept: by control or by rung 1: the accuracy that is left, and how much more of the gap than `SHARE` it keeps.
-        others: other settings by the option that sets them: (accuracy, gap to the student, gap to the teacher).
+        others: other settings by the option that sets them: (accuracy, gap to the student, gap to the teacher); of the vote
+            of draws in the place of either where that is clearly better.
         answer_alone: the teacher's accuracy with the answer in its context, if measured.
         rivals: accuracies of cheap rivals on the same demonstrations.
         permuted: how often the teacher gives the exchanged name where names are exchanged, if measured.
@@ -145,9 +146,7 @@ def verdict(found: Evidence) -> Verdict:
         return Verdict("train", reason, best, notes)
     if best is not None and found.others[best][1].low > 0:
         accuracy, other, _ = found.others[best]
-        reason = (
-            f"Try {best} first: the teacher is right in {_percent(accuracy)} there (gap {_points(other)}; now: {percent})."
-        )
+        reason = f"Try {best} first: {_percent(accuracy)} are right with it (gap {_points(other)}; now: {percent})."
         return Verdict("try first", reason, best, notes)
     if found.student >= KNOWN:
         return Verdict("do not train", f"Do not train: the model knows this already ({percent}).", None, notes)
