@@ -1,9 +1,9 @@
-"""Hints that grow against each fixed rung of the privilege ladder, at equal steps: `python benchmarks/hints.py --seeds 3`.
+"""Hints that grow against each fixed rung of the privilege ladder, at equal steps: `python benchmarks/hints.py --seeds 5`.
 
 Ten drawn types, 2 labelled and 20 unlabelled images each. *labelled*: the labelled images alone; *unlabelled*: with
 unlabelled images and retention prompts. A query whose answer nobody knows has the rungs 2, 3 and 4 only (under the ladder
 it is shown rung 2), so rungs 1 and 5 are compared on labelled images alone. The rationale of rung 4 is the model's own
-description of the image: the builtin model answers no other question about one. Prints a table and writes JSON; a finished
+description of the image: the builtin model answers no other question about one. Prints tables and writes JSON; a finished
 cell is not run again.
 """
 
@@ -21,12 +21,16 @@ from text_sdft.experiments.ladder import LadderTrainer
 from vlm_sdft import ImageAdapter
 from vlm_sdft.zoo.vocabulary import DESCRIBE_QUESTION
 
-SETTINGS: dict[str, int | None] = {"rung 1": 1, "rung 2": 2, "rung 3": 3, "rung 4": 4, "rung 5": 5, "ladder 0-5": None}
+LADDER = "ladder 0-5"
+SETTINGS: dict[str, int | None] = {"rung 1": 1, "rung 2": 2, "rung 3": 3, "rung 4": 4, "rung 5": 5, LADDER: None}
+COLUMNS = {"new": "new types", "old": "old types", "skills": "describing", "teacher": "in context"}
+#: (data, learning rate, setting) -> one cell a seed
+Found = dict[tuple[str, float, str], list[dict[str, Any]]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--noise", type=float, default=90.0)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/hints.json"))
@@ -36,20 +40,34 @@ def main() -> None:
         (data, rate, setting)
         for data in ("labelled", "unlabelled")
         for rate in ((1e-4, 1e-3) if data == "labelled" else (1e-3,))
-        for setting in (SETTINGS if data == "labelled" else ("rung 2", "rung 3", "rung 4", "ladder 0-5"))
+        for setting in (SETTINGS if data == "labelled" else ("rung 2", "rung 3", "rung 4", LADDER))
     ]
     for seed in range(args.seeds):
         for plan in plans:
             cell(cells, *plan, seed, args)
-    lines = [
-        "| data | lr | teacher shown | new types | old types | describing | in context |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for data, rate, setting in plans:
-        found = [cell(cells, data, rate, setting, seed, args) for seed in range(args.seeds)]
-        means = [shown([c[name] for c in found if name in c]) for name in ("new", "old", "skills", "teacher")]
-        lines.append(f"| {data} | {rate:g} | {setting} | {' | '.join(means)} |")
-    print("\n".join([*lines, "", *ladder(cells)]))
+    found = {plan: [cell(cells, *plan, seed, args) for seed in range(args.seeds)] for plan in plans}
+    print("\n".join([*means(found), "", *differences(found), "", *ladder(cells)]))
+
+
+def means(found: Found) -> list[str]:
+    """Accuracies by plan, over seeds."""
+    lines = [f"| data | lr | teacher shown | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 3) + "|"]
+    for (data, rate, setting), of_seeds in found.items():
+        numbers = [shown([c[name] for c in of_seeds]) for name in COLUMNS]
+        lines.append(f"| {data} | {rate:g} | {setting} | {' | '.join(numbers)} |")
+    return lines
+
+
+def differences(found: Found) -> list[str]:
+    """The ladder minus each fixed rung on the same seeds; an interval without 0 is in bold."""
+    lines = [f"| data | lr | ladder minus | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 3) + "|"]
+    for (data, rate, setting), fixed in found.items():
+        grown = found[data, rate, LADDER]
+        if setting != LADDER:
+            pairs = list(zip(grown, fixed, strict=True))
+            numbers = [shown([a[name] - b[name] for a, b in pairs], signed=True) for name in COLUMNS]
+            lines.append(f"| {data} | {rate:g} | {setting} | {' | '.join(numbers)} |")
+    return lines
 
 
 def ladder(cells: Cells) -> list[str]:

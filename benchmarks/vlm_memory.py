@@ -110,10 +110,11 @@ def total(settings: dict[str, Any], image: int, module: PreTrainedModel, lora: b
     args = SDFTConfig(**{**vlm(), **settings["train"], "bf16": False, "use_cpu": True})
     args.bf16 = True  # of the run; this machine need not have it
     trained = prepare_model(module, adapter, default_lora() if lora else None)
+    copies = [p for p in trained.parameters() if p.requires_grad]  # of a frozen teacher
     shown = settings["demonstrations"]["n_types"] * settings["demonstrations"]["shots"]
     return memory(
         args, trained, torch.device("cuda"), rows=2 * args.per_device_train_batch_size,
-        student_tokens=image + WORDS, teacher_tokens=(shown + 1) * (image + WORDS),
+        student_tokens=image + WORDS, teacher_tokens=(shown + 1) * (image + WORDS), copies=copies,
     )  # fmt: skip
 
 

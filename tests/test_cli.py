@@ -274,7 +274,11 @@ def test_init_takes_the_builtin_model_unless_told(tmp_path, data, capsys):
     assert main(["init", data]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"] == "builtin:tiny-qwen3-vl"
     assert main(["init", data, "--model=some/model"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["model"] == "some/model"
+    hub = yaml.safe_load(capsys.readouterr().out)
+    assert hub["model"] == "some/model"
+    shipped = yaml.safe_load((ROOT / "configs" / "qwen3-vl-8b.yaml").read_text(encoding="utf-8"))
+    assert hub["data"]["max_pixels"] == shipped["data"]["max_pixels"], "the memory in docs/visual-icl.md is this config's"
+    assert {k: v for k, v in hub["train"].items() if k != "output_dir"}.items() <= shipped["train"].items()
 
 
 def test_init_refuses_what_it_does_not_know(tmp_path, data, capsys):

@@ -26,7 +26,7 @@ from text_sdft.core.rollout import TransformersSampler
 from text_sdft.experiments.compare import split_sets
 from text_sdft.experiments.compare_cells import Comparison, selection_score
 from text_sdft.experiments.compare_table import write_tables
-from text_sdft.experiments.costs import training_flops
+from text_sdft.experiments.flops import training_flops
 from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.scores import Accuracy
 from text_sdft.experiments.stats import Interval, Paired, pareto_front

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from peft import PeftModel
 
 from tests.tiny_text import save_tiny_text_model
 from vlm_sdft.cli import main
@@ -74,8 +75,10 @@ def test_the_python_example_of_the_readme_runs(user):
     block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
     assert block is not None and HUB in block[1]
     names: dict = {}
-    exec(block[1].replace(HUB, BUILTIN).replace("**vlm()", "**vlm(), use_cpu=True, disable_tqdm=True"), names)
+    code = block[1].replace(HUB, BUILTIN).replace("bf16=True", "use_cpu=True, disable_tqdm=True")
+    exec(code, names)
     trainer = names["trainer"]
+    assert isinstance(trainer.module, PeftModel), "all weights of a model of 8 B fit on no single GPU"
     assert trainer.state.global_step == trainer.state.max_steps > 0
     assert trainer.evaluate()["eval_accuracy"] >= 0.0
 
@@ -115,8 +118,8 @@ def test_the_python_example_for_text_runs(text_user):
     assert block is not None
     code = block[1].replace("Qwen/Qwen2.5-7B-Instruct", text_user)
     names: dict = {}
-    exec(code.replace("**lora()", "**lora(), use_cpu=True, disable_tqdm=True, max_steps=1, max_completion_length=8"), names)
-    assert names["trainer"].state.global_step == 1
+    exec(code.replace("bf16=True", "use_cpu=True, disable_tqdm=True, max_steps=1, max_completion_length=8"), names)
+    assert names["trainer"].state.global_step == 1 and isinstance(names["trainer"].module, PeftModel)
 
 
 def test_every_config_is_read(text_user, capsys):

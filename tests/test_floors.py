@@ -20,7 +20,9 @@ FLOORS = {
     "vlm_sdft.cli": 4,
     "vlm_sdft.commands": 4,
     "vlm_sdft.parsing": 4,
+    "vlm_sdft.init": 4,
     "vlm_sdft.sequences": 4,
+    "vlm_sdft.tables": 4,
 }
 
 

@@ -259,6 +259,9 @@ def test_image_folders_and_saved_data_sets_are_taken(columns, origin, tmp_path):
     saved = datasets.load_dataset(str(tmp_path / "files"))
     saved.save_to_disk(tmp_path / "saved")
     assert images(resolve_data(f"hub:{tmp_path / 'saved'}", tmp_path / "cache", **SMALL)) == images(folder)
+    saved["train"].save_to_disk(tmp_path / "one split")
+    alone = resolve_data(f"hub:{tmp_path / 'one split'}", tmp_path / "cache", **SMALL)
+    assert images(alone) and all(origin[data][0] == "train" for data in images(alone).values())
 
 
 def test_names_that_give_the_same_folder_are_kept_apart(tmp_path):

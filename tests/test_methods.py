@@ -246,6 +246,16 @@ def test_what_the_data_cannot_support_is_one_clear_error(tmp_path, method, missi
         trainer_of(method, tmp_path, rows(4))
 
 
+def test_a_variant_says_in_the_summary_how_it_differs():
+    fresh = find_method("sft_teacher/fresh").summary
+    assert fresh.startswith(find_method("sft_teacher").summary) and "Here with answers that are sampled anew" in fresh
+
+
+def test_what_learns_from_retention_prompts_needs_them():
+    with pytest.raises(UserError, match="'sft_reinvoke' learns from retention prompts"):
+        find_method("sft_reinvoke/no_retain")
+
+
 def test_unknown_methods_and_variants_name_the_nearest():
     with pytest.raises(UserError, match=r"no method 'sft_techer'. Did you mean 'sft_teacher'"):
         find_method("sft_techer")

@@ -23,6 +23,7 @@ _HOME = {
             "Splits",
             "TeacherContext",
             "UserError",
+            "default_lora",
             "lora",
             "paper",
         ],

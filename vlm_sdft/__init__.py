@@ -15,6 +15,7 @@ _HOME = {
     "SDFTConfig": "text_sdft.core",
     "SDFTTrainer": "text_sdft.core",
     "UserError": "text_sdft.core",
+    "default_lora": "text_sdft.core",
     "lora": "text_sdft.core",
     "retain_in_context": "vlm_sdft.retention",
     "retain_made": "vlm_sdft.retention",

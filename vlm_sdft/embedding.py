@@ -74,6 +74,16 @@ class ImageEmbedder:
 
 def _open_clip(embedder: str, device: torch.device | str) -> Callable[[Sequence[Any]], Tensor]:
     """A function from R images to open_clip features [R, D]."""
+    model, transform, _ = load_open_clip(embedder, device)
+    return lambda sources: model.encode_image(torch.stack([transform(load_image(source)) for source in sources]).to(device))
+
+
+def load_open_clip(embedder: str, device: torch.device | str = "cpu") -> tuple[Any, Callable[[Any], Tensor], Any]:
+    """open_clip's model, its transform of an image [3, H, W], and its tokenizer.
+
+    Raises:
+        UserError: open_clip is not installed, or cannot load the model.
+    """
     try:
         import open_clip
     except ImportError as error:
@@ -95,4 +105,4 @@ def _open_clip(embedder: str, device: torch.device | str) -> Callable[[Sequence[
             f"of a checkpoint, such as 'open_clip:{arch}//home/me/weights.pt'."
         ) from error
     model.eval()
-    return lambda sources: model.encode_image(torch.stack([transform(load_image(source)) for source in sources]).to(device))
+    return model, transform, open_clip.get_tokenizer(arch)

@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 from text_sdft.core import Demonstration
 from vlm_sdft.controls import answer_of
 from vlm_sdft.demos import ImageRow
+from vlm_sdft.embedding import load_open_clip
 
 PROMPT = "a photo of a {}."
 #: Tip-Adapter's own settings: the labelled images' weight beside the names, and how fast a vote falls with distance.
@@ -144,12 +145,5 @@ def _named(scores_RC: Tensor, names: Sequence[str]) -> list[str]:
 @torch.no_grad()
 def _name_embeddings(names: Sequence[str], embedder: str) -> Tensor:
     """open_clip's embeddings [C, D] of the names, unit length."""
-    import open_clip
-
-    name = embedder.removeprefix("open_clip:")
-    whole = name.startswith(("local-dir:", "hf-hub:"))
-    arch, _, pretrained = (name, "", "") if whole else name.partition("/")
-    model, _, _ = open_clip.create_model_and_transforms(arch, pretrained=pretrained or None)
-    model.eval()
-    tokens = open_clip.get_tokenizer(arch)([PROMPT.format(name) for name in names])
-    return normalize(model.encode_text(tokens).float(), dim=-1)
+    model, _, tokenize = load_open_clip(embedder)
+    return normalize(model.encode_text(tokenize([PROMPT.format(name) for name in names])).float(), dim=-1)

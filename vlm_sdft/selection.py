@@ -1,7 +1,7 @@
 """Which labelled images demonstrate: the most similar ones, class-balanced, with the query's class among distractors.
 
 Visual in-context classification is strong only where demonstrations resemble the query (published: 79 % against 13 % for
-random ones), so retrieval is the default and random selection a control.
+random ones), so retrieval is the default; random draws are for demonstrations that nothing retrieves well.
 
 Shapes: R labelled rows · D embedding size.
 """

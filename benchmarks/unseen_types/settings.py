@@ -113,7 +113,7 @@ NAMES = (
     "objects, noise 90, 8 random types shown, 5 unlabelled",
     "objects, noise 150, 8 random types shown, 5 unlabelled",
     "emoji, 8 random types shown",
-    "handwriting, 8 random types shown",
+    "handwriting, 8 random types shown, 5 unlabelled",
     "emoji, 1 type shown, unlabelled as tested",
     "handwriting, 1 type shown, unlabelled as tested",
     "emoji, builtin model",

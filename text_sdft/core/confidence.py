@@ -36,7 +36,7 @@ def completion_weights(
 
     Args:
         reading: the teacher's hidden states [N, H] at all tokens of the completions, and its output layer.
-        again: reads them with the demonstrations in another order, for "agreement".
+        again: reads them under another draw of the demonstrations, for "agreement".
         scored: a mask [T] for each completion.
         confidence: "entropy" or "agreement".
         settings: say how many tokens make a chunk.
@@ -73,7 +73,7 @@ def agreement(first_NH: Tensor, second_NH: Tensor, head: Head, settings: Diverge
     """1 - JSD / log 2 of two readings of the same tokens [N]: 1 where they are alike, 0 where they have nothing in common.
 
     Args:
-        first_NH, second_NH: the teacher's hidden states with its demonstrations in two orders.
+        first_NH, second_NH: the teacher's hidden states under two draws of its demonstrations.
         head, settings: as in `certainty`.
     """
     whole = DivergenceSettings(alpha=0.5, chunk_size=settings.chunk_size)

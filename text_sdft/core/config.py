@@ -89,7 +89,7 @@ class SDFTConfig(TrainingArguments):
         default="none",
         metadata={
             "help": "A query's completion counts less where its teacher is unsure: entropy (exp of minus its entropy at "
-            "the least sure token), agreement (of two orders of its demonstrations: one more teacher forward), none."
+            "the least sure token), agreement (of two draws of its demonstrations: one more teacher forward), none."
         },
     )
 

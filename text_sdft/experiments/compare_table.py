@@ -8,8 +8,8 @@ from typing import Any
 
 from text_sdft.experiments.compare_cells import NEW, Comparison, seeded
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.costs import FORMULA
-from text_sdft.experiments.methods import METHODS
+from text_sdft.experiments.flops import FORMULA
+from text_sdft.experiments.methods import METHODS, find_method
 from text_sdft.experiments.plots import plot_pareto
 from text_sdft.experiments.run import write_json
 from text_sdft.experiments.scores import Accuracy
@@ -72,7 +72,7 @@ def markdown(results: dict[str, Any], plotted: bool) -> str:
     if plotted:
         lines += ["![New task against prior skills on validation rows](compare.png)", ""]
     names = [name for name in results["methods"] if name.partition("/")[0] in METHODS]
-    lines += [f"- **{name}**: {_summary(name)}" for name in names]
+    lines += [f"- **{name}**: {find_method(name).summary}" for name in names]
     lines += [f"- **{name}** was left out: {why}" for name, why in results["skipped"].items()]
     lines += [f"- Failed: {name}: {why}" for name, why in results["failed"].items()]
     return "\n".join(lines) + "\n"
@@ -148,9 +148,3 @@ def _line(name: str, row: dict[str, Any]) -> str:
     parts += ["–" if row[key] is None else f"{row[key]:.3g}" for key in ("kl", "perplexity")]
     parts += [f"{row['seconds']:.0f}", f"{row['flops']:.1e}"] if row["flops"] else ["–", "–"]
     return "| " + " | ".join(parts) + " |"
-
-
-def _summary(name: str) -> str:
-    base, *variants = name.split("/")
-    words = {"labelled": "without queries that no expert answered", "no_retain": "without retention prompts"}
-    return METHODS[base].summary + (f" Here {', '.join(words.get(v, v) for v in variants)}." if variants else "")

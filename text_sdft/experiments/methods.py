@@ -12,20 +12,20 @@ from typing import Any, Literal
 
 from text_sdft.core import Example, ModalityAdapter, UserError
 
-#: variant -> the settings of `SDFTConfig` that it stands for. The first three stand for something else: only queries with
-#: an expert's answer; no retention prompts; the teacher's answers sampled anew at each step.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "labelled": {},
-    "no_retain": {},
-    "fresh": {},
-    "forward": {"distillation_alpha": 0.0},
-    "reverse": {"distillation_alpha": 1.0},
-    "jsd": {"distillation_alpha": 0.5},
-    "frozen": {"teacher_model_kind": "base"},
-    "ema": {"teacher_model_kind": "ema"},
-    "live": {"teacher_model_kind": "live"},
-    "entropy": {"confidence": "entropy"},
-    "agreement": {"confidence": "agreement"},
+#: variant -> what it is in words, and the settings of `SDFTConfig` that it stands for. The first three are no settings:
+#: they choose rows, or when the teacher answers.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "labelled": ("without queries that no expert answered", {}),
+    "no_retain": ("without retention prompts", {}),
+    "fresh": ("with answers that are sampled anew at each step instead, under a new draw of the demonstrations", {}),
+    "forward": ("with the forward KL divergence", {"distillation_alpha": 0.0}),
+    "reverse": ("with the reverse KL divergence", {"distillation_alpha": 1.0}),
+    "jsd": ("with the Jensen-Shannon divergence", {"distillation_alpha": 0.5}),
+    "frozen": ("with the model as it was at the start as the teacher", {"teacher_model_kind": "base"}),
+    "ema": ("with a moving average of the student as the teacher", {"teacher_model_kind": "ema"}),
+    "live": ("with the student itself as the teacher", {"teacher_model_kind": "live"}),
+    "entropy": ("with queries weighed by the teacher's entropy", {"confidence": "entropy"}),
+    "agreement": ("with queries weighed by the agreement of two draws", {"confidence": "agreement"}),
 }
 
 
@@ -39,7 +39,7 @@ class Method:
 
     Attributes:
         name: as the user writes it, variants included.
-        summary: one sentence, for tables and the model card.
+        summary: what it does, for tables and the model card; a second sentence on its variants.
         completions: whose completions of the queries a step learns from: the student's own (sampled anew each step), the
             expert's, the starting teacher's, the privileged context as plain text, or none (no training).
         loss: on the queries: the divergence to the teacher, the likelihood, or the likelihood with each token weighted by
@@ -148,7 +148,7 @@ def find_method(name: str) -> Method:
             near = difflib.get_close_matches(given, known, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise UserError(f"There is no {kind} '{given}'.{hint} Use {', '.join(known)}.")
-    method, settings = METHODS[base], {k: v for variant in variants for k, v in VARIANTS[variant].items()}
+    method, settings = METHODS[base], {k: v for variant in variants for k, v in VARIANTS[variant][1].items()}
     of_sdft = {"teacher_model_kind", "confidence"} & settings.keys()
     if (of_sdft and base != "sdft") or (settings and method.loss != "divergence"):
         raise UserError(
@@ -156,9 +156,14 @@ def find_method(name: str) -> Method:
         )
     if "fresh" in variants and method.completions != "teacher":
         raise UserError(f"'{name}': only sft_teacher and offline learn from answers of the teacher, which 'fresh' renews.")
+    if "no_retain" in variants and method.reinvoke:
+        raise UserError(f"'{name}': '{base}' learns from retention prompts, which 'no_retain' leaves out.")
+    variants = [variant for variant in VARIANTS if variant in variants]
+    here = f" Here {', '.join(VARIANTS[variant][0] for variant in variants)}." if variants else ""
     return replace(
         method,
-        name="/".join([base, *(variant for variant in VARIANTS if variant in variants)]),
+        name="/".join([base, *variants]),
+        summary=method.summary + here,
         labelled="labelled" in variants,
         retain="no_retain" not in variants,
         fresh="fresh" in variants,

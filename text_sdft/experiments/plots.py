@@ -50,7 +50,7 @@ def plot_pareto(
                 axes.annotate(f"{rate:g}", (100 * x, 100 * y), (5, 4), textcoords="offset points", fontsize=7, color="0.35")
     axes.set_xlabel("prior skills, accuracy in % (mean of the other sets)")
     axes.set_ylabel("new task, accuracy in %")
-    axes.set_title("Validation rows, seed 0; learning rates beside the points, the chosen ones filled", fontsize=9)
+    axes.set_title("Validation rows; learning rates beside the points, the chosen ones filled", fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(file, dpi=150)

@@ -68,7 +68,7 @@ def evaluate(
     Args:
         sets: examples by name.
         teacher: also answer the set ``new`` in the teacher's view, with the model as it is now.
-        phase: ``"before"`` or ``"after"``, written into the records.
+        phase: what this measurement is called in the records; ``"before"`` also keeps what the teacher saw.
 
     Returns:
         {set or "teacher": {accuracy, n, low, high}}, and a record for each answer; before training the teacher's also hold

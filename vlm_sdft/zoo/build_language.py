@@ -19,7 +19,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from vlm_sdft.zoo.build_tower import tower_features
 from vlm_sdft.zoo.checkpoints import load_state, one_cycle, save_state
 from vlm_sdft.zoo.episodes import FULL, Batch, Source, Writer, episodes, single_questions
-from vlm_sdft.zoo.objects import ObjectType
+from vlm_sdft.zoo.objects import DrawnType
 from vlm_sdft.zoo.pictures import TRANSFORMS, to_patches, transform
 from vlm_sdft.zoo.vocabulary import DESCRIBE_AND_NAME_QUESTION, DESCRIBE_QUESTION, NAME_QUESTION
 
@@ -50,7 +50,7 @@ class Bank:
 def feature_bank(
     tower: Qwen3VLVisionModel,
     pictures: Tensor,
-    kinds: Sequence[ObjectType],
+    kinds: Sequence[DrawnType],
     names: Sequence[str] | None = None,
     transforms: int = TRANSFORMS,
     cache: Path | None = None,

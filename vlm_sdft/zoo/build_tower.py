@@ -15,7 +15,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel, a
 
 from vlm_sdft.zoo.architecture import IMAGE_SIDE, PATCH, WIDTH, vision_settings
 from vlm_sdft.zoo.checkpoints import load_state, one_cycle, save_state
-from vlm_sdft.zoo.objects import COLOURS, LEGS, PATTERNS, SHAPES, ObjectType
+from vlm_sdft.zoo.objects import COLOURS, LEGS, PATTERNS, SHAPES, DrawnType
 from vlm_sdft.zoo.pictures import TRANSFORMS, to_patches, transform
 
 STEPS = 3000
@@ -56,7 +56,7 @@ def tower_features(tower: Qwen3VLVisionModel, patches: Tensor) -> Tensor:
     return tower.merger(hidden)
 
 
-def attribute_targets(kinds: Sequence[ObjectType | None]) -> Tensor:
+def attribute_targets(kinds: Sequence[DrawnType | None]) -> Tensor:
     """Indices of each type's word attributes, [types, 4]: colour, shape, pattern with its colour, legs; -100 of None."""
     lists: list[list[Any]] = [list(COLOURS), list(SHAPES), list(PATTERNS), list(LEGS)]
     values = [k and (k.colour, k.shape, (k.pattern, k.pattern_colour), k.legs) for k in kinds]
@@ -99,7 +99,7 @@ def one_shot_accuracy(tower: Qwen3VLVisionModel, pictures: Tensor) -> float:
 
 
 def train_tower(
-    pictures: Tensor, kinds: Sequence[ObjectType | None], held_out: Tensor, work: Path, seed: int
+    pictures: Tensor, kinds: Sequence[DrawnType | None], held_out: Tensor, work: Path, seed: int
 ) -> Qwen3VLVisionModel:
     """Train the tower, going on from a checkpoint in ``work`` if there is one.
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-from vlm_sdft.zoo.objects import COLOURS, ObjectType
+from vlm_sdft.zoo.objects import COLOURS, DrawnType
 
 #: Supersampling: pictures are drawn this many times larger in each direction, then averaged.
 SCALE = 2
@@ -15,7 +15,7 @@ LEG_COLOUR = (48, 46, 52)
 PATTERN_COLOURS = {"white": (248, 248, 244), "black": (24, 22, 26)}
 
 
-def draw(kind: ObjectType, rng: np.random.Generator, size: int = 64, noise: float = 0.0) -> Image.Image:
+def draw(kind: DrawnType, rng: np.random.Generator, size: int = 64, noise: float = 0.0) -> Image.Image:
     """A new picture of the type.
 
     Args:
@@ -51,7 +51,7 @@ def _rotation(angle: float) -> np.ndarray:
     return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
 
 
-def _outline(kind: ObjectType) -> np.ndarray:
+def _outline(kind: DrawnType) -> np.ndarray:
     """The body's outline [points, 2] around (0, 0), in units of its radius."""
     t = np.linspace(0, 2 * math.pi, 120, endpoint=False)
     if kind.shape == "heart":
@@ -84,7 +84,7 @@ def _polar_radius(shape: str, t: np.ndarray) -> np.ndarray:
     raise ValueError(f"Unknown shape {shape!r}.")
 
 
-def _draw_legs(image: Image.Image, kind: ObjectType, centre: np.ndarray, radius: float, turn: float) -> None:
+def _draw_legs(image: Image.Image, kind: DrawnType, centre: np.ndarray, radius: float, turn: float) -> None:
     canvas = ImageDraw.Draw(image)
     for leg in range(kind.legs):
         angle = kind.leg_angle + turn + leg * 2 * math.pi / kind.legs
@@ -95,7 +95,7 @@ def _draw_legs(image: Image.Image, kind: ObjectType, centre: np.ndarray, radius:
             canvas.ellipse([*(end - tip), *(end + tip)], fill=LEG_COLOUR)
 
 
-def _pattern(kind: ObjectType, pixels: int, centre: np.ndarray, radius: float, turn: float) -> np.ndarray:
+def _pattern(kind: DrawnType, pixels: int, centre: np.ndarray, radius: float, turn: float) -> np.ndarray:
     """Where the pattern's colour lies: uint8 [pixels, pixels], 0 or 255; it moves and turns with the body."""
     grid = (np.arange(pixels, dtype=np.float32) + 0.5)[:, None]
     x, y = (grid.T - centre[0]) / radius, (grid - centre[1]) / radius

@@ -184,6 +184,8 @@ def _load(name: str, spec: HubTypes) -> Mapping[str, Any]:
     try:
         if (Path(name) / "dataset_dict.json").is_file():
             return datasets.load_from_disk(name)
+        if (Path(name) / "state.json").is_file():
+            return {spec.train_split: datasets.load_from_disk(name)}
         return datasets.load_dataset(name, spec.config, revision=spec.revision)
     except Exception as error:
         raise ValueError(

@@ -24,7 +24,7 @@ import yaml
 
 from vlm_sdft.zoo.drawing import draw
 from vlm_sdft.zoo.few_shot import FewShot
-from vlm_sdft.zoo.objects import SPLIT_SIZES, SPLITS, ObjectType, base_types, sample_types
+from vlm_sdft.zoo.objects import SPLIT_SIZES, SPLITS, DrawnType, base_types, sample_types
 from vlm_sdft.zoo.vocabulary import DESCRIBE_QUESTION, base_names, invented_names
 
 MARKER = "novel-objects.json"
@@ -56,7 +56,7 @@ class NovelObjects(FewShot):
         if self.noise < 0:
             raise ValueError(f"noise is {self.noise}; it cannot be negative.")
 
-    def new_types(self) -> dict[str, ObjectType]:
+    def new_types(self) -> dict[str, DrawnType]:
         """The new types by their names."""
         rng = np.random.default_rng([2026, SPLITS.index(self.split), self.seed, 0, 0])
         count = self.first + self.n_types
@@ -110,7 +110,7 @@ def write_novel_objects(folder: Path, **options: Any) -> Path:
     return folder
 
 
-def _answer(name: str, kind: ObjectType, spec: NovelObjects) -> str:
+def _answer(name: str, kind: DrawnType, spec: NovelObjects) -> str:
     return f"{kind.description} called {name}" if spec.described else name
 
 
@@ -135,7 +135,7 @@ def _count_pictures(folder: Path) -> int:
 
 
 def _write_labelled(
-    folder: Path, kinds: dict[str, ObjectType], spec: NovelObjects, purpose: int, count: int, first: int = 0
+    folder: Path, kinds: dict[str, DrawnType], spec: NovelObjects, purpose: int, count: int, first: int = 0
 ) -> None:
     for t, (name, kind) in enumerate(kinds.items(), start=first):
         (folder / _folder(name)).mkdir(parents=True)
@@ -144,7 +144,7 @@ def _write_labelled(
 
 
 def _write_mixed(
-    folder: Path, kinds: Sequence[ObjectType], spec: NovelObjects, purpose: int, count: int, first: int = 0
+    folder: Path, kinds: Sequence[DrawnType], spec: NovelObjects, purpose: int, count: int, first: int = 0
 ) -> None:
     """``count`` pictures of each type under running numbers in random order."""
     folder.mkdir(parents=True)
@@ -154,6 +154,6 @@ def _write_mixed(
         _draw(kinds[t], spec, purpose, first + t, i, folder / f"{number:05}.png")
 
 
-def _draw(kind: ObjectType, spec: NovelObjects, purpose: int, t: int, i: int, path: Path) -> None:
+def _draw(kind: DrawnType, spec: NovelObjects, purpose: int, t: int, i: int, path: Path) -> None:
     rng = np.random.default_rng([2026, SPLITS.index(spec.split), spec.seed, purpose, t, i])
     draw(kind, rng, spec.size, spec.noise).save(path)

@@ -35,7 +35,7 @@ SPLITS = (*SPLIT_SIZES, "making")
 
 
 @dataclass(frozen=True)
-class ObjectType:
+class DrawnType:
     """A kind of object. Lengths are in units of the body's radius, angles in radians."""
 
     colour: str
@@ -93,7 +93,7 @@ def split_attributes(split: str) -> list[Attributes]:
     return [combinations[i] for i in order[start:]]
 
 
-def sample_types(split: str, count: int, seed: int = 0) -> list[ObjectType]:
+def sample_types(split: str, count: int, seed: int = 0) -> list[DrawnType]:
     """Types of a split. Word attributes repeat only once every combination of the split was used.
 
     The same arguments give the same types; a longer list begins with a shorter one's types.
@@ -106,18 +106,18 @@ def sample_types(split: str, count: int, seed: int = 0) -> list[ObjectType]:
     ]
 
 
-def base_types() -> list[ObjectType]:
+def base_types() -> list[DrawnType]:
     """The types whose names the builtin model knows, in the order of their names."""
     return sample_types("base", SPLIT_SIZES["base"])
 
 
-def _with_numbers(attributes: Attributes, rng: np.random.Generator) -> ObjectType:
+def _with_numbers(attributes: Attributes, rng: np.random.Generator) -> DrawnType:
     colour, shape, (pattern, pattern_colour), legs = attributes
     waves = tuple(
         (int(periods), float(rng.uniform(0.0, 0.07)), float(rng.uniform(0, 2 * math.pi))) for periods in (2, 3, 5)
     )
     red, green, blue = (int(v) for v in rng.integers(-14, 15, 3))
-    return ObjectType(
+    return DrawnType(
         colour=colour,
         shape=shape,
         pattern=pattern,

@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from vlm_sdft.zoo.architecture import IMAGE_SIDE, PATCH
 from vlm_sdft.zoo.drawing import draw
-from vlm_sdft.zoo.objects import ObjectType
+from vlm_sdft.zoo.objects import DrawnType
 
 #: Ways in which a picture may be turned and mirrored; the words of a description stay right under each.
 TRANSFORMS = 8
 
 
-def draw_small(kinds: Sequence[ObjectType], per_type: int, seed: int, cache: Path | None = None) -> Tensor:
+def draw_small(kinds: Sequence[DrawnType], per_type: int, seed: int, cache: Path | None = None) -> Tensor:
     """Pictures of every type at the size the tower sees.
 
     Args:

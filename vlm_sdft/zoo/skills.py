@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vlm_sdft.zoo.drawing import draw
-from vlm_sdft.zoo.objects import ObjectType, base_types, sample_types
+from vlm_sdft.zoo.objects import DrawnType, base_types, sample_types
 from vlm_sdft.zoo.vocabulary import (
     DESCRIBE_AND_NAME_QUESTION,
     DESCRIBE_QUESTION,
@@ -153,7 +153,7 @@ def measure(model: Any, processor: Any, split: str = "test", scale: int = 4) -> 
     return {name: job() for name, job in tqdm(jobs.items(), desc="measuring", unit="skill")}
 
 
-def _answer(kind: ObjectType, name: str, describe: bool) -> str:
+def _answer(kind: DrawnType, name: str, describe: bool) -> str:
     return f"{kind.description} called {name}" if describe else name
 
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from text_sdft.experiments.measure import plain
 from text_sdft.experiments.report.reading import Record
 
 #: Types in the confusion matrix, and in the gallery.
@@ -29,9 +30,9 @@ def confusion(answers: Sequence[Record]) -> dict[str, Any] | None:
     types = list(dict.fromkeys(str(a["reference"]) for a in rows))
     if not 2 <= len(types) <= min(MATRIX_TYPES, len(rows) // 2):
         return None
-    known = {_plain(name): name for name in types}
+    known = {plain(name): name for name in types}
     counts = Counter(
-        (str(a["reference"]), str(a["reference"]) if a["score"] == 1 else known.get(_plain(a["answer"]), OTHER))
+        (str(a["reference"]), str(a["reference"]) if a["score"] == 1 else known.get(plain(a["answer"]), OTHER))
         for a in rows
     )
     columns = [*types, OTHER]
@@ -128,10 +129,6 @@ def _verdict(score: float) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " …"
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(".")
 
 
 def _images(record: Record, pixels: int) -> list[dict[str, Any]]:
