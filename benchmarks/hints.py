@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,6 @@ from vlm_sdft.zoo.vocabulary import DESCRIBE_QUESTION
 LADDER = "ladder 0-5"
 SETTINGS: dict[str, int | None] = {"rung 1": 1, "rung 2": 2, "rung 3": 3, "rung 4": 4, "rung 5": 5, LADDER: None}
 COLUMNS = {"new": "new types", "old": "old types", "skills": "describing", "teacher": "in context"}
-#: (data, learning rate, setting) -> one cell a seed
-Found = dict[tuple[str, float, str], list[dict[str, Any]]]
 
 
 def main() -> None:
@@ -44,46 +44,47 @@ def main() -> None:
     ]
     for seed in range(args.seeds):
         for plan in plans:
-            cell(cells, *plan, seed, args)
-    found = {plan: [cell(cells, *plan, seed, args) for seed in range(args.seeds)] for plan in plans}
-    print("\n".join([*means(found), "", *differences(found), "", *ladder(cells)]))
+            data, rate, setting = plan
+            key = f"{data}/{rate:g}/{setting}/{seed}/{args.noise:g}/{args.steps}"
+            cells.get(key, partial(run, *plan, seed, args))
+    like_these = f"/{args.noise:g}/{args.steps}"
+    print("\n\n".join(report({key: cell for key, cell in cells.done.items() if key.endswith(like_these)})))
 
 
-def means(found: Found) -> list[str]:
-    """Accuracies by plan, over seeds."""
-    lines = [f"| data | lr | teacher shown | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 3) + "|"]
-    for (data, rate, setting), of_seeds in found.items():
-        numbers = [shown([c[name] for c in of_seeds]) for name in COLUMNS]
-        lines.append(f"| {data} | {rate:g} | {setting} | {' | '.join(numbers)} |")
-    return lines
-
-
-def differences(found: Found) -> list[str]:
-    """The ladder minus each fixed rung on the same seeds; an interval without 0 is in bold."""
-    lines = [f"| data | lr | ladder minus | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 3) + "|"]
-    for (data, rate, setting), fixed in found.items():
+def report(done: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Tables of cells by "data/learning rate/setting/seed/…": means over seeds; the ladder minus each fixed rung on
+    the same seeds; what the ladder showed."""
+    found: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
+    for key, cell in done.items():
+        data, rate, setting, seed, *_ = key.split("/")
+        found.setdefault((data, rate, setting), {})[seed] = cell
+    means = [f"| data | lr | teacher shown | seeds | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 4) + "|"]
+    pairs = [f"| data | lr | ladder minus | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 3) + "|"]
+    for data, rate, setting in sorted(found, key=lambda plan: (*plan[:2], list(SETTINGS).index(plan[2]))):
+        cells = found[data, rate, setting]
+        numbers = [shown([c[name] for c in cells.values()]) for name in COLUMNS]
+        means.append(f"| {data} | {rate} | {setting} | {len(cells)} | {' | '.join(numbers)} |")
         grown = found[data, rate, LADDER]
         if setting != LADDER:
-            pairs = list(zip(grown, fixed, strict=True))
-            numbers = [shown([a[name] - b[name] for a, b in pairs], signed=True) for name in COLUMNS]
-            lines.append(f"| {data} | {rate:g} | {setting} | {' | '.join(numbers)} |")
-    return lines
+            both = [seed for seed in cells if seed in grown]
+            numbers = [shown([grown[s][name] - cells[s][name] for s in both], signed=True) for name in COLUMNS]
+            pairs.append(f"| {data} | {rate} | {setting} | {' | '.join(numbers)} |")
+    return ["\n".join(means), "\n".join(pairs), ladder(done)]
 
 
-def ladder(cells: Cells) -> list[str]:
-    """The share of labelled queries at each rung in the ladder's finished cells (0: weighed nothing)."""
-    lines = ["| ladder: data, lr, seed | part of the run | share of labelled queries at each rung, in % |", "|---|---|---|"]
-    for key, found in cells.done.items():
-        for part, shares in zip(("first fifth", "last fifth"), found.get("rungs", ()), strict=False):
-            data, rate, _, seed = key.split("/")[:4]
-            shown_at = ", ".join(f"{rung.removeprefix('rung_')}: {100 * share:.0f}" for rung, share in shares.items())
-            lines.append(f"| {data}, {rate}, {seed} | {part} | {shown_at} |")
-    return lines
-
-
-def cell(cells: Cells, data: str, rate: float, setting: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    key = f"{data}/{rate:g}/{setting}/{seed}/{args.noise:g}/{args.steps}"
-    return cells.get(key, lambda: run(data, rate, setting, seed, args))
+def ladder(done: Mapping[str, Mapping[str, Any]]) -> str:
+    """The mean share of labelled queries at each rung in the ladder's finished cells (0: weighed nothing)."""
+    parts: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for key, cell in done.items():
+        for part, shares in zip(("first fifth", "last fifth"), cell.get("rungs", ()), strict=False):
+            parts.setdefault((", ".join(key.split("/")[:2]), part), []).append(shares)
+    rungs = sorted({rung for found in parts.values() for shares in found for rung in shares})
+    head = [f"rung {rung.removeprefix('rung_')}" for rung in rungs]
+    lines = [f"| ladder: data, lr | part of the run | {' | '.join(head)} |", "|---" * (len(rungs) + 2) + "|"]
+    for (plan, part), found in sorted(parts.items()):
+        numbers = [f"{100 * sum(shares.get(rung, 0.0) for shares in found) / len(found):.0f}" for rung in rungs]
+        lines.append(f"| {plan} | {part} | {' | '.join(numbers)} |")
+    return "\n".join(lines)
 
 
 def run(data: str, rate: float, setting: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from transformers import TrainerControl, TrainerState
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "unseen_types"
 sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
 
+import hints  # noqa: E402
 import run  # noqa: E402
+import sequence  # noqa: E402
 import settings  # noqa: E402
 import sources  # noqa: E402
 import tables  # noqa: E402
@@ -29,6 +31,7 @@ from vlm_sdft import DemoSet, ImageAdapter  # noqa: E402
 from vlm_sdft.zoo import resolve_data  # noqa: E402
 from vlm_sdft.zoo.few_shot import FewShot  # noqa: E402
 
+RESULTS = ("unseen_types", "hints", "sequence")
 SMALL = settings.Setting(types=2, unlabelled=1, steps=1)
 
 
@@ -192,6 +195,34 @@ def test_tables_hold_means_intervals_and_paired_differences() -> None:
     assert "| linear probe | 3 | 70.0 ± 0.0 |" in text
     assert f"| a | 80.0 ± 0.0 | – | – | – | – | 93.0 ± {half:.1f} | +0.0 ± 0.0 | +0.0 ± 0.0 |" in text, "the summary"
     assert "### b" not in text and "10.0" not in text
+
+
+def test_goals_are_bold_where_they_are_missed() -> None:
+    base = {"new": 0.0, "old": 0.9, "describing": 0.5, "in_context": 1.0, "teacher": 0.9}
+    done: dict[str, dict[str, float]] = {f"a/test/{s}/untrained/0": base for s in range(3)}
+    after = {"new": 0.89, "old": 0.85, "describing": 0.5, "in_context": 0.99}
+    done |= {f"a/test/{s}/SDFT + retention/0.001": after for s in range(3)}
+    done |= {f"a/test/{s}/SFT/0.001": {**base, "new": 0.85 + 0.03 * s} for s in range(3)}
+    done |= {f"a/test/{s}/SFT + retention/0.001": {**base, "new": 0.5} for s in range(3)}
+    text = tables.report(done, ["a"], ["untrained", "SFT", "SFT + retention", "SDFT + retention"])
+    half = stats.t.ppf(0.975, 2) * 3 / np.sqrt(3)
+    row = f"| a | -1.0 ± 0.0 | **+1.0 ± {half:.1f}** | – | **-5.0 ± 0.0** | **-5.0 ± 0.0** | +0.0 ± 0.0 | -1.0 ± 0.0 |"
+    assert row in text, "SFT is its own best; its interval holds 0"
+
+
+def test_the_docs_hold_the_tables_of_the_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`run.py --table`, `hints.py` and `sequence.py` print them again: nothing there is typed by hand."""
+    benchmarks, docs = FOLDER.parent, FOLDER.parent.parent / "docs"
+    results = {name: json.loads((benchmarks / "results" / f"{name}.json").read_text()) for name in RESULTS}
+    text = tables.report(results["unseen_types"], list(settings.SETTINGS), [run.NOBODY, *run.METHODS])
+    for page in ("results-visual.md", "results-visual-tables.md"):
+        (tmp_path / page).write_text((docs / page).read_text(encoding="utf-8"), encoding="utf-8")
+    tables.write_pages(text, tmp_path)
+    for page in ("results-visual.md", "results-visual-tables.md"):
+        assert (tmp_path / page).read_text(encoding="utf-8") == (docs / page).read_text(encoding="utf-8"), "run.py --table"
+    assert sequence.table(results["sequence"]) in (docs / "sequences.md").read_text(encoding="utf-8")
+    for table in hints.report(results["hints"]):
+        assert table in (docs / "hints.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("row", "best"), [("SDFT", 3e-4), ("SDFT" + tables.ALONE, 1e-3)])

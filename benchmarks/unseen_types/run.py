@@ -5,7 +5,8 @@ method has the same labelled images, the same unlabelled ones where it can use t
 grid of learning rates. The rate is chosen on validation types (of the setting `rates_from`), by the harmonic mean of new
 types and what is kept of old types, of describing, and of learning from demonstrations of yet other types; in rows *for new
 types alone* by the new types. Test types are measured once a row and seed. A finished cell is not run again; `--settings`
-and `--methods` choose what is run (no method: the model as it is), `--table` runs nothing.
+and `--methods` choose what is run (no method: the model as it is), `--table` runs nothing. The tables are printed and, from
+the results that the repository holds, written into docs/results-visual.md and docs/results-visual-tables.md.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from attempts import AveragedStudent, GrowingRetention
 from cells import Cells, make_trainer, mixed_types
 from PIL import Image
 from settings import SETTINGS, Setting
-from tables import ALONE, FRESH, LORA, RIVAL, report
+from tables import ALONE, FRESH, LORA, RIVAL, report, write_pages
 from transformers import set_seed
 
 from text_sdft.core import Example, SDFTTrainer, default_lora
@@ -86,6 +87,7 @@ CALLBACK_OF = {
 EPISODES, WAYS, SHOWN = 150, 5, 2
 
 
+RESULTS, DOCS = Path("benchmarks/results/unseen_types.json"), Path("docs")
 NOBODY = "untrained"
 IN_CONTEXT = "half in context"
 
@@ -97,7 +99,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--methods", nargs="*", default=list(MAIN), choices=list(METHODS))
     parser.add_argument("--table", action="store_true", help="only the tables of what is there")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/unseen_types.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     cells = Cells(args.out)
     if not args.table:
@@ -110,7 +112,10 @@ def main() -> None:
                 cell(cells, name, "test", seed, NOBODY, 0.0)
                 for method in args.methods:
                     cell(cells, name, "test", seed, method, rates[method])
-    print(report(cells.done, list(SETTINGS), [NOBODY, *METHODS]))
+    text = report(cells.done, list(SETTINGS), [NOBODY, *METHODS])
+    print(text)
+    if args.out == RESULTS:
+        write_pages(text, DOCS)
 
 
 def best_rate(cells: Cells, name: str, method: str, seeds: int) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cells import shown
@@ -62,6 +63,18 @@ SUMMARY = (
     "SDFT + retention",
 )
 KEPT = ("old", "in_context")
+#: SFT with and without retention prompts, whichever learns more new types.
+BEST_SFT = "SFT's best"
+#: What is asked of SDFT + retention: (skill, compared with, the least difference; None: an interval above 0).
+GOALS: dict[str, tuple[str, str, float | None]] = {
+    "new types − teacher": ("new", "teacher", -0.02),
+    "new types − SFT's best": ("new", BEST_SFT, None),
+    "new types − SFT from teacher": ("new", "SFT from teacher + retention", None),
+    "old types − before": ("old", "untrained", -0.02),
+    "old types − SFT": ("old", "SFT", None),
+    "describing − before": ("describing", "untrained", -0.02),
+    "in-context learning − before": ("in_context", "untrained", -0.02),
+}
 #: Variants of the methods with a teacher that have lines of their own.
 VARIANTS = ("", ", half in context", ALONE, LORA)
 
@@ -69,17 +82,33 @@ Rows = dict[str, dict[int, Mapping[str, Any]]]
 
 
 def report(done: Mapping[str, Mapping[str, Any]], settings: Sequence[str], methods: Sequence[str]) -> str:
-    """Markdown: a summary; then for each setting that has test cells a table of means and one of paired differences.
+    """Markdown: a summary and the goals; then for each setting that has test cells a table of means and one of paired
+    differences.
 
     Args:
         done: cells by "setting/split/seed/method/rate".
         settings, methods: in the order of the tables; the first method is the untrained model.
     """
     found = {setting: rows for setting in settings if (rows := rows_of(done, setting, methods))}
-    parts = [summary(found)]
+    parts = [summary(found), goals(found)]
     for setting, rows in found.items():
         parts += [f"### {setting}", means(rows), differences(rows)]
     return "\n\n".join(part for part in parts if part)
+
+
+def write_pages(text: str, docs: Path) -> None:
+    """Put a `report` into the pages that show it, in the place of what stands there: the two tables that begin it, and the
+    rest from the other page's first heading of that level on."""
+    first, rest = text.split("\n\n### ", 1)
+    page = docs / "results-visual.md"
+    shown_there = page.read_text(encoding="utf-8")
+    for table in first.split("\n\n"):
+        start = shown_there.index(table.partition("\n")[0])
+        shown_there = shown_there[:start] + table + shown_there[shown_there.index("\n\n", start) :]
+    page.write_text(shown_there, encoding="utf-8")
+    page = docs / "results-visual-tables.md"
+    head = page.read_text(encoding="utf-8").partition("### ")[0]
+    page.write_text(f"{head}### {rest}\n", encoding="utf-8")
 
 
 def rows_of(done: Mapping[str, Mapping[str, Any]], setting: str, methods: Sequence[str]) -> Rows:
@@ -109,19 +138,52 @@ def summary(found: Mapping[str, Rows]) -> str:
     """
     columns = [*SUMMARY, *(f"{COLUMNS[c]} − before" for c in KEPT)]
     lines = [f"| new types | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, best in _lines(found):
+        numbers = [shown([cell["new"] for cell in best.get(method, {}).values()]) for method in SUMMARY]
+        numbers += [shown(_paired(best, SUMMARY[-1], "untrained", c), signed=True) for c in KEPT]
+        lines.append(f"| {name} | {' | '.join(numbers)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def goals(found: Mapping[str, Rows]) -> str:
+    """The same lines: how SDFT + retention differs from what a goal compares it with; in bold where it misses the goal."""
+    lines = [f"| goal | {' | '.join(GOALS)} |", "|---" * (len(GOALS) + 1) + "|"]
+    least = ("–" if least is None else f"{100 * least:+.0f}" for *_, least in GOALS.values())
+    lines.append(f"| *at least* | {' | '.join('interval above 0' if x == '–' else x for x in least)} |")
+    for name, best in _lines(found):
+        sft = [best[method] for method in ("SFT", "SFT + retention") if method in best]
+        rows = {**best, **({BEST_SFT: max(sft, key=_mean)} if sft else {})}
+        numbers = []
+        for skill, other, at_least in GOALS.values():
+            values = _paired(rows, SUMMARY[-1], other, skill)
+            text = shown(values, signed=True)
+            clear = text.startswith("**+")
+            missed = values and (not clear if at_least is None else sum(values) / len(values) < at_least)
+            plain = text.strip("*")
+            numbers.append(f"**{plain}**" if missed else plain)
+        lines.append(f"| {name} | {' | '.join(numbers)} |")
+    return "\n".join(lines) if len(lines) > 3 else ""
+
+
+def _lines(found: Mapping[str, Rows]) -> Iterator[tuple[str, Rows]]:
+    """Each setting and variant that SDFT + retention was trained in: its rows by method, at their best rates for new types.
+
+    A method that has no row of the variant stands there with its plain one.
+    """
     for setting, variant in itertools.product(found, VARIANTS):
-        rows, best = found[setting], dict[str, Mapping[int, Mapping[str, Any]]]()
+        rows, best = found[setting], Rows()
         for row in sorted(rows, key=lambda row: _mean(rows[row])):
             best[method_of(row)] = rows[row]
-        ours = best.get(SUMMARY[-1] + variant)
-        if ours is None:
-            continue
-        names = [name + variant if name + variant in best else name for name in SUMMARY]
-        numbers = [shown([cell["new"] for cell in best.get(name, {}).values()]) for name in names]
-        before = best["untrained"]
-        numbers += [shown([cell[c] - before[s][c] for s, cell in ours.items()], signed=True) for c in KEPT]
-        lines.append(f"| {setting}{variant} | {' | '.join(numbers)} |")
-    return "\n".join(lines) if len(lines) > 2 else ""
+        if SUMMARY[-1] + variant in best:
+            yield f"{setting}{variant}", {name: best.get(name + variant, cells) for name, cells in best.items()}
+
+
+def _paired(rows: Rows, first: str, second: str, column: str) -> list[float]:
+    """Differences of a column over the seeds that both rows have."""
+    a, b = rows.get(first, {}), rows.get(second, {})
+    return [
+        cell[column] - b[seed][column] for seed, cell in a.items() if seed in b and column in cell and column in b[seed]
+    ]
 
 
 def _mean(cells: Mapping[int, Mapping[str, Any]]) -> float:
@@ -151,10 +213,7 @@ def differences(rows: Rows) -> str:
         seeds = [s for s in rows[first] if s in rows[second]]
         if (method_of(first), method_of(second)) not in PAIRS or not seeds:
             continue
-        numbers = []
-        for c in columns:
-            both = [(rows[first][s], rows[second][s]) for s in seeds]
-            numbers.append(shown([a[c] - b[c] for a, b in both if c in a and c in b], signed=True))
+        numbers = [shown(_paired(rows, first, second, c), signed=True) for c in columns]
         lines.append(f"| {first} − {second} | {len(seeds)} | {' | '.join(numbers)} |")
     head = [f"| difference | seeds | {' | '.join(COLUMNS[c] for c in columns)} |", "|---" * (len(columns) + 2) + "|"]
     return "\n".join([*head, *lines]) if lines else ""
