@@ -103,7 +103,7 @@ def write_pages(text: str, docs: Path) -> None:
     page = docs / "results-visual.md"
     shown_there = page.read_text(encoding="utf-8")
     for table in first.split("\n\n"):
-        start = shown_there.index(table.partition("\n")[0])
+        start = shown_there.index(table[: table.index("|", 1) + 1])  # its first heading names it
         shown_there = shown_there[:start] + table + shown_there[shown_there.index("\n\n", start) :]
     page.write_text(shown_there, encoding="utf-8")
     page = docs / "results-visual-tables.md"
