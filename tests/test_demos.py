@@ -241,6 +241,27 @@ def test_a_tested_image_of_the_further_retention_folder_is_taken_out_too(tmp_pat
     assert len(demos.retain) == 2 and sum("Dropped from training" in sentence for sentence in demos.report) == 2
 
 
+def test_rows_that_share_one_of_their_pictures_with_a_test_row_are_no_copies(tmp_path):
+    """Only a row that holds all of a test row's pictures, or none but such, is taken out."""
+    names = ["chart.png", *(f"{i}.png" for i in range(5))]
+    for seed, name in enumerate(names):
+        save(tmp_path / name, seed)
+    splits = ["train"] * 3 + ["test"]
+    rows = [["chart.png", f"{i}.png"] for i in range(4)]
+    file = tmp_path / "rows.jsonl"
+    lines(file, *(row_of(images, split) for images, split in zip(rows, splits, strict=True)))
+    assert len(DemoSet.load(file).labelled) == 3
+    copied = [row_of(["chart.png"], "train"), row_of(["3.png", "chart.png"], "train"), row_of(["4.png"], "train")]
+    lines(file, *copied, row_of(rows[3], "test"))
+    demos = DemoSet.load(file)
+    assert len(demos.labelled) == 1 and sum("is the same image as" in sentence for sentence in demos.report) == 2
+
+
+def row_of(images: list[str], split: str) -> dict:
+    messages = [{"role": "user", "content": "What is this?"}, {"role": "assistant", "content": f"a {images[-1]}"}]
+    return {"messages": messages, "images": images, "split": split}
+
+
 def test_near_duplicates_are_reported(tmp_path):
     fill(tmp_path, WHOLE)
     assert not [sentence for sentence in DemoSet.load(tmp_path).report if "nearly the same" in sentence]

@@ -8,7 +8,7 @@ import torch
 from tests.tiny_text import tiny_text_model
 from text_sdft import TextAdapter
 from text_sdft.core import Example, SDFTConfig, SDFTTrainer
-from text_sdft.experiments.drift import drift, general, remember
+from text_sdft.experiments.drift import MOST, drift, general, remember
 
 PROMPTS = ["1 + 1?", "What is the capital of France?", "Hi"]
 EXAMPLES = [
@@ -59,3 +59,5 @@ def test_an_untrained_model_has_not_moved(bf16):
 
 def test_general_prompts_are_those_of_prior_skills():
     assert general({"new": EXAMPLES[:1], "validation": EXAMPLES[1:2], "old": EXAMPLES[2:]}) == EXAMPLES[2:]
+    many = [Example(str(i), []) for i in range(2 * MOST)]
+    assert len(general({"old": many})) == MOST, "what they need stays in memory"

@@ -194,6 +194,18 @@ def test_a_model_that_cannot_continue_is_read_whole(monkeypatch: pytest.MonkeyPa
     assert torch.equal(shared_NH, plain_NH) and store.take_counts()[0] == 0
 
 
+def test_a_checkpoint_holds_no_prefix_of_weights_that_have_moved_since():
+    """The teacher moves before a checkpoint is written: the run itself drops such prefixes, and so must a resumed one."""
+    model, rng = toy_model(), random.Random(0)
+    prefix, store = ids(rng, 80), PrefixStore(GIB)
+    inputs, completions = inputs_of([[*prefix, 3], [*prefix, 4]]), completions_of(rng, 2)
+    with torch.no_grad():
+        store.completion_hidden_states(model, inputs, completions, "teacher", 0)
+        store.completion_hidden_states(model, inputs, completions, "start", 0)
+    assert {name.partition(".")[0] for name in store.state_dict({"teacher": 0, "start": 0})} == {"teacher", "start"}
+    assert {name.partition(".")[0] for name in store.state_dict({"teacher": 1, "start": 0})} == {"start"}
+
+
 @pytest.mark.parametrize("kind", ["base", "ema"])
 def test_training_is_the_same_with_and_without(tmp_path, kind: str):
     """Same losses and weights after several steps, retention prompts and several completions a query included."""

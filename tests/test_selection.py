@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,6 +43,14 @@ def test_never_the_query_itself_nor_a_copy(selection, seed):
         assert row.id not in {s.id for s in shown} and len(shown) == TYPES * EACH - 1
         copy = ImageRow("elsewhere", row.images, "?", None, None, "test")
         assert row.id not in {s.id for s in chooser.select(copy, vectors[index], seed)}
+
+
+def test_a_picture_that_all_rows_hold_makes_none_a_copy():
+    shared = [replace(row, images=(b"a chart", *row.images)) for row in rows()]
+    chooser = DemonstrationSelector(shared, embeddings(), selection="fixed", n_types=TYPES, shots=EACH)
+    assert len(chooser.select(shared[0], None, 0)) == TYPES * EACH - 1
+    alone = replace(shared[0], id="elsewhere", images=shared[0].images[1:])
+    assert shared[0].id not in {row.id for row in chooser.select(alone, None, 0)}, "the picture that tells it is there"
 
 
 @pytest.mark.parametrize("selection", ["retrieved", "grouped", "random", "fixed"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,22 @@ def test_its_numbers_are_those_of_the_tasks_own_runs(finished):
     first, second = (read(finished / f"task-{k}" / "results.json") for k in (1, 2))
     assert first["before"]["old"]["accuracy"] == found["before"]["old"]["old"]
     assert second["before"]["old"] == first["after"]["old"], "the second task starts from the first one's model"
+
+
+def test_a_model_is_let_go_before_the_next_one_is_loaded(config, tmp_path, monkeypatch):
+    """Two models of 8 B side by side would not fit."""
+    alive: list[weakref.ref] = []
+    own = sequence.trained_model
+
+    def loaded(*args):
+        assert not [model for model in alive if model() is not None]
+        model = own(*args)
+        alive.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(sequence, "trained_model", loaded)
+    learn(config, tmp_path)
+    assert len(alive) == 2
 
 
 def test_a_lora_adapter_is_handed_on(config, data, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from vlm_sdft import DemoSet
 from vlm_sdft.zoo import resolve_data
 from vlm_sdft.zoo.drawing import draw
 from vlm_sdft.zoo.novel_objects import MARKER, NovelObjects, write_novel_objects
@@ -86,6 +87,11 @@ def test_folder_layout(tmp_path: Path) -> None:
     for row in rows:
         assert Image.open(folder / "old" / row["file_name"]).size == (64, 64)
         assert row["prompt"] == "Describe this." and types[row["file_name"].split("/")[0]]["cues"][0] in row["answer"]
+
+
+def test_a_folder_without_labelled_old_types_can_be_read(tmp_path: Path) -> None:
+    demos = DemoSet.from_folder(resolve_data("builtin:novel-objects", tmp_path, **{**SMALL, "n_old": 0}))
+    assert not demos.old and len(demos.test) == 6 and demos.retain
 
 
 def test_folder_is_reproducible_reused_and_rebuilt(tmp_path: Path) -> None:

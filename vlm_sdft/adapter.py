@@ -180,6 +180,10 @@ class ImageAdapter:
         self._features = ImageFeatures(base, processing_class, family, memory, files, self._train_vision)
         self._encode_row = RowEncoder(processing_class, family)
 
+    def release(self) -> None:
+        """Let go of the model and of what its tower computed, so that another one finds room; `bind` comes next."""
+        self._model = self._features = self._embedder = self._selector.embeddings_RD = None
+
     def examples(self, rows: Iterable[Any]) -> list[Example]:
         """Examples from `ImageRow`s, ready examples, or mappings with ``image`` or ``images`` and ``prompt``.
 
@@ -363,6 +367,8 @@ class ImageAdapter:
         query_D = None
         if self._selector.selection in ("retrieved", "grouped"):
             if self._selector.embeddings_RD is None:
+                if self._train_vision:  # all by the tower of the start, also where a resumed run asks for some later
+                    self._embed_rows([*self._selector.rows, *self.demos.train, *self.demos.test])
                 self._selector.embeddings_RD = self._embed_rows(self._selector.rows)
             query_D = self._embed_rows([row])[0]
         chosen = self._selector.select(query, query_D, seed, limit, include_type=own_type, exclude_type=without)

@@ -71,6 +71,11 @@ class ImageRow:
         """Content hash of each image."""
         return tuple(content_hash(image) for image in self.images)
 
+    def copies(self, other: ImageRow) -> bool:
+        """Whether one of the two holds every image of the other, byte for byte: one image that many share is not enough."""
+        mine, theirs = set(self.hashes), set(other.hashes)
+        return mine <= theirs or theirs <= mine
+
 
 @dataclass
 class DemoSet:
@@ -315,11 +320,16 @@ def _readable(rows: Sequence[ImageRow], on_bad_image: str, notes: list[str]) -> 
 
 
 def _without_leaks(rows: Sequence[ImageRow], notes: list[str]) -> list[ImageRow]:
-    """Rows of the training side lose every image that the test side holds, byte for byte."""
-    tested = {digest: row for row in rows if row.split in ("test", "old") for digest in row.hashes}
+    """The training side loses every row that copies one of the test side."""
+    tested: dict[str, list[ImageRow]] = {}
+    for row in rows:
+        if row.split in ("test", "old"):
+            for digest in row.hashes:
+                tested.setdefault(digest, []).append(row)
     kept = []
     for row in rows:
-        twin = next((tested[digest] for digest in row.hashes if digest in tested), None)
+        sharing = [other for digest in row.hashes for other in tested.get(digest, ())]
+        twin = next((other for other in sharing if row.copies(other)), None)
         if twin is not None and row.split in ("train", "unlabelled", "retain"):
             notes.append(f"Dropped from training: {row.id} is the same image as {twin.id}, on which the model is tested.")
         else:
@@ -330,9 +340,9 @@ def _without_leaks(rows: Sequence[ImageRow], notes: list[str]) -> list[ImageRow]
 def _note_near_duplicates(train: Sequence[ImageRow], test: Sequence[ImageRow], notes: list[str]) -> None:
     if not train or not test:
         return
-    bits = [np.stack([perceptual_hash(row.images[0]).hash.ravel() for row in side]) for side in (train, test)]
-    distance = (bits[0][:, None] != bits[1][None]).sum(-1)
-    pairs = np.argwhere(distance <= NEAR_BITS)
-    if len(pairs):
+    trained, tested = (np.stack([perceptual_hash(row.images[0]).hash.ravel() for row in side]) for side in (train, test))
+    near = [np.flatnonzero((bits != tested).sum(-1) <= NEAR_BITS) for bits in trained]
+    pairs = [(i, j) for i, found in enumerate(near) for j in found.tolist()]
+    if pairs:
         first = ", ".join(f"{train[i].id} and {test[j].id}" for i, j in pairs[:3])
         notes.append(f"{len(pairs)} pairs of training and test images look nearly the same: {first}. Check for leaks.")

@@ -38,8 +38,8 @@ class Episodes:
 
     def draw(self, query: ImageRow, query_D: Tensor, seed: int) -> list[tuple[ImageRow, str]]:
         """Rows with their names, in the order in which they stand; the same for the same seed. No copy of the query."""
-        rng, own = random.Random(seed), set(query.hashes)
-        allowed = [i for i, row in enumerate(self._rows) if not own & set(row.hashes)]
+        rng = random.Random(seed)
+        allowed = [i for i, row in enumerate(self._rows) if not row.copies(query)]
         nearest = self._by_similarity(allowed, query_D)
         groups = [nearest[: self._shots]]
         others = nearest[2 * self._shots : NEAR]

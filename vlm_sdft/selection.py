@@ -107,9 +107,8 @@ class DemonstrationSelector:
 
     def _ranked(self, query: ImageRow, query_D: Tensor | None, rng: random.Random) -> dict[str, list[int]]:
         """Rows of each type, best first; types, best first; the query and its copies left out."""
-        own = set(query.hashes)
         allowed = {
-            name: [i for i in indices if self.rows[i].id != query.id and not own & set(self.rows[i].hashes)]
+            name: [i for i in indices if self.rows[i].id != query.id and not self.rows[i].copies(query)]
             for name, indices in self._by_type.items()
         }
         if self.selection in ("retrieved", "grouped"):

@@ -55,7 +55,7 @@ class CheckpointedTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         save_teachers(self.teachers(), output_dir, self.args.should_save)
         if self.args.should_save:
-            save_prefixes(self.prefixes, output_dir)
+            save_prefixes(self.prefixes, self.teachers(), output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -92,16 +92,20 @@ def load_teachers(teachers: Mapping[str, LiveTeacher], folder: str | Path) -> No
             raise UserError(f"Cannot resume from {folder}: {error}.") from error
 
 
-def save_prefixes(prefixes: PrefixStore, folder: str | Path) -> None:
+def save_prefixes(prefixes: PrefixStore, teachers: Mapping[str, LiveTeacher], folder: str | Path) -> None:
     """Write where teacher prompts were cut, so that a resumed run rounds as this one would have."""
-    save_file(prefixes.state_dict(), Path(folder) / PREFIXES_FILE)
+    save_file(prefixes.state_dict(_versions(teachers)), Path(folder) / PREFIXES_FILE)
 
 
 def load_prefixes(prefixes: PrefixStore, teachers: Mapping[str, LiveTeacher], folder: str | Path) -> None:
     """Restore what `save_prefixes` wrote; an older checkpoint has none."""
     file = Path(folder) / PREFIXES_FILE
     if file.exists():
-        prefixes.load_state_dict(load_file(file), {name: teacher.version for name, teacher in teachers.items()})
+        prefixes.load_state_dict(load_file(file), _versions(teachers))
+
+
+def _versions(teachers: Mapping[str, LiveTeacher]) -> dict[str, int]:
+    return {name: teacher.version for name, teacher in teachers.items()}
 
 
 @contextmanager

@@ -55,11 +55,17 @@ class PrefixStore:
         self._trusted: dict[tuple[bool, bool], bool] = {}
         self._counts = (0, 0)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """What the next rows are compared with, as symbols [L]: a resumed run then cuts its prompts where this one did."""
-        state = {f"{owner}.stored.{i}": _tensor(prefix) for i, (owner, prefix) in enumerate(self._stored)}
-        recent = {f"{owner}.recent.{i}": _tensor(p) for owner, kept in self._recent.items() for i, p in enumerate(kept)}
-        return state | recent
+    def state_dict(self, versions: dict[str, int]) -> dict[str, Tensor]:
+        """What the next rows are compared with, as symbols [L]: a resumed run then cuts its prompts where this one did.
+
+        Args:
+            versions: of the owners' weights now; what an older version read would be dropped before it is used.
+        """
+        current = {owner for owner, version in self._owner_versions.items() if versions.get(owner) == version}
+        stored = [(owner, prefix) for owner, prefix in self._stored if owner in current]
+        state = {f"{owner}.stored.{i}": _tensor(prefix) for i, (owner, prefix) in enumerate(stored)}
+        kept = [(owner, i, p) for owner in current for i, p in enumerate(self._recent.get(owner, ()))]
+        return state | {f"{owner}.recent.{i}": _tensor(prompt) for owner, i, prompt in kept}
 
     def load_state_dict(self, state: dict[str, Tensor], versions: dict[str, int]) -> None:
         """Restore what `state_dict` returned; prefixes are read when they are first needed.

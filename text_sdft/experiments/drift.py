@@ -23,9 +23,12 @@ from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_o
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_student
 from text_sdft.experiments.measure import right_answers
+from text_sdft.experiments.scores import sample
 
 #: Sets that training or the choice of settings is about: everything else that is measured is a prior skill.
 TASK = ("new", "validation", "ood")
+#: The starting model's hidden states on so many examples stay in memory for the whole run.
+MOST = 300
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class Start:
 
 
 def general(sets: dict[str, list[Example]]) -> list[Example]:
-    """The examples of prior skills among the sets that are measured."""
-    return [example for name, examples in sets.items() if name not in TASK for example in examples]
+    """The examples of prior skills among the sets that are measured, `MOST` of them at most."""
+    return sample([example for name, examples in sets.items() if name not in TASK for example in examples], MOST)
 
 
 def remember(trainer: SDFTTrainer, examples: Sequence[Example], batch_size: int) -> Start:

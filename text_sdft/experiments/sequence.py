@@ -77,13 +77,13 @@ def run_sequence(
             _train(replace(_with_earlier(task, tasks[:k], retain_earlier), start=model))
         model = None
         if k == len(found["after"]):
-            model = _reload(task)
+            model = _reload(task, tasks)
             found["after"].append(measure(model, tasks)[0])
             write_json(folder / "sequence.json", found)
     model = None
     if joint is not None and found["joint"] is None:
         _train(joint)
-        found["joint"] = measure(_reload(joint), tasks)[0]
+        found["joint"] = measure(_reload(joint, [*tasks, joint]), tasks)[0]
     found["summary"] = summary(
         [row["new"] for row in found["after"]], found["before"]["new"], found["joint"] and found["joint"]["new"]
     )
@@ -170,8 +170,12 @@ def _train(task: Experiment) -> None:
     gc.collect()  # trainers are full of cycles: the model's memory is wanted back
 
 
-def _reload(task: Experiment) -> Model:
-    """A finished task's model, as the next one would find it in another process."""
+def _reload(task: Experiment, bound: Sequence[Experiment]) -> Model:
+    """A finished task's model, as the next one would find it in another process, once nobody holds the one before."""
+    for other in bound:
+        if hasattr(other.adapter, "release"):
+            other.adapter.release()
+    gc.collect()
     return trained_model(task, _model_folder(task))
 
 

@@ -91,19 +91,21 @@ def write_novel_objects(folder: Path, **options: Any) -> Path:
     _write_marker(folder, made_by, pictures=None)
     new = spec.new_types()
     old = dict(zip(base_names(), base_types(), strict=True))
+    tested = old if spec.n_old else {}
     _write_labelled(folder / "train", new, spec, 1, spec.shots, spec.first)
     _write_labelled(folder / "test", new, spec, 2, spec.n_test, spec.first)
     _write_mixed(folder / "unlabelled", list(new.values()), spec, 3, spec.n_unlabelled, spec.first)
-    _write_labelled(folder / "old", old, spec, 4, spec.n_old)
+    (folder / "old").mkdir()
+    _write_labelled(folder / "old", tested, spec, 4, spec.n_old)
     _write_mixed(folder / "retain", list(old.values()), spec, 5, spec.n_retain)
     with (folder / "old" / "metadata.jsonl").open("w", encoding="utf-8") as file:
-        for name, kind in old.items():
+        for name, kind in tested.items():
             for i in range(spec.n_old):
                 row = {"file_name": f"{_folder(name)}/{i:03}.png", "prompt": DESCRIBE_QUESTION, "answer": kind.description}
                 file.write(json.dumps(row) + "\n")
     types = {
         _folder(name): {"answer": _answer(name, kind, spec), "synonyms": [], "cues": kind.cues}
-        for name, kind in {**new, **old}.items()
+        for name, kind in {**new, **tested}.items()
     }
     (folder / "types.yaml").write_text(yaml.safe_dump(types, sort_keys=False), encoding="utf-8")
     _write_marker(folder, made_by, pictures=_count_pictures(folder))
