@@ -214,7 +214,7 @@ def test_distractors_must_not_be_stated():
 @pytest.fixture
 def endpoint():
     """A local OpenAI-compatible server that says yes where the answer to judge contains the correct one."""
-    seen = []
+    seen, busy = [], set()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -223,6 +223,9 @@ def endpoint():
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             seen.append((self.path, self.headers.get("Authorization"), body))
+            if len(seen) in busy:
+                self.send_error(429)
+                return
             text = body["messages"][0]["content"]
             reference = text.partition("Correct answer:\n")[2].partition("\n\n")[0]
             said = text.partition("Answer to judge:\n")[2].partition("\n\n")[0]
@@ -241,13 +244,13 @@ def endpoint():
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1", seen
+    yield f"http://127.0.0.1:{server.server_port}/v1", seen, busy
     server.shutdown()
     server.server_close()
 
 
 def test_an_endpoint_judges(endpoint, monkeypatch):
-    url, seen = endpoint
+    url, seen, _ = endpoint
     monkeypatch.setenv("JUDGE_KEY", "secret")
     judge = EndpointJudge(url, "judge-1", "JUDGE_KEY")
     judge.check()
@@ -259,8 +262,18 @@ def test_an_endpoint_judges(endpoint, monkeypatch):
         judge("What?", "Rest", "unclear")
 
 
+def test_a_busy_endpoint_is_asked_again(endpoint):
+    """An evaluation is long: one refusal among a thousand answers must not end it."""
+    url, seen, busy = endpoint
+    busy |= {1, 2}
+    assert EndpointJudge(url, "judge-1", pauses=(0.0, 0.0))("What?", "Rest", "Rest.") == 1.0 and len(seen) == 3
+    busy |= {4, 5}
+    with pytest.raises(UserError, match="cannot be used: HTTP Error 429"):
+        EndpointJudge(url, "judge-1", pauses=(0.0,))("What?", "Rest", "Rest.")
+
+
 def test_an_endpoint_that_cannot_be_used_is_named(endpoint):
-    url, _ = endpoint
+    url, *_ = endpoint
     with pytest.raises(UserError, match=r"has no model 'other'; it has judge-1"):
         EndpointJudge(url, "other").check()
     with pytest.raises(UserError, match=r"The judge at http://127.0.0.1:9/v1 cannot be used"):
@@ -268,7 +281,7 @@ def test_an_endpoint_that_cannot_be_used_is_named(endpoint):
 
 
 def test_the_medical_adapter_asks_its_judge(endpoint):
-    url, seen = endpoint
+    url, seen, _ = endpoint
     medical = ADAPTERS["medical"]
     adapter = medical(judge=EndpointJudge(url, "judge-1"))
     example = adapter.examples(medical_test())[2]

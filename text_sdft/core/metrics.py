@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.data import Example
@@ -26,14 +28,10 @@ NAMES = (
 
 
 class StepMetrics:
-    """Sums since the last log.
-
-    Attributes:
-        samples: the newest micro-batch's completions, with their losses and scores.
-    """
+    """Sums since the last log."""
 
     def __init__(self) -> None:
-        self.samples: list[dict[str, Any]] = []
+        self._newest: Callable[[], list[dict[str, Any]]] = list
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # [sum, count]
 
     def record(
@@ -61,17 +59,12 @@ class StepMetrics:
         ):
             self._sums[name][0] += sum(values)
             self._sums[name][1] += len(values)
-        self.samples = [
-            {
-                "step": step,
-                "id": example.id,
-                "retain": example.retain,
-                "completion": adapter.decode(ids),
-                "loss": round(loss, 6),
-                "score": adapter.score(example, adapter.decode(ids)),
-            }
-            for example, ids, loss in zip(examples, rollout.ids, losses_B, strict=True)
-        ]
+        self._newest = partial(_samples, adapter, step, examples, rollout.ids, losses_B)
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """The newest micro-batch's completions, with their losses and scores; scored when asked for: a judge costs."""
+        return self._newest()
 
     def add_confidence(self, weights: Sequence[float]) -> None:
         """Add the weights of queries' completions by the teacher's confidence."""
@@ -89,3 +82,20 @@ class StepMetrics:
         self._sums.clear()
         sums = accelerator.reduce(sums, reduction="sum")
         return {name: (total / count).item() for name, (total, count) in zip(NAMES, sums, strict=True) if count > 0}
+
+
+def _samples(
+    adapter: ModalityAdapter, step: int, examples: Sequence[Example], ids: Sequence[Tensor], losses_B: Sequence[float]
+) -> list[dict[str, Any]]:
+    completions = [adapter.decode(row) for row in ids]
+    return [
+        {
+            "step": step,
+            "id": example.id,
+            "retain": example.retain,
+            "completion": completion,
+            "loss": round(loss, 6),
+            "score": adapter.score(example, completion),
+        }
+        for example, completion, loss in zip(examples, completions, losses_B, strict=True)
+    ]

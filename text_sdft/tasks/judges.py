@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ QUESTION = (
     "Question:\n{question}\n\nCorrect answer:\n{reference}\n\nAnswer to judge:\n{answer}\n\n"
     "Does the answer to judge come to the same conclusion as the correct answer? Reply with yes or no only."
 )
+#: HTTP codes of an endpoint that may answer when it is asked again.
+BUSY = (408, 429, 500, 502, 503, 504)
 
 
 class Judge(Protocol):
@@ -48,12 +51,14 @@ class EndpointJudge:
         model: its name there.
         key_variable: the environment variable that holds the key; unset or empty, none is sent.
         timeout: seconds that one request may take.
+        pauses: seconds before an answer is asked for again, where the endpoint was busy or did not reply.
     """
 
     url: str
     model: str
     key_variable: str = "OPENAI_API_KEY"
     timeout: float = 60.0
+    pauses: tuple[float, ...] = (1.0, 5.0, 30.0)
 
     def __call__(self, question: str, reference: str, answer: str) -> float:
         """1 where the model says yes, 0 where it says no. Raises `UserError` where it says neither, or nothing."""
@@ -82,13 +87,20 @@ class EndpointJudge:
         key = os.environ.get(self.key_variable)
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         data = None if body is None else json.dumps(body).encode()
-        try:
-            request = urllib.request.Request(f"{self.url.rstrip('/')}/{path}", data, headers)
-            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                return json.loads(reply.read())
-        except (OSError, ValueError) as error:
-            said = error.read().decode(errors="replace")[:200] if isinstance(error, urllib.error.HTTPError) else ""
-            raise UserError(
-                f"The judge at {self.url} cannot be used: {error} {said}".rstrip()
-                + f". Start it, correct data.judge_url and ${self.key_variable}, or leave it out for exact match."
-            ) from error
+        pauses = iter(self.pauses if body is not None else ())
+        while True:
+            try:
+                request = urllib.request.Request(f"{self.url.rstrip('/')}/{path}", data, headers)
+                with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                    return json.loads(reply.read())
+            except (OSError, ValueError) as error:
+                refused = isinstance(error, urllib.error.HTTPError) and error.code not in BUSY
+                pause = None if refused else next(pauses, None)
+                if pause is not None:
+                    time.sleep(pause)
+                    continue
+                said = error.read().decode(errors="replace")[:200] if isinstance(error, urllib.error.HTTPError) else ""
+                raise UserError(
+                    f"The judge at {self.url} cannot be used: {error} {said}".rstrip()
+                    + f". Start it, correct data.judge_url and ${self.key_variable}, or leave it out for exact match."
+                ) from error
