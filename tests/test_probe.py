@@ -11,7 +11,8 @@ import pytest
 import torch
 from scipy import stats
 
-from tests.tiny_text import save_tiny_text_model
+from tests.tiny_text import save_tiny_text_model, tiny_text_model
+from text_sdft import TextAdapter
 from text_sdft.core import Demonstration, Example, SDFTConfig, SDFTTrainer, TeacherContext
 from text_sdft.experiments.measure import positions, right_answers
 from text_sdft.experiments.probe import VOTE
@@ -215,6 +216,21 @@ def test_how_probable_the_right_answer_is(folder):
     assert read["logp_answer"] == pytest.approx(float(torch.stack([row.sum() for row in logps]).mean()), abs=1e-4)
     assert read["logp_token"] == pytest.approx(float(torch.cat(logps).mean()), abs=1e-4)
     assert read["entropy"] == pytest.approx(float(torch.cat(entropies).mean()), abs=1e-4)
+
+
+def test_the_right_answer_ends_as_the_chat_template_ends_it(tmp_path):
+    """A chat model that may also stop at <|endoftext|> (here: <|pad|>, a smaller id) never writes it after an answer."""
+    model, tokenizer = tiny_text_model()
+    rows = [{"prompt": "A?", "reference": "yes"}]
+
+    def read(ends: int | list[int]) -> dict[str, float] | None:
+        model.generation_config.eos_token_id = ends
+        trainer = SDFTTrainer(
+            model, SDFTConfig(str(tmp_path), use_cpu=True), adapter=TextAdapter(), processing_class=tokenizer
+        )
+        return right_answers(trainer, trainer.adapter.examples(rows), None, size=1)
+
+    assert read([tokenizer.eos_token_id, tokenizer.pad_token_id]) == read(tokenizer.eos_token_id)
 
 
 class Shown:
