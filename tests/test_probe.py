@@ -65,6 +65,7 @@ def test_the_vote_of_disagreeing_draws_stands_for_the_teacher():
 def test_verdicts_without_a_gap():
     no_gap = verdict(Evidence(0.8, 0.81, NONE))
     assert no_gap.decision == "do not train" and "no better" in no_gap.reason and "stronger model" in no_gap.notes[0]
+    assert "more demonstrations" in no_gap.notes[0], "texts have no images"
     assert "Even with the right answer" in verdict(Evidence(0.1, 0.11, NONE, answer_alone=0.2)).notes[0]
     assert "knows this already" in verdict(Evidence(0.99, 1.0, NONE)).reason
     instead = verdict(Evidence(0.1, 0.11, NONE, others={"--demonstrations.shots 4": (0.5, CLEAR, UP)}))
@@ -194,6 +195,20 @@ def test_text_is_probed_too(tmp_path, monkeypatch, capsys):
     assert set(numbers["accuracy"]) == {"student", "teacher", "the answer alone"}
     assert main(["probe", *args[:6], "--train.max_completion_length", "4"]) == 2
     assert "with a reference" in capsys.readouterr().err
+
+
+def test_only_rows_that_show_the_teacher_something_are_probed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    bare = [{"prompt": f"What is {i}?", "reference": str(i)} for i in range(6)]
+    shown = {"prompt": "What is 6?", "reference": "6", "privileged_context": "It is 6."}
+    args = ["probe", "--adapter", "text", "--model", save_tiny_text_model(tmp_path / "tiny"), "--eval.max_examples", "3"]
+    args += ["--train.max_completion_length", "4", "--data", "rows.jsonl", "--data.test", "rows.jsonl"]
+    Path("rows.jsonl").write_text("\n".join(json.dumps(row) for row in [*bare, shown]))
+    assert main(args) == 3
+    assert json.loads(Path("runs/rows/probe.json").read_text())["gap"]["n"] == 1
+    Path("rows.jsonl").write_text("\n".join(json.dumps(row) for row in bare))
+    assert main(args) == 2
+    assert "Give rows of data.test a golden_response, privileged_context" in capsys.readouterr().err
 
 
 def test_how_probable_the_right_answer_is(folder):
