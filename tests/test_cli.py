@@ -196,7 +196,16 @@ def test_what_is_needed_is_asked_for(data, model, capsys):
 def test_a_text_model_is_refused_by_the_image_adapter(tmp_path, data, capsys):
     text_model = save_tiny_text_model(tmp_path / "llama")
     message = fails(capsys, "train", "--model", text_model, "--data", data, "--train.output_dir", str(tmp_path / "run"))
-    assert "could not be loaded as a vision-language model" in message and "adapter: text" in message
+    assert "could not be loaded as a vision-language model" in message
+    assert 0 < message.index("adapter: text") < message.index("Unrecognized configuration") and len(message) < 1000
+
+
+def test_a_vision_language_model_is_refused_by_the_text_adapter(tmp_path, model, capsys):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a?", "golden_response": "b"}')
+    options = ["--adapter", "text", "--data", str(tmp_path / "rows.jsonl"), "--train.output_dir", str(tmp_path / "run")]
+    message = fails(capsys, "train", "--model", model, *options)
+    assert "could not be loaded as a causal language model" in message
+    assert 0 < message.index("adapter: image") < message.index("Unrecognized configuration") and len(message) < 1000
 
 
 def test_resuming_nothing_is_an_error(tmp_path, data, model, capsys):

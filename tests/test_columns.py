@@ -124,6 +124,66 @@ def test_a_damaged_file_is_named(tmp_path):
         load_rows(str(file))
 
 
+def written(file, text):
+    file.write_text(text, encoding="utf-8")
+    return str(file)
+
+
+def test_values_of_json_stand_as_they_were_written(tmp_path):
+    """Dates stay texts, whole numbers whole, and a rare separator within a text ends no line."""
+    given = ["2024-05-03", 1, 2.5, "00501", "a\u2028b"]
+    lines = [json.dumps({"prompt": "a", "reference": value}, ensure_ascii=False) for value in given]
+    for name, text in {"rows.jsonl": "\n\n".join(lines), "rows.json": f"[{','.join(lines)}]"}.items():
+        examples = to_examples(load_rows(written(tmp_path / name, text)))
+        assert [e.reference for e in examples] == ["2024-05-03", "1", "2.5", "00501", "a\u2028b"]
+    dated = written(tmp_path / "dated.jsonl", '{"prompt": "a", "golden_response": "2024-05-03"}')
+    assert to_examples(load_rows(dated))[0].demonstrations[0].messages[-1]["content"] == "2024-05-03"
+
+
+def test_cells_of_csv_are_texts_and_empty_ones_are_absent(tmp_path):
+    """Words that other readers take for missing values are answers; so are numbers, with all their digits."""
+    given = ["00501", "1.50", "None", "NA", "null", '"two\nlines"', ""]
+    file = written(tmp_path / "rows.csv", "prompt,reference\n" + "".join(f"a,{value}\n" for value in given))
+    references = [e.reference for e in to_examples(load_rows(file))]
+    assert references == ["00501", "1.50", "None", "NA", "null", "two\nlines", None]
+    file = written(tmp_path / "golden.csv", f"prompt,golden_response,retain\na,42,\nb,{'long ' * 40_000},1\nc,,True\n")
+    examples = to_examples(load_rows(file))
+    assert examples[0].demonstrations[0].messages[-1]["content"] == "42"
+    assert [e.retain for e in examples] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("r.jsonl", '{"prompt": "é"}'), ("r.json", '[{"prompt": "é"}]'), ("r.csv", "prompt\né")]
+)
+def test_a_byte_order_mark_does_no_harm(tmp_path, name, text):
+    assert load_rows(written(tmp_path / name, "\ufeff" + text)) == [{"prompt": "é"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("r.jsonl", '{"prompt": "a"}\n{"prompt": b}\n', "r.jsonl cannot be read as json: line 2"),
+        ("r.jsonl", '{"prompt": "a"}\n3\n', "line 2 is a int"),
+        ("r.json", '[{"prompt": "a"},\n{"prompt": }]', "r.json cannot be read as json: line 2"),
+        ("r.json", '[{"prompt": "a"}, "b"]', "row 1 is a str"),
+        ("r.csv", 'prompt,reference\n"a\nb",c\nWhen, and where?,d\n', "line 4: 3 cells for 2 columns"),
+        ("r.csv", "prompt,reference\na\n", "line 2: 1 cells for 2 columns"),
+        ("r.csv", 'prompt,reference\na,b\n"c,d\ne,f\n', "r.csv cannot be read as csv: the row from line 3 on"),
+        ("r.csv", "prompt,reference\n", "r.csv holds no rows"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(tmp_path, name, text, message):
+    with pytest.raises(UserError) as raised:
+        load_rows(written(tmp_path / name, text))
+    assert message in str(raised.value)
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "r.csv").write_bytes("prompt\né\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"r\.csv cannot be read: .*Save it as UTF-8"):
+        load_rows(str(tmp_path / "r.csv"))
+
+
 def test_what_is_no_file_and_no_data_set(tmp_path):
     with pytest.raises(UserError, match="neither a file"):
         load_rows(str(tmp_path / "nothing"))
@@ -133,6 +193,7 @@ def test_what_is_no_file_and_no_data_set(tmp_path):
     "wrong",
     [
         {"retain": "maybe"},
+        {"retain": "none"},
         {"privileged_context": 3},
         {"privileged_context": ["a"]},
         {"demonstrations": 3},

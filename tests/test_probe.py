@@ -11,7 +11,8 @@ import pytest
 import torch
 from scipy import stats
 
-from tests.tiny_text import save_tiny_text_model
+from tests.tiny_text import save_tiny_text_model, tiny_text_model
+from text_sdft import TextAdapter
 from text_sdft.core import Demonstration, Example, SDFTConfig, SDFTTrainer, TeacherContext
 from text_sdft.experiments.measure import positions, right_answers
 from text_sdft.experiments.probe import VOTE
@@ -64,6 +65,7 @@ def test_the_vote_of_disagreeing_draws_stands_for_the_teacher():
 def test_verdicts_without_a_gap():
     no_gap = verdict(Evidence(0.8, 0.81, NONE))
     assert no_gap.decision == "do not train" and "no better" in no_gap.reason and "stronger model" in no_gap.notes[0]
+    assert "more demonstrations" in no_gap.notes[0], "texts have no images"
     assert "Even with the right answer" in verdict(Evidence(0.1, 0.11, NONE, answer_alone=0.2)).notes[0]
     assert "knows this already" in verdict(Evidence(0.99, 1.0, NONE)).reason
     instead = verdict(Evidence(0.1, 0.11, NONE, others={"--demonstrations.shots 4": (0.5, CLEAR, UP)}))
@@ -195,6 +197,20 @@ def test_text_is_probed_too(tmp_path, monkeypatch, capsys):
     assert "with a reference" in capsys.readouterr().err
 
 
+def test_only_rows_that_show_the_teacher_something_are_probed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    bare = [{"prompt": f"What is {i}?", "reference": str(i)} for i in range(6)]
+    shown = {"prompt": "What is 6?", "reference": "6", "privileged_context": "It is 6."}
+    args = ["probe", "--adapter", "text", "--model", save_tiny_text_model(tmp_path / "tiny"), "--eval.max_examples", "3"]
+    args += ["--train.max_completion_length", "4", "--data", "rows.jsonl", "--data.test", "rows.jsonl"]
+    Path("rows.jsonl").write_text("\n".join(json.dumps(row) for row in [*bare, shown]))
+    assert main(args) == 3
+    assert json.loads(Path("runs/rows/probe.json").read_text())["gap"]["n"] == 1
+    Path("rows.jsonl").write_text("\n".join(json.dumps(row) for row in bare))
+    assert main(args) == 2
+    assert "Give rows of data.test a golden_response, privileged_context" in capsys.readouterr().err
+
+
 def test_how_probable_the_right_answer_is(folder):
     """Against the model's own forward on prompt and answer, one example at a time."""
     trainer = bound(folder)
@@ -215,6 +231,21 @@ def test_how_probable_the_right_answer_is(folder):
     assert read["logp_answer"] == pytest.approx(float(torch.stack([row.sum() for row in logps]).mean()), abs=1e-4)
     assert read["logp_token"] == pytest.approx(float(torch.cat(logps).mean()), abs=1e-4)
     assert read["entropy"] == pytest.approx(float(torch.cat(entropies).mean()), abs=1e-4)
+
+
+def test_the_right_answer_ends_as_the_chat_template_ends_it(tmp_path):
+    """A chat model that may also stop at <|endoftext|> (here: <|pad|>, a smaller id) never writes it after an answer."""
+    model, tokenizer = tiny_text_model()
+    rows = [{"prompt": "A?", "reference": "yes"}]
+
+    def read(ends: int | list[int]) -> dict[str, float] | None:
+        model.generation_config.eos_token_id = ends
+        trainer = SDFTTrainer(
+            model, SDFTConfig(str(tmp_path), use_cpu=True), adapter=TextAdapter(), processing_class=tokenizer
+        )
+        return right_answers(trainer, trainer.adapter.examples(rows), None, size=1)
+
+    assert read([tokenizer.eos_token_id, tokenizer.pad_token_id]) == read(tokenizer.eos_token_id)
 
 
 class Shown:

@@ -68,3 +68,14 @@ def test_a_run_that_measures_nothing_is_finished_all_the_same(tmp_path):
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     assert main([*argv, "--resume"]) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == times
+
+
+def test_test_rows_that_show_the_teacher_nothing_are_no_verdict_on_it(tmp_path, caplog):
+    """With prompt and reference alone both views are the same: no teacher is measured, and training goes on."""
+    argv = ["train", "--adapter", "text", "--model", save_tiny_text_model(tmp_path / "llama")]
+    argv += ["--data", jsonl(tmp_path / "rows.jsonl", [{"prompt": f"q{i}?", "golden_response": f"a{i}"} for i in range(4)])]
+    argv += ["--data.test", jsonl(tmp_path / "test.jsonl", [{"prompt": f"t{i}?", "reference": f"a{i}"} for i in range(4)])]
+    argv += ["--train.max_steps", "1", "--train.max_completion_length", "4", "--train.use_cpu", "true"]
+    assert main([*argv, "--train.output_dir", str(tmp_path / "run")]) == 0
+    assert set(read(tmp_path / "run" / "results.json")["after"]) == {"new"}
+    assert "No probe before training: in every test row" in caplog.text

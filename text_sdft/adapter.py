@@ -24,6 +24,7 @@ from text_sdft.core import (
     TeacherContext,
     UserError,
 )
+from text_sdft.core.data import first_line
 from text_sdft.templates import check_template, render
 
 
@@ -111,8 +112,8 @@ class TextAdapter:
             return AutoModelForCausalLM.from_pretrained(name, **kwargs)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"'{name}' could not be loaded as a causal language model: {error} Give a folder or a hub name; a "
-                "vision-language model goes with `adapter: image`."
+                f"'{name}' could not be loaded as a causal language model. Give a folder or a hub name of one; a "
+                f"vision-language model goes with `adapter: image`. ({first_line(error)})"
             ) from error
 
     def frozen_modules(self, model: Model) -> list[str]:

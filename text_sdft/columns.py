@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from text_sdft.core import Conversation, Demonstration, Example, UserError
+from text_sdft.row_files import read_rows
 
 COLUMNS = (
     "prompt",
@@ -33,7 +34,7 @@ COLUMNS = (
     "retain",
     "id",
 )
-READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+KINDS = (".jsonl", ".json", ".parquet", ".csv")
 
 
 def load_rows(path: str) -> list[dict[str, Any]]:
@@ -45,22 +46,25 @@ def load_rows(path: str) -> list[dict[str, Any]]:
     import datasets
 
     file = Path(path)
-    if file.suffix in READERS:
+    if file.suffix in KINDS:
         if not file.is_file():
             siblings = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
             near = difflib.get_close_matches(file.name, siblings, n=1)
             raise UserError(f"{file} does not exist." + (f" Did you mean {file.parent / near[0]}?" if near else ""))
+        if file.suffix != ".parquet":  # whose columns have types; for other files `datasets` would guess them
+            return read_rows(file)
         try:
-            return list(datasets.load_dataset(READERS[file.suffix], data_files=str(file), split="train"))
+            return list(datasets.load_dataset("parquet", data_files=str(file), split="train"))
         except Exception as error:
-            raise UserError(f"{file} cannot be read as {READERS[file.suffix]}: {error}") from error
+            raise UserError(f"{file} cannot be read as parquet: {error}") from error
     try:
         if (file / "dataset_info.json").is_file():
             return list(datasets.load_from_disk(path))
         return list(datasets.load_dataset(path, split="train"))
     except Exception as error:
-        kinds = ", ".join(READERS)
-        raise UserError(f"'{path}' is neither a file ({kinds}) nor a data set that can be loaded: {error}") from error
+        raise UserError(
+            f"'{path}' is neither a file ({', '.join(KINDS)}) nor a data set that can be loaded: {error}"
+        ) from error
 
 
 def to_example(row: Any, number: int, system_prompt: str | None = None) -> Example:
@@ -149,10 +153,11 @@ def _context(given: Any, number: int) -> str | Conversation | None:
 
 def _flag(given: Any, number: int) -> bool:
     """True or false; CSV files carry words for it."""
-    words = {"true": True, "1": True, "false": False, "0": False, "": False, "none": False}
-    if str(given).lower() not in words:
+    words = {"true": True, "1": True, "false": False, "0": False, "": False}
+    word = "" if given is None else str(given).strip().lower()
+    if word not in words:
         raise UserError(f"Row {number}: 'retain' is {given!r}; it must be true or false.")
-    return words[str(given).lower()]
+    return words[word]
 
 
 def _are_messages(given: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from text_sdft.core import UserError
+from text_sdft.core.data import first_line
 from vlm_sdft.families import FAMILIES
 from vlm_sdft.zoo import resolve_model
 
@@ -21,8 +22,9 @@ def load_vlm(name: str, **kwargs: Any) -> PreTrainedModel:
         return AutoModelForImageTextToText.from_pretrained(resolve_model(name), **kwargs)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"'{name}' could not be loaded as a vision-language model: {error} Give a folder or a hub name of a model "
-            f"of one of these types: {', '.join(FAMILIES)}; a model for text alone goes with `adapter: text`."
+            f"'{name}' could not be loaded as a vision-language model. A model for text alone goes with `adapter: text`; "
+            f"else give a folder or a hub name of a model of one of these types: {', '.join(FAMILIES)}. "
+            f"({first_line(error)})"
         ) from error
 
 

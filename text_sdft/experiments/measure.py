@@ -16,10 +16,11 @@ from scipy import stats
 from torch import Tensor
 
 from text_sdft.core import DivergenceSettings, Example, SDFTTrainer, TeacherContext, answer
-from text_sdft.core.rollout import draw_seed, eos_ids, evaluating
+from text_sdft.core.rollout import draw_seed, evaluating
 from text_sdft.core.scoring import completion_hidden_states, head_of
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_student, encode_teacher
+from text_sdft.experiments.written import written
 
 Contexts = Sequence[TeacherContext] | None
 
@@ -133,12 +134,11 @@ def _batches(examples: Sequence[Example], contexts: Contexts, size: int) -> list
 
 
 def _answer_ids(trainer: SDFTTrainer, example: Example) -> Tensor | None:
-    """The reference as the model would write it [T], with a token that ends it; None if the adapter writes none."""
+    """The reference as the model would write it [T], with the token that ends it; None if the adapter writes none."""
     adapter: Any = trainer.adapter
     if not hasattr(adapter, "encode_answer"):
         return None
-    end = sorted(eos_ids(trainer.module))[:1]
-    return torch.cat([adapter.encode_answer(example.reference), torch.tensor(end, dtype=torch.long)])
+    return written(trainer.module, adapter, example, str(example.reference))
 
 
 def _read(head: Any, hidden_NH: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:

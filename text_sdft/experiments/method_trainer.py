@@ -37,12 +37,13 @@ from text_sdft.core import (
     UserError,
 )
 from text_sdft.core.modeling import load_model
-from text_sdft.core.rollout import draw_seed, eos_ids
+from text_sdft.core.rollout import draw_seed
 from text_sdft.core.views import encode_teacher
 from text_sdft.experiments.likelihood import likelihood_loss
 from text_sdft.experiments.methods import Method, expert_answer, find_method, rows_for
 from text_sdft.experiments.plain_text import PlainTextAdapter, windows
 from text_sdft.experiments.weights import attention_only
+from text_sdft.experiments.written import written
 
 ANSWERS_FILE = "answers.jsonl"
 
@@ -251,21 +252,13 @@ class MethodTrainer(SDFTTrainer):
     def _expert(self, example: Example) -> Answer:
         text = expert_answer(self.adapter, example)
         assert text is not None  # `rows_for` took only such rows
-        tokens = self.adapter.encode_answer(text)  # type: ignore[attr-defined]  # optional, as expert_answer
-        ids = torch.cat([tokens, self._end_of(example, text)])
+        ids = written(self.module, self.adapter, example, text)
         if len(ids) > self.args.max_completion_length:
             raise UserError(
                 f"The expert's answer of '{example.id}' has {len(ids)} tokens, but max_completion_length is "
                 f"{self.args.max_completion_length}. Raise it, or leave the row out."
             )
         return Answer(ids)
-
-    def _end_of(self, example: Example, text: str) -> Tensor:
-        """The token [1] with which the chat template ends this answer, if the model stops there, else the model's own."""
-        ends = eos_ids(self.module)
-        turn = self.adapter.encode([[*example.messages, {"role": "assistant", "content": text}]]).rows[0]
-        written = [i for i in turn.tokens["input_ids"].tolist() if i in ends]
-        return torch.tensor(written[-1:] or sorted(ends)[:1], dtype=torch.long)
 
     # ---- hooks of transformers' Trainer ----
 

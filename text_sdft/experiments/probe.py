@@ -13,14 +13,21 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from text_sdft.core import RUNGS, Example, SDFTTrainer, TeacherContext, UserError
 from text_sdft.core.rollout import draw_seed
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.measure import answers, mean_tokens, plain, positions, right_answers, score_all
-from text_sdft.experiments.scores import Accuracy, contexts_for, sample
+from text_sdft.experiments.scores import Accuracy, contexts_for, sample, with_teacher
 from text_sdft.experiments.verdict import SHARE, Evidence, Gap, Verdict, paired_gap, verdict
 
+logger = logging.get_logger(__name__)
+#: Why there is nothing to compare.
+ALIKE = (
+    "in every test row with a reference the teacher sees what the student sees. Give rows of data.test a golden_response, "
+    "privileged_context, demonstrations or teacher_prompt (images: labelled ones to show)."
+)
 #: Draws of the demonstrations that vote on each answer, where draws show different ones.
 DRAWS = 16
 VOTE = f"vote of {DRAWS} draws"
@@ -154,11 +161,14 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
         ``positions``, ``tokens`` and ``seconds`` a query, ``verdict``, ``notes`` (views that not every example has).
 
     Raises:
-        UserError: there is nothing with a reference to measure on.
+        UserError: there is nothing with a reference to measure on, or the teacher sees no more than the student.
     """
-    examples = _examples(experiment, experiment.eval.max_examples or EXAMPLES)
-    if not examples:
+    known = _known(experiment)
+    if not known:
         raise UserError("The probe needs examples of the task with a reference: test/<type>/* or data.test.")
+    examples = _examples(trainer, known, experiment.eval.max_examples or EXAMPLES)
+    if not examples:
+        raise UserError(f"The probe has no teacher to measure: {ALIKE}")
     run = Probe(trainer, examples, experiment.eval.batch_size)
     adapter: Any = trainer.adapter
     run.measure("student", None)
@@ -203,10 +213,13 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
 def short_probe(trainer: SDFTTrainer, experiment: Experiment) -> Verdict | None:
     """Student, teacher and one control on at most 40 examples, and the draws' vote where the teacher is not clearly better.
 
-    None where there is nothing to measure on.
+    None where there is nothing to measure on; where rows have references, but nothing for the teacher, a warning says so.
     """
-    examples = _examples(experiment, min(FEW, experiment.eval.max_examples or FEW))
+    known = _known(experiment)
+    examples = _examples(trainer, known, min(FEW, experiment.eval.max_examples or FEW))
     if not examples:
+        if known:
+            logger.warning(f"No probe before training: {ALIKE}")
         return None
     run = Probe(trainer, examples, experiment.eval.batch_size)
     run.measure("student", None)
@@ -217,9 +230,16 @@ def short_probe(trainer: SDFTTrainer, experiment: Experiment) -> Verdict | None:
     return verdict(_evidence(run, {}, {}, None))
 
 
-def _examples(experiment: Experiment, limit: int) -> list[Example]:
+def _known(experiment: Experiment) -> list[Example]:
     rows = experiment.splits.evals.get("new", ())
-    return sample([e for e in experiment.adapter.examples(rows) if e.reference is not None], limit)
+    return [example for example in experiment.adapter.examples(rows) if example.reference is not None]
+
+
+def _examples(trainer: SDFTTrainer, known: list[Example], limit: int) -> list[Example]:
+    """At most so many, of all that have a teacher; all are only looked at where some of the first draw have none."""
+    drawn = sample(known, limit)
+    alike = len(with_teacher(trainer, drawn)) < len(drawn)
+    return sample(with_teacher(trainer, known), limit) if alike else drawn
 
 
 def _evidence(run: Probe, rivals: dict[str, float], variants: dict[str, Any], places: dict[str, Any] | None) -> Evidence:

@@ -14,6 +14,7 @@ from scipy import stats
 
 from text_sdft.core import Example, Message, SDFTTrainer, TeacherContext, answer
 from text_sdft.core.rollout import draw_seed
+from text_sdft.core.sharding import gathered
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,17 @@ def contexts_for(trainer: SDFTTrainer, examples: Sequence[Example], seed: int | 
     return [TeacherContext(draw_seed(seed, "eval", e.id)) for e in examples]
 
 
+def with_teacher(trainer: SDFTTrainer, examples: Sequence[Example]) -> list[Example]:
+    """The examples whose two views differ: of all others there is no teacher to measure."""
+    adapter = trainer.adapter
+    with gathered(trainer.module):  # retrieval may embed images with the model
+        return [
+            example
+            for example, context in zip(examples, contexts_for(trainer, examples), strict=True)
+            if adapter.teacher_messages(example, context) != adapter.student_messages(example)
+        ]
+
+
 def evaluate(
     trainer: SDFTTrainer, sets: dict[str, list[Example]], teacher: bool, batch_size: int, phase: str
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
@@ -67,7 +79,8 @@ def evaluate(
 
     Args:
         sets: examples by name.
-        teacher: also answer the set ``new`` in the teacher's view, with the model as it is now.
+        teacher: also answer the set ``new`` in the teacher's view, with the model as it is now; left out where that is the
+            student's for every row.
         phase: what this measurement is called in the records; ``"before"`` also keeps what the teacher saw.
 
     Returns:
@@ -77,7 +90,7 @@ def evaluate(
     results: dict[str, dict[str, float]] = {}
     records: list[dict[str, Any]] = []
     jobs = [(name, name, False) for name in sets]
-    if teacher and "new" in sets:
+    if teacher and with_teacher(trainer, [e for e in sets.get("new", ()) if e.reference is not None]):
         jobs.append(("teacher", "new", True))
     for result, name, in_context in jobs:
         examples = [example for example in sets[name] if example.reference is not None]

@@ -160,7 +160,10 @@ def verdict(found: Evidence) -> Verdict:
             "the prompts with `vlm-sdft preview`, or take a stronger model."
         )
     else:
-        advice = "Try first: more images of fewer types, images nearer to the query, or a stronger model."
+        advice = (
+            "Try first: more demonstrations, demonstrations nearer to the query, fewer types at once (of images), or a "
+            "stronger model."
+        )
     return Verdict("do not train", reason, None, (advice, *notes))
 
 
