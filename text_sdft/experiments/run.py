@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 from peft import PeftModel
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from text_sdft.core import Example, Model, SDFTConfig, SDFTTrainer, UserError
 from text_sdft.core.callbacks import append_jsonl
@@ -144,7 +145,7 @@ def run_evaluation(experiment: Experiment, folder: Path, samples: int = 0, skill
         raise UserError(
             f"{model_folder} does not exist: the run has not finished. `vlm-sdft train … --resume` finishes it."
         )
-    trainer = SDFTTrainer(trained_model(experiment, model_folder), _local(experiment.args), adapter=experiment.adapter)
+    trainer = SDFTTrainer(trained_model(experiment, model_folder), measuring(experiment.args), adapter=experiment.adapter)
     settings = experiment.eval
     sets = eval_sets(experiment)
     scores, _ = evaluate(trainer, sets, settings.teacher, settings.batch_size, "eval")
@@ -165,8 +166,16 @@ def make_trainer(experiment: Experiment, full_batches: bool = False) -> MethodTr
 
     SDFT has hints that grow where its adapter's policy is ``ladder``. With ``eval_strategy: steps`` it logs
     ``eval_SET_accuracy`` of each set.
+
+    Raises:
+        UserError: ``eval_strategy`` asks for accuracies, and the data has no set to measure; or as `MethodTrainer`.
     """
-    args = _local(experiment.args)
+    args, sets = _local(experiment.args), eval_sets(experiment)
+    if args.eval_strategy != IntervalStrategy.NO and not sets:
+        raise UserError(
+            f"train.eval_strategy {IntervalStrategy(args.eval_strategy).value} measures while training, and the data has no set to measure: "
+            "add one (data.test, or test/<type>/*), or set train.eval_strategy no."
+        )
     if args.metric_for_best_model == "accuracy":
         args.metric_for_best_model = "new_accuracy"
     model = experiment.model if experiment.start is None else experiment.start
@@ -178,7 +187,7 @@ def make_trainer(experiment: Experiment, full_batches: bool = False) -> MethodTr
         method=experiment.method,
         full_batches=full_batches,
         train_dataset=experiment.splits.train,
-        eval_dataset=eval_sets(experiment) or None,
+        eval_dataset=sets or None,
         peft_config=None if isinstance(model, PeftModel) else experiment.peft_config,
     )
 
@@ -253,6 +262,14 @@ def _local(args: SDFTConfig) -> SDFTConfig:
     local = copy.copy(args)
     local.push_to_hub = False
     return local
+
+
+def measuring(args: SDFTConfig) -> SDFTConfig:
+    """Settings of a trainer that only measures: without what is done while training, without a teacher's weights."""
+    args = _local(args)
+    args.eval_strategy, args.save_strategy, args.load_best_model_at_end = IntervalStrategy.NO, SaveStrategy.NO, False
+    args.teacher_model_kind = "live"
+    return args
 
 
 def _push(args: SDFTConfig, folder: Path) -> None:

@@ -7,7 +7,6 @@ sequence.json       what was measured, and the settings of each task
 
 from __future__ import annotations
 
-import copy
 import gc
 import json
 import random
@@ -20,7 +19,7 @@ from text_sdft.core import Example, Model, SDFTTrainer, UserError
 from text_sdft.core.modeling import load_model
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.methods import expert_answer, find_method
-from text_sdft.experiments.run import eval_sets, run_training, trained_model, write_json
+from text_sdft.experiments.run import eval_sets, measuring, run_training, trained_model, write_json
 from text_sdft.experiments.scores import evaluate
 
 Row = dict[str, Any]
@@ -100,9 +99,7 @@ def measure(model: Model, tasks: Sequence[Experiment]) -> tuple[Row, Row]:
     accuracy: Row = {"new": [], "old": {}}
     n: Row = {"new": [], "old": {}}
     for k, task in enumerate(tasks):
-        args = copy.copy(task.args)
-        args.teacher_model_kind, args.push_to_hub = "live", False  # no teacher is asked: no copy of the weights is kept
-        trainer = SDFTTrainer(model, args, adapter=task.adapter)
+        trainer = SDFTTrainer(model, measuring(task.args), adapter=task.adapter)
         sets = eval_sets(task)
         wanted = {name: examples for name, examples in sets.items() if name == "new" or k == 0}
         scores, _ = evaluate(trainer, wanted, False, task.eval.batch_size, f"task {k + 1}")
