@@ -32,6 +32,7 @@ from text_sdft.experiments.pass_at_k import measure_pass_at_k
 from text_sdft.experiments.probe import short_probe
 from text_sdft.experiments.report import write_report
 from text_sdft.experiments.scores import evaluate, sample
+from text_sdft.experiments.settings import first_change, resumable
 from text_sdft.experiments.skills import prior_skills
 from text_sdft.experiments.verdict import Verdict
 
@@ -60,13 +61,14 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
         ``settings``, ``versions``.
 
     Raises:
-        UserError: the folder holds another run, or something in the data, model or settings cannot work.
+        UserError: the folder holds another run, or one with other settings, or something in the data, model or settings
+            cannot work.
         NotWorthTraining: the short probe's verdict is not to train; nothing was written.
     """
     if not find_method(experiment.method).trains:
         raise UserError(f"The method '{experiment.method}' trains nothing; `vlm-sdft compare` measures it.")
     folder = Path(str(experiment.args.output_dir))
-    results = _stored(folder, resume)
+    results = _stored(folder, experiment.settings, resume)
     if "after" in results:
         return results
     trainer = make_trainer(experiment)
@@ -173,8 +175,8 @@ def make_trainer(experiment: Experiment, full_batches: bool = False) -> MethodTr
     args, sets = _local(experiment.args), eval_sets(experiment)
     if args.eval_strategy != IntervalStrategy.NO and not sets:
         raise UserError(
-            f"train.eval_strategy {IntervalStrategy(args.eval_strategy).value} measures while training, and the data has no set to measure: "
-            "add one (data.test, or test/<type>/*), or set train.eval_strategy no."
+            f"train.eval_strategy {IntervalStrategy(args.eval_strategy).value} measures while training, and the data has "
+            "no set to measure: add one (data.test, or test/<type>/*), or set train.eval_strategy no."
         )
     if args.metric_for_best_model == "accuracy":
         args.metric_for_best_model = "new_accuracy"
@@ -215,15 +217,21 @@ def _is_complete(checkpoint: Path) -> bool:
     return True
 
 
-def _stored(folder: Path, resume: bool) -> Results:
-    """Results so far. Raises `UserError` where a new run would write into an old one's folder."""
+def _stored(folder: Path, settings: dict[str, Any], resume: bool) -> Results:
+    """Results so far. Raises `UserError` where a new run would write into an old one's folder, or go on from another."""
     file = folder / "results.json"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: name another folder with --train.output_dir.")
     if resume:
         if not file.exists():
             raise UserError(f"{folder} holds no run to resume: leave --resume out, or check --train.output_dir.")
-        return json.loads(file.read_text(encoding="utf-8"))
+        results = json.loads(file.read_text(encoding="utf-8"))
+        if changed := first_change(resumable(results["settings"]), resumable(settings)):
+            raise UserError(
+                f"{folder} holds a run with {changed}: --resume needs the old value; --train.output_dir runs/OTHER starts "
+                "a new run."
+            )
+        return results
     if file.exists() or newest_checkpoint(folder) is not None:
         raise UserError(
             f"{folder} holds a run already. --resume continues it; --train.output_dir runs/OTHER starts a new one."

@@ -21,6 +21,7 @@ from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.methods import expert_answer, find_method
 from text_sdft.experiments.run import eval_sets, measuring, run_training, trained_model, write_json
 from text_sdft.experiments.scores import evaluate
+from text_sdft.experiments.settings import Settings, first_change, resumable
 
 Row = dict[str, Any]
 
@@ -218,9 +219,18 @@ def _stored(folder: Path, tasks: Sequence[Experiment], resume: bool, retain_earl
             f"{folder} holds a sequence already. --resume continues it; --train.output_dir runs/OTHER starts a new one."
         )
     found = json.loads(file.read_text(encoding="utf-8"))
-    if found["settings"] != settings or found.get("retain_earlier", 0) != retain_earlier:
+    before = _resumable(found["settings"], found.get("retain_earlier", 0))
+    if changed := first_change(before, _resumable(settings, retain_earlier)):
         raise UserError(
-            f"{folder} holds a sequence with other tasks or settings: --resume needs the same ones; --train.output_dir "
-            "runs/OTHER starts a new one."
+            f"{folder} holds a sequence with other tasks or settings ({changed}): --resume needs the same ones; "
+            "--train.output_dir runs/OTHER starts a new one."
         )
     return found
+
+
+def _resumable(settings: Sequence[Settings], retain_earlier: int) -> Settings:
+    """What must stay as it is when the sequence goes on."""
+    kept: Settings = {"retain_earlier": retain_earlier, "tasks": len(settings)}
+    for k, task in enumerate(settings, start=1):
+        kept |= {f"task-{k}: {key}": value for key, value in resumable(task).items()}
+    return kept
