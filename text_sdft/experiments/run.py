@@ -166,8 +166,8 @@ def run_evaluation(experiment: Experiment, folder: Path, samples: int = 0, skill
 def make_trainer(experiment: Experiment, full_batches: bool = False) -> MethodTrainer:
     """The trainer of an experiment's method; ``full_batches`` as in `MethodTrainer`.
 
-    SDFT has hints that grow where its adapter's policy is ``ladder``. With ``eval_strategy: steps`` it logs
-    ``eval_SET_accuracy`` of each set.
+    SDFT and its variants have hints that grow where the adapter's policy is ``ladder``. With ``eval_strategy: steps`` it
+    logs ``eval_SET_accuracy`` of each set.
 
     Raises:
         UserError: ``eval_strategy`` asks for accuracies, and the data has no set to measure; or as `MethodTrainer`.
@@ -181,7 +181,8 @@ def make_trainer(experiment: Experiment, full_batches: bool = False) -> MethodTr
     if args.metric_for_best_model == "accuracy":
         args.metric_for_best_model = "new_accuracy"
     model = experiment.model if experiment.start is None else experiment.start
-    ladder = experiment.method == "sdft" and getattr(experiment.adapter, "policy", None) == "ladder"
+    own = find_method(experiment.method).completions == "student"  # SDFT and its variants
+    ladder = own and getattr(experiment.adapter, "policy", None) == "ladder"
     return (LadderTrainer if ladder else MethodTrainer)(
         model,
         args,
