@@ -17,7 +17,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.families import family_folder
 from tests.test_demos import WHOLE, fill
-from text_sdft.core.callbacks import MetricsWriter
+from text_sdft.core.callbacks import MetricsWriter, append_jsonl
+from text_sdft.experiments.run import _forget_after
 from text_sdft.experiments.scores import Accuracy
 from vlm_sdft.cli import main
 from vlm_sdft.zoo import resolve_model
@@ -233,7 +234,8 @@ def test_eval_takes_options(finished):
 
 KILLED = """
 import os, signal, sys
-from text_sdft.core.callbacks import MetricsWriter
+from text_sdft.core.callbacks import MetricsWriter, append_jsonl
+from text_sdft.experiments.run import _forget_after
 from vlm_sdft.cli import main
 
 def on_step_begin(self, args, state, control, **_):
@@ -344,6 +346,15 @@ def test_a_run_goes_on_with_smaller_micro_batches(config, finished, tmp_path, mo
     )  # fmt: skip
     for ours, theirs in zip(steps(run), steps(finished), strict=True):
         assert ours["step"] == theirs["step"] and ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
+def test_an_answer_with_line_separators_stays_one_record(tmp_path):
+    """(U+2028, U+2029 and U+0085 are no ends of lines in JSON.)"""
+    records = [{"phase": "before", "id": "a", "answer": "x\u2028y\u2029\u0085z"}, {"step": 1, "id": "b"}]
+    append_jsonl(tmp_path / "samples.jsonl", [*records, {"step": 2, "id": "c"}])
+    (tmp_path / "checkpoint-2").mkdir()
+    _forget_after(tmp_path / "samples.jsonl", tmp_path / "checkpoint-2")
+    assert [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text("utf-8").split("\n") if line] == records
 
 
 def test_a_folder_with_a_run_is_not_written_into(config, finished, capsys):

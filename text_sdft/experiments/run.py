@@ -254,7 +254,7 @@ def _forget_after(file: Path, checkpoint: Path | None) -> None:
     step = int(checkpoint.name[11:]) if checkpoint is not None else 0
     # samples.jsonl counts steps from 0, metrics.jsonl from 1.
     first = step if file.name == "samples.jsonl" else step + 1
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = file.read_text(encoding="utf-8").split("\n")
     kept = [line for line in lines if _step(line) < first]
     file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
