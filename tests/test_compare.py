@@ -331,6 +331,18 @@ def test_validation_rows_are_a_fixed_third_or_the_datas_own():
         split_sets({"new": sets["new"][:2]})
 
 
+def test_rows_of_the_new_task_are_no_prior_skills(finished, tmp_path):
+    accuracy = {"new": 0.5, "old": 0.75, "ood": 0.0}
+    assert selection_score(accuracy) == 0.625 and selection_score({"new": 0.5, "ood": 0.0}) == 0.5
+    tested = [cell | {"test": {**cell["test"], "ood": {"a": 0.0}}} for cell in cells(finished, "test", "sdft")]
+    comparison = Comparison(table(finished)["plan"], chosen={"sdft": 0.001}, tests={"sdft": tested})
+    comparison.validation = {"sdft": {0.001: {"new": 0.5, "ood": 0.0}}}
+    results = write_tables(comparison, SimpleNamespace(model="m", settings={"data": {"path": "d"}}), tmp_path)
+    prior = results["methods"]["sdft"]["prior"]["over_seeds"]["mean"]
+    assert prior == pytest.approx(np.mean([mean(cell["test"]["old"]) for cell in tested]))
+    assert not (tmp_path / "compare.png").exists(), "nothing is known of prior skills on validation rows"
+
+
 def test_intervals_and_tests_agree_with_independent_formulas():
     values = [0.91, 0.95, 0.87, 0.92]
     ours = Interval.over_seeds(values)

@@ -205,6 +205,24 @@ def test_what_nothing_beats_is_joined():
     assert plots.pareto(points[:1], []) is None
 
 
+def test_more_rows_of_what_was_taught_are_not_what_it_knew(run, tmp_path):
+    """The sets validation and ood are of the new task."""
+    results = json.loads((run / "results.json").read_text())
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for phase in ("before", "after"):
+            scores = {part: score for part, score in results[phase].items() if not part.startswith("old")}
+            results[phase] = scores | {"validation": scores["new"], "ood": scores["new"]}
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    assert "New against old" not in page_of(tmp_path / "one", tmp_path / "two", out=tmp_path / "page.html").words
+    for name in ("one", "two"):
+        for phase in ("before", "after"):
+            results[phase]["old"] = {"accuracy": 0.25, "n": 4, "low": 0.0, "high": 0.7}
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    page = page_of(tmp_path / "one", tmp_path / "two", out=tmp_path / "page.html")
+    assert any(", old 25.0 %; two" in str(svg["aria-label"]) for svg in page.all("svg"))
+
+
 def test_a_comparison_and_a_sequence_are_shown(tmp_path):
     methods = {
         name: {"learning_rate": rate, "new": {"over_seeds": {"mean": new}}, "prior": {"over_seeds": {"mean": old}}}

@@ -8,6 +8,7 @@ from typing import Any
 
 from text_sdft.experiments.compare_cells import NEW, Comparison, seeded
 from text_sdft.experiments.config import Experiment
+from text_sdft.experiments.drift import TASK
 from text_sdft.experiments.flops import FORMULA
 from text_sdft.experiments.methods import METHODS, find_method
 from text_sdft.experiments.plots import plot_pareto
@@ -53,7 +54,7 @@ def markdown(results: dict[str, Any], plotted: bool) -> str:
         "",
         f"Every method: {plan['steps']} optimiser steps of the same number of prompts, learning rates "
         f"{', '.join(f'{rate:g}' for rate in plan['learning_rates'])}, {plan['seeds']} seeds at the chosen one. "
-        f"{plan['validation']} By the mean of new and of the mean of the other sets, "
+        f"{plan['validation']} By the mean of new and of the mean of the sets of prior skills, "
         f"{_by_seeds(plan['validation_seeds'])}.",
         "",
         "| method | lr | new | 95 % pooled | change | p | prior skills | 95 % pooled | change | p | KL | perplexity | "
@@ -61,7 +62,8 @@ def markdown(results: dict[str, Any], plotted: bool) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         *(_line(name, row) for name, row in results["methods"].items()),
         "",
-        "In points of accuracy. *new*, *prior skills* (mean of the other sets): mean over seeds ± 95 % (Student's t). "
+        "In points of accuracy. *new*, *prior skills* (mean of the sets but new, validation and ood): mean over seeds ± "
+        "95 % (Student's t). "
         "*95 % pooled*: Wilson's interval over the items of all seeds, which takes them for independent; seeds share their "
         f"items. *change*: against base. *p*: exact McNemar test against {results['reference']} on the same items of all "
         "seeds, not corrected for the number of methods. *KL*: from the starting model's next-token distributions to the "
@@ -85,7 +87,7 @@ def _by_seeds(count: int) -> str:
 def _row(comparison: Comparison, name: str, reference: str | None) -> dict[str, Any]:
     cells = comparison.tests[name]
     sets = list(cells[0]["test"])
-    prior = [part for part in sets if part != NEW]
+    prior = [part for part in sets if part not in TASK]
     row: dict[str, Any] = {
         "learning_rate": comparison.chosen[name],
         "seeds": [cell["seed"] for cell in cells],

@@ -18,6 +18,7 @@ from typing import Any
 from text_sdft.core import Example, Model, SDFTTrainer, UserError
 from text_sdft.core.modeling import load_model
 from text_sdft.experiments.config import Experiment
+from text_sdft.experiments.drift import TASK
 from text_sdft.experiments.methods import expert_answer, find_method
 from text_sdft.experiments.run import eval_sets, measuring, run_training, trained_model, write_json
 from text_sdft.experiments.scores import evaluate
@@ -39,8 +40,8 @@ def run_sequence(
     it was when the task began reads them. The method ``replay`` shows earlier tasks' labelled queries with their labels.
 
     Args:
-        tasks: at least two; each one's ``args.output_dir`` is its run's folder. The first one's sets other than "new" are
-            what the model knew before, and are measured after every task.
+        tasks: at least two; each one's ``args.output_dir`` is its run's folder. The first one's sets of prior
+            skills are what the model knew before, and are measured after every task.
         folder: of ``sequence.json``.
         resume: go on with the sequence in this folder.
         joint: all tasks' data at once: an upper bound, trained and measured after the sequence.
@@ -92,7 +93,7 @@ def run_sequence(
 
 
 def measure(model: Model, tasks: Sequence[Experiment]) -> tuple[Row, Row]:
-    """Accuracy on each task's set "new" and on the first task's other sets, with each task's own adapter.
+    """Accuracy on each task's set "new" and on the first task's sets of prior skills, with each task's own adapter.
 
     Returns:
         {"new": [accuracy of each task], "old": {set: accuracy}}, and the same of numbers of examples.
@@ -102,7 +103,7 @@ def measure(model: Model, tasks: Sequence[Experiment]) -> tuple[Row, Row]:
     for k, task in enumerate(tasks):
         trainer = SDFTTrainer(model, measuring(task.args), adapter=task.adapter)
         sets = eval_sets(task)
-        wanted = {name: examples for name, examples in sets.items() if name == "new" or k == 0}
+        wanted = {name: examples for name, examples in sets.items() if name == "new" or (k == 0 and name not in TASK)}
         scores, _ = evaluate(trainer, wanted, False, task.eval.batch_size, f"task {k + 1}")
         if "new" not in scores:
             raise UserError(f"Task {k + 1} has nothing to measure: it needs test/<type>/* or data.test.")

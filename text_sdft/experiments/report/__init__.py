@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from text_sdft.experiments.drift import TASK
 from text_sdft.experiments.report import plots
 from text_sdft.experiments.report.answers import confusion, gallery
 from text_sdft.experiments.report.reading import Point, Record, Run, read_if_there, read_run, run_names
@@ -164,7 +165,7 @@ def _compared(comparison: Record) -> list[Point]:
 
 def _point(run: Run, phase: str) -> Point | None:
     scores = run.results.get(phase, {})
-    old = [score["accuracy"] for name, score in scores.items() if name not in ("new", "teacher")]
+    old = [score["accuracy"] for name, score in scores.items() if name not in (*TASK, "teacher")]
     if "new" not in scores or not old:
         return None
     return Point("before training" if phase == "before" else run.name, scores["new"]["accuracy"], sum(old) / len(old))
