@@ -208,6 +208,7 @@ class CellRunner:
             save_file(_trainable(trainer), file)
 
     def _test(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
+        start = self._start  # before the trainer is made: the adapter that they share reads with the newest one's model
         file, sweep = self._weights(method, rate), self._file(method, "validation", rate, seed)
         if seed == 0 and method.trains and file.exists():
             trainer = self._trainer(method, rate, seed)
@@ -218,7 +219,7 @@ class CellRunner:
             cost = {"seconds": done["seconds"], "flops": done["flops"]}
         else:
             trainer, cost = self._trained(method, rate, seed)
-        moved = {"drift": drift(trainer, self._start)} if self._start is not None else {}
+        moved = {"drift": drift(trainer, start)} if start is not None else {}
         scores = self._scores(trainer, method, self.test)
         return {"test": scores, "seeded": self._seeded(trainer, method), **moved, **cost}
 
