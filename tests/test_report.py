@@ -245,6 +245,29 @@ def test_a_comparison_and_a_sequence_are_shown(tmp_path):
     assert page.words.count("7 queries of each earlier task retained") == 1
 
 
+def test_a_comparison_that_knows_no_prior_skills_is_a_table(tmp_path):
+    methods = {
+        "base": {"learning_rate": 0, "new": {"over_seeds": {"mean": 0.125}}},
+        "sdft": {"learning_rate": 3e-4, "new": {"over_seeds": {"mean": 0.7}}},
+    }
+    (tmp_path / "compare.json").write_text(json.dumps({"methods": methods}))
+    page = page_of(tmp_path, out=tmp_path / "page.html")
+    assert "base – 12.5 –" in page.words and "sdft 0.0003 70.0 –" in page.words
+
+
+def test_the_overview_has_every_column_whichever_run_comes_first(run, tmp_path):
+    results = json.loads((run / "results.json").read_text())
+    shown = [f"{100 * results['after'][name]['accuracy']:.1f} %" for name in ("new", "old")]
+    unfinished = shutil.copytree(run, tmp_path / "unfinished")
+    del results["after"], results["before"]["old"]
+    (unfinished / "results.json").write_text(json.dumps(results))
+    for folders in ((unfinished, run), (run, unfinished)):
+        write_report(folders, tmp_path / "page.html")
+        overview = Page((tmp_path / "page.html").read_text("utf-8").partition("<tbody>")[2].partition("</tbody>")[0])
+        assert all(accuracy in overview.words for accuracy in shown)
+        assert [tag for tag, _ in overview.elements].count("td") == 2 * 6
+
+
 def test_what_is_absent_leaves_its_section_out(run, tmp_path):
     results = json.loads((run / "results.json").read_text())
     del results["after"]
