@@ -6,6 +6,7 @@ config.yaml  metrics.jsonl  samples.jsonl  checkpoint-N/  model/  results.json  
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import platform
 import time
@@ -140,7 +141,7 @@ def run_evaluation(experiment: Experiment, folder: Path, samples: int = 0, skill
         What ``eval.json`` holds: {set: {accuracy, n, low, high}}.
 
     Raises:
-        UserError: the run has no final model, or as `prior_skills`.
+        UserError: the run has no final model, or as `measure_pass_at_k` and `prior_skills`.
     """
     model_folder = folder / "model"
     if not model_folder.is_dir():
@@ -150,14 +151,18 @@ def run_evaluation(experiment: Experiment, folder: Path, samples: int = 0, skill
     trainer = SDFTTrainer(trained_model(experiment, model_folder), measuring(experiment.args), adapter=experiment.adapter)
     settings = experiment.eval
     sets = eval_sets(experiment)
-    scores, _ = evaluate(trainer, sets, settings.teacher, settings.batch_size, "eval")
-    write_json(folder / "eval.json", scores)
     if samples:
         found, records = measure_pass_at_k(trainer, sets.get("new", []), samples, settings.batch_size)
         write_json(folder / "pass_at_k.json", {"pass_at_k": found, "answers": records})
+    scores, _ = evaluate(trainer, sets, settings.teacher, settings.batch_size, "eval")
+    write_json(folder / "eval.json", scores)
     if skills:
         after = prior_skills(trainer, skills, settings.batch_size, settings.max_examples)
-        start = SDFTTrainer(experiment.model, _local(experiment.args), adapter=experiment.adapter)
+        del trainer
+        gc.collect()  # trainers are full of cycles: the model's memory is wanted for the start
+        # In the precision in which the run began: a base that carries LoRA keeps its own.
+        model = load_model(experiment.model, experiment.adapter, experiment.args, experiment.peft_config)
+        start = SDFTTrainer(model, measuring(experiment.args), adapter=experiment.adapter)
         before = prior_skills(start, skills, settings.batch_size, settings.max_examples)
         write_json(folder / "skills.json", {"before": before, "after": after})
     return scores
