@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from tests.families import family_folder
 from tests.test_demos import WHOLE, fill, save
 from tests.tiny_text import save_tiny_text_model
+from text_sdft.core.callbacks import MetricsWriter
 from vlm_sdft.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -105,6 +107,56 @@ def test_commands_with_one_argument_show_their_usage(command, capsys):
 
 
 # ---- mistakes ----
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["eval", "--samples", "2"], "eval takes a run's folder first"),
+        (["eval", "--eval.batch_size", "4"], "eval takes a run's folder first"),
+        (["sequence", "--joint"], "sequence takes the sequence's YAML first"),
+        (["train", "--eval.batch_size", "0"], "eval.batch_size 0: use 1 or more"),
+        (["train", "--eval.max_examples", "-1"], "eval.max_examples -1: use 0 or more"),
+    ],
+)
+def test_what_is_missing_or_out_of_range_is_said(argv, expected, data, model, capsys):
+    given = ["--model", model, "--data", data] if argv[0] == "train" else []
+    assert expected in fails(capsys, *argv, *given)
+
+
+def test_sampled_answers_need_rows_to_ask(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "Hello?", "golden_response": "Hi."}) + "\n")
+    run = tmp_path / "run"
+    argv = [
+        "--model",
+        save_tiny_text_model(tmp_path / "llama"),
+        "--adapter",
+        "text",
+        "--data",
+        str(tmp_path / "rows.jsonl"),
+    ]
+    assert main(["train", *argv, "--lora.enabled", "false", "--train.output_dir", str(run), *options(FAST)]) == 0
+    message = fails(capsys, "eval", str(run), "--samples", "2")
+    assert "set new" in message and "data.test" in message
+
+
+def test_a_full_memory_says_what_to_lower(data, model, tmp_path, monkeypatch, capsys):
+    def on_step_begin(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(MetricsWriter, "on_step_begin", on_step_begin)
+    run = str(tmp_path / "run")
+    message = fails(capsys, "train", "--force", "--model", model, "--data", data, "--train.output_dir", run, *options(FAST))
+    for key in ("train.per_device_train_batch_size", "gradient_accumulation_steps", "train.gradient_checkpointing true"):
+        assert key in message
+    for words in (
+        "data.max_pixels",
+        "demonstrations.n_types",
+        "demonstrations.shots",
+        "--resume",
+        "Tried to allocate 2 GiB",
+    ):
+        assert words in message
 
 
 def test_an_unknown_command_names_the_known_ones(capsys):

@@ -125,7 +125,8 @@ def test_every_number_follows_from_the_cells(finished):
     assert moved["base"] == pytest.approx(0, abs=1e-6) and moved["sdft"] > 1e-4 and moved["sft/no_retain"] > 1e-4
     mine, theirs = cells(finished, "test", "sft+no_retain"), cells(finished, "test", "sdft")
     pairs = [
-        (a["test"]["old"][i], b["test"]["old"][i]) for a, b in zip(mine, theirs, strict=True) for i in a["test"]["old"]
+        (np.mean([cell["test"]["old"][i] for cell in mine]), np.mean([cell["test"]["old"][i] for cell in theirs]))
+        for i in mine[0]["test"]["old"]
     ]
     paired = results["methods"]["sft/no_retain"]["prior"]["paired"]
     assert (paired["better"], paired["worse"]) == (sum(a > b for a, b in pairs), sum(a < b for a, b in pairs))
@@ -138,7 +139,7 @@ def test_others_are_tested_against_sdft_or_its_variant(finished, tmp_path, metho
     results = write_tables(comparison, SimpleNamespace(model="m", settings={"data": {"path": "d"}}), tmp_path)
     assert results["reference"] == reference and results["methods"]["sft"]["new"]["paired"] is not None
     assert results["methods"][reference]["new"]["paired"] is None
-    assert f"McNemar test against {reference} " in (tmp_path / "compare.md").read_text()
+    assert f"sign-flip test against {reference} " in (tmp_path / "compare.md").read_text()
 
 
 def test_rates_are_chosen_on_validation_rows_and_tests_run_at_the_chosen_one_only(finished):
@@ -200,7 +201,7 @@ def test_seeds_that_change_nothing_are_not_run(finished):
     results = table(finished)
     assert results["methods"]["icl"]["seeds"] == [0] and results["methods"]["icl"]["new"]["over_seeds"]["low"] is None
     [mine], theirs = cells(finished, "test", "icl"), cells(finished, "test", "sdft")
-    pairs = [(mine["test"]["new"][i], score) for cell in theirs for i, score in cell["test"]["new"].items()]
+    pairs = [(score, np.mean([cell["test"]["new"][i] for cell in theirs])) for i, score in mine["test"]["new"].items()]
     paired = results["methods"]["icl"]["new"]["paired"]
     assert (paired["better"], paired["worse"]) == (sum(a > b for a, b in pairs), sum(a < b for a, b in pairs))
 
@@ -331,6 +332,18 @@ def test_validation_rows_are_a_fixed_third_or_the_datas_own():
         split_sets({"new": sets["new"][:2]})
 
 
+def test_rows_of_the_new_task_are_no_prior_skills(finished, tmp_path):
+    accuracy = {"new": 0.5, "old": 0.75, "ood": 0.0}
+    assert selection_score(accuracy) == 0.625 and selection_score({"new": 0.5, "ood": 0.0}) == 0.5
+    tested = [cell | {"test": {**cell["test"], "ood": {"a": 0.0}}} for cell in cells(finished, "test", "sdft")]
+    comparison = Comparison(table(finished)["plan"], chosen={"sdft": 0.001}, tests={"sdft": tested})
+    comparison.validation = {"sdft": {0.001: {"new": 0.5, "ood": 0.0}}}
+    results = write_tables(comparison, SimpleNamespace(model="m", settings={"data": {"path": "d"}}), tmp_path)
+    prior = results["methods"]["sdft"]["prior"]["over_seeds"]["mean"]
+    assert prior == pytest.approx(np.mean([mean(cell["test"]["old"]) for cell in tested]))
+    assert not (tmp_path / "compare.png").exists(), "nothing is known of prior skills on validation rows"
+
+
 def test_intervals_and_tests_agree_with_independent_formulas():
     values = [0.91, 0.95, 0.87, 0.92]
     ours = Interval.over_seeds(values)
@@ -344,6 +357,39 @@ def test_intervals_and_tests_agree_with_independent_formulas():
     assert (paired.better, paired.worse) == (7, 2)
     assert paired.p == pytest.approx(2 * sum(math.comb(9, i) for i in (0, 1, 2)) / 2**9)
     assert Paired.of([1.0, 0.0], [1.0, 0.0]).p == 1.0
+
+
+def test_the_sign_flip_test_counts_every_draw_of_signs():
+    """For scores of 0 and 1 that is McNemar's exact test; for means over seeds, here thirds, all draws are tried."""
+    for better, worse in ((1, 0), (3, 3), (8, 1), (10, 3)):
+        first = [1.0] * better + [0.0] * worse + [1.0] * 20
+        second = [0.0] * better + [1.0] * worse + [1.0] * 20
+        assert Paired.of(first, second).p == pytest.approx(stats.binomtest(better, better + worse).pvalue)
+    g = np.random.default_rng(1)
+    first, second = g.integers(0, 4, (2, 12)) / 3
+    moved = [round(3 * d) for d in first - second if abs(d) > 0.1]
+    sums = [
+        abs(sum(d * s for d, s in zip(moved, signs, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(moved))
+    ]
+    assert Paired.of(first, second).p == pytest.approx(np.mean([total >= abs(sum(moved)) for total in sums]))
+    many = Paired.of([1.0] * 40 + [0.0] * 25, [0.0] * 40 + [1.0] * 25)
+    assert many.p == pytest.approx(stats.binomtest(40, 65).pvalue, abs=0.01)
+    assert many == Paired.of([1.0] * 40 + [0.0] * 25, [0.0] * 40 + [1.0] * 25), "the same draws each time"
+
+
+@pytest.mark.parametrize("seeds", [1, 10])
+def test_more_seeds_of_the_same_answers_are_no_more_evidence(finished, tmp_path, seeds):
+    """Three of 20 items differ, always the same ones: 2 of 8 draws of their signs are as far from 0."""
+    rest = {"seconds": 0.0, "flops": 0.0, "learning_rate": 0.001}
+    right = {"new": {str(i): float(i < 13) for i in range(20)}}
+    base = [
+        {**rest, "method": "base", "seed": 0, "seeded": False, "test": {"new": {str(i): float(i < 10) for i in range(20)}}}
+    ]
+    tests = {"base": base, "sdft": [{**rest, "method": "sdft", "seed": seed, "test": right} for seed in range(seeds)]}
+    comparison = Comparison(table(finished)["plan"], chosen=dict.fromkeys(tests, 0.001), tests=tests)
+    results = write_tables(comparison, SimpleNamespace(model="m", settings={"data": {"path": "d"}}), tmp_path)
+    assert results["methods"]["base"]["new"]["paired"] == {"better": 0, "worse": 3, "p": pytest.approx(0.25)}
 
 
 def test_the_front_is_what_nothing_dominates():

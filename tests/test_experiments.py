@@ -17,7 +17,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.families import family_folder
 from tests.test_demos import WHOLE, fill
-from text_sdft.core.callbacks import MetricsWriter
+from text_sdft.core.callbacks import MetricsWriter, append_jsonl
+from text_sdft.experiments.run import _forget_after
 from text_sdft.experiments.scores import Accuracy
 from vlm_sdft.cli import main
 from vlm_sdft.zoo import resolve_model
@@ -233,7 +234,8 @@ def test_eval_takes_options(finished):
 
 KILLED = """
 import os, signal, sys
-from text_sdft.core.callbacks import MetricsWriter
+from text_sdft.core.callbacks import MetricsWriter, append_jsonl
+from text_sdft.experiments.run import _forget_after
 from vlm_sdft.cli import main
 
 def on_step_begin(self, args, state, control, **_):
@@ -307,6 +309,52 @@ def test_resuming_a_finished_run_changes_nothing(config, finished, tmp_path, cap
     train(config, run, "--resume")
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == times
     assert "new types" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.learning_rate", "1e-3", "train.learning_rate 0.002, not 0.001"),
+        ("train.max_steps", "9", "train.max_steps 6, not 9"),
+        ("data.question", "What?", "not What?"),
+        ("train.adam_beta1", "0.8", "train.adam_beta1 None, not 0.8"),
+        ("train.gradient_accumulation_steps", "2", "gradient_accumulation_steps 4, not 8"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_settings(finished, config, tmp_path, capsys, stopped, key, value, message):
+    run = shutil.copytree(finished, tmp_path / "run")
+    if stopped:
+        results = read(run / "results.json")
+        (run / "results.json").write_text(json.dumps({k: v for k, v in results.items() if k != "after"}))
+    times = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert main(["train", config, "--train.output_dir", str(run), "--resume", f"--{key}", value]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "--train.output_dir" in said
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == times
+
+
+def test_a_run_goes_on_with_smaller_micro_batches(config, finished, tmp_path, monkeypatch):
+    """(Out of memory, say.) A step sees the same queries: its numbers differ by rounding."""
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_before(3, patch)
+        assert main(["train", config, "--train.output_dir", str(run)]) == 2
+    train(
+        config, run, "--resume", "--train.per_device_train_batch_size", "2", "--train.gradient_accumulation_steps", "2",
+        "--train.gradient_checkpointing", "true", "--train.logging_steps", "1", "--eval.batch_size", "4",
+    )  # fmt: skip
+    for ours, theirs in zip(steps(run), steps(finished), strict=True):
+        assert ours["step"] == theirs["step"] and ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
+def test_an_answer_with_line_separators_stays_one_record(tmp_path):
+    """(U+2028, U+2029 and U+0085 are no ends of lines in JSON.)"""
+    records = [{"phase": "before", "id": "a", "answer": "x\u2028y\u2029\u0085z"}, {"step": 1, "id": "b"}]
+    append_jsonl(tmp_path / "samples.jsonl", [*records, {"step": 2, "id": "c"}])
+    (tmp_path / "checkpoint-2").mkdir()
+    _forget_after(tmp_path / "samples.jsonl", tmp_path / "checkpoint-2")
+    assert [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text("utf-8").split("\n") if line] == records
 
 
 def test_a_folder_with_a_run_is_not_written_into(config, finished, capsys):

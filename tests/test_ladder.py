@@ -17,7 +17,9 @@ from text_sdft.core.rollout import Rollout
 from text_sdft.experiments.ladder import LadderTrainer
 from text_sdft.experiments.report import plots
 from text_sdft.experiments.report.reading import Run
+from text_sdft.experiments.run import make_trainer
 from vlm_sdft.cli import main
+from vlm_sdft.parsing import read_experiment
 
 
 class Rungs(ToyAdapter):
@@ -118,6 +120,20 @@ def test_a_step_in_which_nothing_is_left_to_learn_moves_nothing(tmp_path):
     before = [p.clone() for p in made.module.parameters()]
     made.train()
     assert all(torch.equal(a, b) for a, b in zip(before, made.module.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("method", "grows"), [("sdft", True), ("sdft/reverse", True), ("sdft/no_retain/live", True), ("sft", False)]
+)
+def test_every_variant_of_sdft_has_it(tmp_path, method, grows):
+    """(Other methods' teachers answer once, or there is none.)"""
+    options = json.dumps({"n_types": 2, "n_unlabelled": 1, "n_test": 2, "n_retain": 1, "n_old": 1})
+    args = ["--model", "builtin:tiny-qwen3-vl", "--data", "builtin:novel-objects", "--data.options", options]
+    args += ["--data.cache", str(tmp_path), "--demonstrations.policy", "ladder", "--method", method]
+    args += ["--train.output_dir", str(tmp_path), "--train.use_cpu", "true", "--train.max_steps", "1"]
+    made = make_trainer(read_experiment("train", [*args, "--train.logging_steps", "1", "--train.disable_tqdm", "true"]))
+    made.train()
+    assert made.method.name == method and ("ladder/mean_rung" in (tmp_path / "metrics.jsonl").read_text()) == grows
 
 
 def test_the_config_chooses_it(tmp_path, monkeypatch):

@@ -378,6 +378,17 @@ def test_a_resumed_run_reads_the_stored_answers(tmp_path):
     assert (tmp_path / "answers.jsonl").read_text().splitlines() == lines
 
 
+def test_stored_answers_may_hold_line_separators(tmp_path):
+    trainer = trainer_of("sft_teacher", tmp_path, rows(2, 2))
+    answers = [
+        {"id": q.id, "answer": "x\u2028y\u0085", "ids": [5, EOS], "finished": True, "seed": 0} for q in trainer.queries
+    ]
+    text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+    (tmp_path / "answers.jsonl").write_text(text, "utf-8")
+    trainer.store_answers(resume=True)
+    assert set(trainer.answers) == {query.id for query in trainer.queries}
+
+
 @pytest.mark.parametrize(
     "method", [name for name, method in METHODS.items() if method.trains and name not in ("cpt", "sdft")]
 )

@@ -205,6 +205,24 @@ def test_what_nothing_beats_is_joined():
     assert plots.pareto(points[:1], []) is None
 
 
+def test_more_rows_of_what_was_taught_are_not_what_it_knew(run, tmp_path):
+    """The sets validation and ood are of the new task."""
+    results = json.loads((run / "results.json").read_text())
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for phase in ("before", "after"):
+            scores = {part: score for part, score in results[phase].items() if not part.startswith("old")}
+            results[phase] = scores | {"validation": scores["new"], "ood": scores["new"]}
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    assert "New against old" not in page_of(tmp_path / "one", tmp_path / "two", out=tmp_path / "page.html").words
+    for name in ("one", "two"):
+        for phase in ("before", "after"):
+            results[phase]["old"] = {"accuracy": 0.25, "n": 4, "low": 0.0, "high": 0.7}
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    page = page_of(tmp_path / "one", tmp_path / "two", out=tmp_path / "page.html")
+    assert any(", old 25.0 %; two" in str(svg["aria-label"]) for svg in page.all("svg"))
+
+
 def test_a_comparison_and_a_sequence_are_shown(tmp_path):
     methods = {
         name: {"learning_rate": rate, "new": {"over_seeds": {"mean": new}}, "prior": {"over_seeds": {"mean": old}}}
@@ -225,6 +243,29 @@ def test_a_comparison_and_a_sequence_are_shown(tmp_path):
     assert "sdft, lr 0.0003: new 85.0 %, old 80.0 %" in label and "Unbeaten: sdft, lr 0.0003, base." in label
     assert "after task-2 25.0 50.0 75.0" in page.words and "mean final 37.5" in page.words
     assert page.words.count("7 queries of each earlier task retained") == 1
+
+
+def test_a_comparison_that_knows_no_prior_skills_is_a_table(tmp_path):
+    methods = {
+        "base": {"learning_rate": 0, "new": {"over_seeds": {"mean": 0.125}}},
+        "sdft": {"learning_rate": 3e-4, "new": {"over_seeds": {"mean": 0.7}}},
+    }
+    (tmp_path / "compare.json").write_text(json.dumps({"methods": methods}))
+    page = page_of(tmp_path, out=tmp_path / "page.html")
+    assert "base – 12.5 –" in page.words and "sdft 0.0003 70.0 –" in page.words
+
+
+def test_the_overview_has_every_column_whichever_run_comes_first(run, tmp_path):
+    results = json.loads((run / "results.json").read_text())
+    shown = [f"{100 * results['after'][name]['accuracy']:.1f} %" for name in ("new", "old")]
+    unfinished = shutil.copytree(run, tmp_path / "unfinished")
+    del results["after"], results["before"]["old"]
+    (unfinished / "results.json").write_text(json.dumps(results))
+    for folders in ((unfinished, run), (run, unfinished)):
+        write_report(folders, tmp_path / "page.html")
+        overview = Page((tmp_path / "page.html").read_text("utf-8").partition("<tbody>")[2].partition("</tbody>")[0])
+        assert all(accuracy in overview.words for accuracy in shown)
+        assert [tag for tag, _ in overview.elements].count("td") == 2 * 6
 
 
 def test_what_is_absent_leaves_its_section_out(run, tmp_path):

@@ -79,6 +79,28 @@ def test_without_the_harness_the_extra_is_named(monkeypatch):
         prior_skills(trainer(), ["hellaswag"], batch_size=2)
 
 
+@pytest.mark.parametrize(("lora", "dtype"), [("true", torch.bfloat16), ("false", torch.float32)])
+def test_the_start_is_measured_in_the_precision_of_the_run(tmp_path, monkeypatch, lora, dtype):
+    """(The harness is out: what it would read is noted.)"""
+    model, tokenizer = tiny_text_model()
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"prompt": f"{i}?", "golden_response": "2", "reference": "2"} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["train", "--model", str(tmp_path / "model"), "--adapter", "text", "--data", str(tmp_path / "rows.jsonl")]
+    argv += ["--lora.enabled", lora, "--train.max_steps", "1", "--train.use_cpu", "true", "--force"]
+    assert main([*argv, "--train.max_completion_length", "4", "--train.output_dir", str(tmp_path / "run")]) == 0
+    measured = []
+
+    def note(trainer: SDFTTrainer, *_: object) -> dict[str, object]:
+        measured.append(next(p.dtype for name, p in trainer.module.named_parameters() if "embed_tokens" in name))
+        return {}
+
+    monkeypatch.setattr("text_sdft.experiments.run.prior_skills", note)
+    assert main(["eval", str(tmp_path / "run"), "--skills", "paper"]) == 0
+    assert measured == [dtype, dtype]
+
+
 def test_eval_measures_skills_and_pass_at_k(tmp_path, capsys):
     pytest.importorskip("lm_eval", reason="the extra 'skills' is not installed")
     rows = [{"prompt": f"{i}?", "demonstrations": [{"prompt": "2?", "answer": "2"}], "reference": "2"} for i in range(4)]

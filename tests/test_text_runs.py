@@ -79,3 +79,27 @@ def test_test_rows_that_show_the_teacher_nothing_are_no_verdict_on_it(tmp_path, 
     assert main([*argv, "--train.output_dir", str(tmp_path / "run")]) == 0
     assert set(read(tmp_path / "run" / "results.json")["after"]) == {"new"}
     assert "No probe before training: in every test row" in caplog.text
+
+
+def test_accuracies_while_training_need_something_to_measure(tmp_path, capsys):
+    """What `eval_strategy` asks of training is no matter of the commands that only measure."""
+    rows = [{"prompt": "Hello?", "privileged_context": "Be kind.", "reference": "Hi."}] * 2
+    data = jsonl(tmp_path / "rows.jsonl", rows)
+    train = {**SETTINGS["train"], "max_steps": 1, "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    settings = {
+        "model": save_tiny_text_model(tmp_path / "llama"),
+        "adapter": "text",
+        "data": {"path": data},
+        "lora": {"enabled": False},
+        "train": {**train, "load_best_model_at_end": True, "output_dir": str(tmp_path / "run")},
+    }
+    (tmp_path / "text.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["train", str(tmp_path / "text.yaml")]) == 2
+    message = capsys.readouterr().err
+    assert "train.eval_strategy steps" in message and "data.test" in message and not (tmp_path / "run").exists()
+    assert main(["train", str(tmp_path / "text.yaml"), "--data.test", data, "--force"]) == 0
+    assert main(["eval", str(tmp_path / "run")]) == 0
+    assert read(tmp_path / "run" / "eval.json") == measured(tmp_path / "run")[1]
+    tasks = {**settings, "data": {"path": data, "test": data}, "tasks": [{}, {}]}
+    (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(tasks))
+    assert main(["sequence", str(tmp_path / "tasks.yaml"), "--train.output_dir", str(tmp_path / "tasks")]) == 0

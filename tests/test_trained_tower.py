@@ -5,11 +5,13 @@ The oracle is the path without any reuse (``image_features_gib=0``): every forwa
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import TrainerCallback
@@ -21,6 +23,7 @@ from tests.toy import toy_args
 from text_sdft.core import Rollout, SDFTTrainer, UserError
 from text_sdft.core.vllm_sampler import _prompt
 from vlm_sdft.adapter import ImageAdapter
+from vlm_sdft.cli import main
 from vlm_sdft.families import vision_modules
 from vlm_sdft.features import ImageFeatures
 
@@ -154,6 +157,29 @@ def test_features_of_older_weights_are_dropped():
     assert features.computed == 15
     features.encode(row.images)  # whose weights these are is not known
     assert features.computed == 20 and len(features._kept) == 10
+
+
+def test_a_resumed_comparison_measures_the_tower_that_was_trained(tmp_path: Any):
+    """Where the base model's cell is done already, too."""
+    settings = {
+        "model": "builtin:tiny-qwen3-vl",
+        "data": {
+            "path": "builtin:novel-objects", "cache": str(tmp_path / "data"), "train_vision": True,
+            "options": {"n_types": 2, "n_unlabelled": 0, "n_test": 3, "n_retain": 1, "n_old": 1},
+        },
+        "eval": {"max_examples": 6},
+        "train": {"use_cpu": True, "disable_tqdm": True, "max_steps": 2, "learning_rate": 1e-2, "max_completion_length": 6},
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    command = ["compare", str(tmp_path / "config.yaml"), "--methods", "sft", "--seeds", "1"]
+    command += ["--train.output_dir", str(tmp_path / "run")]
+    assert main(command) == 0
+    (cell,) = (tmp_path / "run").glob("cells/sft/test-*.json")
+    first = json.loads(cell.read_text())
+    cell.unlink()
+    assert main(command) == 0
+    again = json.loads(cell.read_text())
+    assert again["test"] == first["test"] and again["drift"]["kl"] == pytest.approx(first["drift"]["kl"], rel=1e-5)
 
 
 def test_dropout_in_the_tower_does_not_reach_the_sampler():

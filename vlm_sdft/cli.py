@@ -43,6 +43,11 @@ examples:
 `vlm-sdft COMMAND --help` lists a command's settings.
 """
 
+OUT_OF_MEMORY = """\
+The GPU's memory is full. Halve train.per_device_train_batch_size and double train.gradient_accumulation_steps, or set
+train.gradient_checkpointing true; where that was in measuring, lower eval.batch_size. With these --resume goes on from the
+last checkpoint. In a new run, data.max_pixels, demonstrations.n_types and demonstrations.shots can be lowered too."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
@@ -53,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] not in COMMANDS:
         print(f"vlm-sdft: there is no command '{args[0]}'. Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
+    from torch import OutOfMemoryError
+
     from text_sdft.core import UserError
 
     _quiet_libraries()
@@ -62,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(done.code or 0)
     except UserError as error:
         print(f"vlm-sdft: {error}", file=sys.stderr)
+        return 2
+    except OutOfMemoryError as error:
+        print(f"vlm-sdft: {OUT_OF_MEMORY}\n({error})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("vlm-sdft: stopped.", file=sys.stderr)

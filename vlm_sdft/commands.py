@@ -80,6 +80,10 @@ def eval_command(argv: list[str]) -> None:
     skills, argv = taken(argv, "--skills")
     if not (samples or "0").isdigit():
         raise UserError(f"--samples {samples}: give the number of answers to each row, such as 16.")
+    if not argv or argv[0].startswith("-"):
+        raise UserError(
+            "eval takes a run's folder first: vlm-sdft eval RUN [--samples N] [--skills TASK,…] [--key value …]."
+        )
     folder = Path(argv[0])
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run's folder (it has no config.yaml). Give what --train.output_dir named.")
@@ -134,7 +138,7 @@ def sequence_command(argv: list[str]) -> None:
         )
         return
     options = [arg for arg in argv if arg not in ("--joint", "--resume")]
-    if options[0].startswith("-"):
+    if not options or options[0].startswith("-"):
         raise UserError("sequence takes the sequence's YAML first: vlm-sdft sequence SEQUENCE.yaml [--key value …].")
     tasks, folder, joint, retain_earlier = read_sequence(Path(options[0]), options[1:], "--joint" in argv)
     for task in tasks:

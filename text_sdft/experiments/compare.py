@@ -18,10 +18,11 @@ from text_sdft.experiments.compare_table import write_tables
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.methods import find_method
 from text_sdft.experiments.run import eval_sets, write_json
+from text_sdft.experiments.settings import first_change, flattened
 
 VALIDATION = "validation"
 #: Settings that a comparison chooses itself, or that change no number.
-FREE = {"method", "eval.batch_size", "eval.teacher"} | {
+CHOSEN = {"method", "eval.batch_size", "eval.teacher"} | {
     f"train.{name}" for name in ("output_dir", "learning_rate", "seed", "disable_tqdm", "logging_steps", "save_steps")
 }
 
@@ -113,15 +114,10 @@ def _steps(experiment: Experiment, queries: int) -> int:
 
 def _check_same(file: Path, settings: dict[str, Any]) -> None:
     """Cells of other settings must not get into this table. Raises `UserError` naming the setting."""
-    sections = {section: part if isinstance(part, dict) else {"": part} for section, part in settings.items()}
-    flat = {f"{section}.{key}".rstrip("."): value for section, part in sections.items() for key, value in part.items()}
-    flat = {key: value for key, value in flat.items() if key not in FREE}
-    if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        for key in sorted(before.keys() | flat.keys()):
-            if before.get(key) != flat.get(key):
-                raise UserError(
-                    f"{file.parent} holds cells of a comparison with {key} {before.get(key)}, not {flat.get(key)}: name "
-                    "another folder with --train.output_dir, or delete that one."
-                )
+    flat = {key: value for key, value in flattened(settings).items() if key not in CHOSEN}
+    if file.exists() and (changed := first_change(json.loads(file.read_text(encoding="utf-8")), flat)):
+        raise UserError(
+            f"{file.parent} holds cells of a comparison with {changed}: name another folder with --train.output_dir, or "
+            "delete that one."
+        )
     write_json(file, flat)

@@ -27,7 +27,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from text_sdft.core import Conversation, Example, UserError
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.drift import Start, drift, general, remember
+from text_sdft.experiments.drift import TASK, Start, drift, general, remember
 from text_sdft.experiments.flops import training_flops
 from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.methods import Method, Unsupported, find_method, rows_for
@@ -35,7 +35,7 @@ from text_sdft.experiments.run import make_trainer, write_json
 from text_sdft.experiments.scores import contexts_for, evaluate
 
 Sets = dict[str, list[Example]]
-#: The set that is learnt; all others are prior skills.
+#: The set that is learnt; prior skills are those outside of `TASK`.
 NEW = "new"
 #: Seeds that are looked at, where fewer are run: a later run may add some.
 SEEDS = 10
@@ -64,7 +64,7 @@ class Comparison:
 
 def selection_score(accuracy: dict[str, float]) -> float:
     """What the learning rate is chosen by: the mean of the new task and the mean of the prior skills."""
-    prior = [value for name, value in accuracy.items() if name != NEW]
+    prior = [value for name, value in accuracy.items() if name not in TASK]
     return (accuracy[NEW] + sum(prior) / len(prior)) / 2 if prior else accuracy[NEW]
 
 
@@ -208,6 +208,7 @@ class CellRunner:
             save_file(_trainable(trainer), file)
 
     def _test(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
+        start = self._start  # before the trainer is made: the adapter that they share reads with the newest one's model
         file, sweep = self._weights(method, rate), self._file(method, "validation", rate, seed)
         if seed == 0 and method.trains and file.exists():
             trainer = self._trainer(method, rate, seed)
@@ -218,7 +219,7 @@ class CellRunner:
             cost = {"seconds": done["seconds"], "flops": done["flops"]}
         else:
             trainer, cost = self._trained(method, rate, seed)
-        moved = {"drift": drift(trainer, self._start)} if self._start is not None else {}
+        moved = {"drift": drift(trainer, start)} if start is not None else {}
         scores = self._scores(trainer, method, self.test)
         return {"test": scores, "seeded": self._seeded(trainer, method), **moved, **cost}
 

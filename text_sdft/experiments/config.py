@@ -31,7 +31,11 @@ class LoRASettings:
 
 @dataclass
 class EvalSettings:
-    """Section ``eval``: what is measured before and after training."""
+    """Section ``eval``: what is measured before and after training.
+
+    Raises:
+        ValueError: a value out of range, with what to use instead.
+    """
 
     max_examples: int | None = field(default=None, metadata={"help": "Rows of each set at most; unset: all."})
     teacher: bool = field(
@@ -39,6 +43,12 @@ class EvalSettings:
         metadata={"help": "Also measure the model's in-context accuracy: the teacher, at the start and after."},
     )
     batch_size: int = field(default=16, metadata={"help": "Answers generated at once."})
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"eval.batch_size {self.batch_size}: use 1 or more")
+        if self.max_examples is not None and self.max_examples < 0:
+            raise ValueError(f"eval.max_examples {self.max_examples}: use 0 or more, or leave it unset for all")
 
 
 @dataclass

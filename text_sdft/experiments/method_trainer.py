@@ -220,7 +220,7 @@ class MethodTrainer(SDFTTrainer):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
             self.accelerator.wait_for_everyone()
-        records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        records = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
         self.answers = {r["id"]: Answer(torch.tensor(r["ids"]), r["finished"], r["seed"]) for r in records}
         if self.args.masks_truncated and not any(answer.finished for answer in self.answers.values()):
             raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 from rich.progress import track
 from scipy.special import comb
 
-from text_sdft.core import Example, SDFTTrainer
+from text_sdft.core import Example, SDFTTrainer, UserError
 from text_sdft.core.rollout import draw_seed
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_student
@@ -50,9 +50,17 @@ def measure_pass_at_k(
 
     Returns:
         {k: pass@k} for k = 1, 2, 4, … and ``samples``; and a record for each example: its answers and their scores.
+
+    Raises:
+        UserError: no example has a reference.
     """
     adapter = trainer.adapter
     known = [example for example in examples if example.reference is not None]
+    if not known:
+        raise UserError(
+            "Pass@k (--samples) is measured on rows of the set new with a reference, and the data has none: add some "
+            "(data.test, or test/<type>/*), or leave --samples out."
+        )
     jobs = [(example, i) for example in known for i in range(samples)]
     texts: list[str] = []
     starts = range(0, len(jobs), batch_size)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from text_sdft.experiments.drift import TASK
 from text_sdft.experiments.stats import pareto_front
 
 #: Okabe and Ito's colours, told apart by colour-blind readers too; markers differ as well.
@@ -13,9 +14,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX*<>"
 
 
-def plot_pareto(
-    validation: dict[str, dict[float, dict[str, float]]], chosen: dict[str, float], file: Path, new: str = "new"
-) -> bool:
+def plot_pareto(validation: dict[str, dict[float, dict[str, float]]], chosen: dict[str, float], file: Path) -> bool:
     """New task against prior skills, one point a method and learning rate, and the Pareto front of what is trained.
 
     Returns False where nothing is known of prior skills: there is no plot then.
@@ -25,10 +24,10 @@ def plot_pareto(
         chosen: method -> its rate, drawn filled.
     """
     points = [
-        (name, rate, sum(v for k, v in accuracy.items() if k != new) / (len(accuracy) - 1), accuracy[new])
+        (name, rate, sum(prior) / len(prior), accuracy["new"])
         for name, by_rate in validation.items()
         for rate, accuracy in by_rate.items()
-        if len(accuracy) > 1
+        if (prior := [value for part, value in accuracy.items() if part not in TASK])
     ]
     if not points:
         return False
@@ -48,7 +47,7 @@ def plot_pareto(
             )  # fmt: skip
             if rate:
                 axes.annotate(f"{rate:g}", (100 * x, 100 * y), (5, 4), textcoords="offset points", fontsize=7, color="0.35")
-    axes.set_xlabel("prior skills, accuracy in % (mean of the other sets)")
+    axes.set_xlabel("prior skills, accuracy in % (mean of their sets)")
     axes.set_ylabel("new task, accuracy in %")
     axes.set_title("Validation rows; learning rates beside the points, the chosen ones filled", fontsize=9)
     axes.grid(alpha=0.3)

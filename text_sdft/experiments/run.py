@@ -6,6 +6,7 @@ config.yaml  metrics.jsonl  samples.jsonl  checkpoint-N/  model/  results.json  
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import platform
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 import yaml
 from peft import PeftModel
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from text_sdft.core import Example, Model, SDFTConfig, SDFTTrainer, UserError
 from text_sdft.core.callbacks import append_jsonl
@@ -31,6 +33,7 @@ from text_sdft.experiments.pass_at_k import measure_pass_at_k
 from text_sdft.experiments.probe import short_probe
 from text_sdft.experiments.report import write_report
 from text_sdft.experiments.scores import evaluate, sample
+from text_sdft.experiments.settings import first_change, resumable
 from text_sdft.experiments.skills import prior_skills
 from text_sdft.experiments.verdict import Verdict
 
@@ -59,13 +62,14 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
         ``settings``, ``versions``.
 
     Raises:
-        UserError: the folder holds another run, or something in the data, model or settings cannot work.
+        UserError: the folder holds another run, or one with other settings, or something in the data, model or settings
+            cannot work.
         NotWorthTraining: the short probe's verdict is not to train; nothing was written.
     """
     if not find_method(experiment.method).trains:
         raise UserError(f"The method '{experiment.method}' trains nothing; `vlm-sdft compare` measures it.")
     folder = Path(str(experiment.args.output_dir))
-    results = _stored(folder, resume)
+    results = _stored(folder, experiment.settings, resume)
     if "after" in results:
         return results
     trainer = make_trainer(experiment)
@@ -107,11 +111,11 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
         raise UserError(f"Stopped. The same command with --resume goes on from the last checkpoint in {folder}.") from error
     results["seconds"] += time.monotonic() - started
     results["tokens"] = dict(trainer.tokens)
+    trainer.save_model(str(folder / "model"))  # before what may fail, such as a judge that is asked over a network
     after, records = evaluate(trainer, sets, settings.teacher, settings.batch_size, "after")
     results["after"] = after
     if start is not None:
         results["drift"]["after"] = drift(trainer, start)
-    trainer.save_model(str(folder / "model"))
     if main:
         append_jsonl(folder / "samples.jsonl", records)
         (folder / "model" / "README.md").write_text(model_card(experiment, results), encoding="utf-8")
@@ -137,24 +141,28 @@ def run_evaluation(experiment: Experiment, folder: Path, samples: int = 0, skill
         What ``eval.json`` holds: {set: {accuracy, n, low, high}}.
 
     Raises:
-        UserError: the run has no final model, or as `prior_skills`.
+        UserError: the run has no final model, or as `measure_pass_at_k` and `prior_skills`.
     """
     model_folder = folder / "model"
     if not model_folder.is_dir():
         raise UserError(
             f"{model_folder} does not exist: the run has not finished. `vlm-sdft train … --resume` finishes it."
         )
-    trainer = SDFTTrainer(trained_model(experiment, model_folder), _local(experiment.args), adapter=experiment.adapter)
+    trainer = SDFTTrainer(trained_model(experiment, model_folder), measuring(experiment.args), adapter=experiment.adapter)
     settings = experiment.eval
     sets = eval_sets(experiment)
-    scores, _ = evaluate(trainer, sets, settings.teacher, settings.batch_size, "eval")
-    write_json(folder / "eval.json", scores)
     if samples:
         found, records = measure_pass_at_k(trainer, sets.get("new", []), samples, settings.batch_size)
         write_json(folder / "pass_at_k.json", {"pass_at_k": found, "answers": records})
+    scores, _ = evaluate(trainer, sets, settings.teacher, settings.batch_size, "eval")
+    write_json(folder / "eval.json", scores)
     if skills:
         after = prior_skills(trainer, skills, settings.batch_size, settings.max_examples)
-        start = SDFTTrainer(experiment.model, _local(experiment.args), adapter=experiment.adapter)
+        del trainer
+        gc.collect()  # trainers are full of cycles: the model's memory is wanted for the start
+        # In the precision in which the run began: a base that carries LoRA keeps its own.
+        model = load_model(experiment.model, experiment.adapter, experiment.args, experiment.peft_config)
+        start = SDFTTrainer(model, measuring(experiment.args), adapter=experiment.adapter)
         before = prior_skills(start, skills, settings.batch_size, settings.max_examples)
         write_json(folder / "skills.json", {"before": before, "after": after})
     return scores
@@ -163,14 +171,23 @@ def run_evaluation(experiment: Experiment, folder: Path, samples: int = 0, skill
 def make_trainer(experiment: Experiment, full_batches: bool = False) -> MethodTrainer:
     """The trainer of an experiment's method; ``full_batches`` as in `MethodTrainer`.
 
-    SDFT has hints that grow where its adapter's policy is ``ladder``. With ``eval_strategy: steps`` it logs
-    ``eval_SET_accuracy`` of each set.
+    SDFT and its variants have hints that grow where the adapter's policy is ``ladder``. With ``eval_strategy: steps`` it
+    logs ``eval_SET_accuracy`` of each set.
+
+    Raises:
+        UserError: ``eval_strategy`` asks for accuracies, and the data has no set to measure; or as `MethodTrainer`.
     """
-    args = _local(experiment.args)
+    args, sets = _local(experiment.args), eval_sets(experiment)
+    if args.eval_strategy != IntervalStrategy.NO and not sets:
+        raise UserError(
+            f"train.eval_strategy {IntervalStrategy(args.eval_strategy).value} measures while training, and the data has "
+            "no set to measure: add one (data.test, or test/<type>/*), or set train.eval_strategy no."
+        )
     if args.metric_for_best_model == "accuracy":
         args.metric_for_best_model = "new_accuracy"
     model = experiment.model if experiment.start is None else experiment.start
-    ladder = experiment.method == "sdft" and getattr(experiment.adapter, "policy", None) == "ladder"
+    own = find_method(experiment.method).completions == "student"  # SDFT and its variants
+    ladder = own and getattr(experiment.adapter, "policy", None) == "ladder"
     return (LadderTrainer if ladder else MethodTrainer)(
         model,
         args,
@@ -178,7 +195,7 @@ def make_trainer(experiment: Experiment, full_batches: bool = False) -> MethodTr
         method=experiment.method,
         full_batches=full_batches,
         train_dataset=experiment.splits.train,
-        eval_dataset=eval_sets(experiment) or None,
+        eval_dataset=sets or None,
         peft_config=None if isinstance(model, PeftModel) else experiment.peft_config,
     )
 
@@ -206,15 +223,21 @@ def _is_complete(checkpoint: Path) -> bool:
     return True
 
 
-def _stored(folder: Path, resume: bool) -> Results:
-    """Results so far. Raises `UserError` where a new run would write into an old one's folder."""
+def _stored(folder: Path, settings: dict[str, Any], resume: bool) -> Results:
+    """Results so far. Raises `UserError` where a new run would write into an old one's folder, or go on from another."""
     file = folder / "results.json"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: name another folder with --train.output_dir.")
     if resume:
         if not file.exists():
             raise UserError(f"{folder} holds no run to resume: leave --resume out, or check --train.output_dir.")
-        return json.loads(file.read_text(encoding="utf-8"))
+        results = json.loads(file.read_text(encoding="utf-8"))
+        if changed := first_change(resumable(results["settings"]), resumable(settings)):
+            raise UserError(
+                f"{folder} holds a run with {changed}: --resume needs the old value; --train.output_dir runs/OTHER starts "
+                "a new run."
+            )
+        return results
     if file.exists() or newest_checkpoint(folder) is not None:
         raise UserError(
             f"{folder} holds a run already. --resume continues it; --train.output_dir runs/OTHER starts a new one."
@@ -236,7 +259,7 @@ def _forget_after(file: Path, checkpoint: Path | None) -> None:
     step = int(checkpoint.name[11:]) if checkpoint is not None else 0
     # samples.jsonl counts steps from 0, metrics.jsonl from 1.
     first = step if file.name == "samples.jsonl" else step + 1
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = file.read_text(encoding="utf-8").split("\n")
     kept = [line for line in lines if _step(line) < first]
     file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
@@ -253,6 +276,14 @@ def _local(args: SDFTConfig) -> SDFTConfig:
     local = copy.copy(args)
     local.push_to_hub = False
     return local
+
+
+def measuring(args: SDFTConfig) -> SDFTConfig:
+    """Settings of a trainer that only measures: without what is done while training, without a teacher's weights."""
+    args = _local(args)
+    args.eval_strategy, args.save_strategy, args.load_best_model_at_end = IntervalStrategy.NO, SaveStrategy.NO, False
+    args.teacher_model_kind = "live"
+    return args
 
 
 def _push(args: SDFTConfig, folder: Path) -> None:

@@ -7,7 +7,6 @@ sequence.json       what was measured, and the settings of each task
 
 from __future__ import annotations
 
-import copy
 import gc
 import json
 import random
@@ -19,9 +18,11 @@ from typing import Any
 from text_sdft.core import Example, Model, SDFTTrainer, UserError
 from text_sdft.core.modeling import load_model
 from text_sdft.experiments.config import Experiment
+from text_sdft.experiments.drift import TASK
 from text_sdft.experiments.methods import expert_answer, find_method
-from text_sdft.experiments.run import eval_sets, run_training, trained_model, write_json
+from text_sdft.experiments.run import eval_sets, measuring, run_training, trained_model, write_json
 from text_sdft.experiments.scores import evaluate
+from text_sdft.experiments.settings import Settings, first_change, resumable
 
 Row = dict[str, Any]
 
@@ -39,8 +40,8 @@ def run_sequence(
     it was when the task began reads them. The method ``replay`` shows earlier tasks' labelled queries with their labels.
 
     Args:
-        tasks: at least two; each one's ``args.output_dir`` is its run's folder. The first one's sets other than "new" are
-            what the model knew before, and are measured after every task.
+        tasks: at least two; each one's ``args.output_dir`` is its run's folder. The first one's sets of prior
+            skills are what the model knew before, and are measured after every task.
         folder: of ``sequence.json``.
         resume: go on with the sequence in this folder.
         joint: all tasks' data at once: an upper bound, trained and measured after the sequence.
@@ -92,7 +93,7 @@ def run_sequence(
 
 
 def measure(model: Model, tasks: Sequence[Experiment]) -> tuple[Row, Row]:
-    """Accuracy on each task's set "new" and on the first task's other sets, with each task's own adapter.
+    """Accuracy on each task's set "new" and on the first task's sets of prior skills, with each task's own adapter.
 
     Returns:
         {"new": [accuracy of each task], "old": {set: accuracy}}, and the same of numbers of examples.
@@ -100,11 +101,9 @@ def measure(model: Model, tasks: Sequence[Experiment]) -> tuple[Row, Row]:
     accuracy: Row = {"new": [], "old": {}}
     n: Row = {"new": [], "old": {}}
     for k, task in enumerate(tasks):
-        args = copy.copy(task.args)
-        args.teacher_model_kind, args.push_to_hub = "live", False  # no teacher is asked: no copy of the weights is kept
-        trainer = SDFTTrainer(model, args, adapter=task.adapter)
+        trainer = SDFTTrainer(model, measuring(task.args), adapter=task.adapter)
         sets = eval_sets(task)
-        wanted = {name: examples for name, examples in sets.items() if name == "new" or k == 0}
+        wanted = {name: examples for name, examples in sets.items() if name == "new" or (k == 0 and name not in TASK)}
         scores, _ = evaluate(trainer, wanted, False, task.eval.batch_size, f"task {k + 1}")
         if "new" not in scores:
             raise UserError(f"Task {k + 1} has nothing to measure: it needs test/<type>/* or data.test.")
@@ -225,9 +224,18 @@ def _stored(folder: Path, tasks: Sequence[Experiment], resume: bool, retain_earl
             f"{folder} holds a sequence already. --resume continues it; --train.output_dir runs/OTHER starts a new one."
         )
     found = json.loads(file.read_text(encoding="utf-8"))
-    if found["settings"] != settings or found.get("retain_earlier", 0) != retain_earlier:
+    before = _resumable(found["settings"], found.get("retain_earlier", 0))
+    if changed := first_change(before, _resumable(settings, retain_earlier)):
         raise UserError(
-            f"{folder} holds a sequence with other tasks or settings: --resume needs the same ones; --train.output_dir "
-            "runs/OTHER starts a new one."
+            f"{folder} holds a sequence with other tasks or settings ({changed}): --resume needs the same ones; "
+            "--train.output_dir runs/OTHER starts a new one."
         )
     return found
+
+
+def _resumable(settings: Sequence[Settings], retain_earlier: int) -> Settings:
+    """What must stay as it is when the sequence goes on."""
+    kept: Settings = {"retain_earlier": retain_earlier, "tasks": len(settings)}
+    for k, task in enumerate(settings, start=1):
+        kept |= {f"task-{k}: {key}": value for key, value in resumable(task).items()}
+    return kept

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from text_sdft.experiments.drift import TASK
 from text_sdft.experiments.report import plots
 from text_sdft.experiments.report.answers import confusion, gallery
 from text_sdft.experiments.report.reading import Point, Record, Run, read_if_there, read_run, run_names
@@ -21,7 +22,8 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     """Write the page.
 
     Args:
-        folders: runs' folders; a folder of `compare` adds its points to the Pareto plot, one of `sequence` its matrix.
+        folders: runs' folders; a folder of `compare` adds its table, and its points to the Pareto plot, one of `sequence`
+            its matrix.
         out: the HTML file.
 
     Raises:
@@ -29,15 +31,17 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    runs, points, sequences = [], [], []
+    runs, points, comparisons, sequences = [], [], [], []
     for folder, name in zip(folders, run_names(folders), strict=True):
         compared, sequence = read_if_there(folder / "compare.json"), read_if_there(folder / "sequence.json")
         points += _compared(compared) if compared is not None else []
+        comparisons += [{"name": name, **compared}] if compared is not None else []
         sequences += [{"name": name, **sequence}] if sequence is not None else []
         if compared is None and sequence is None:
             runs.append(read_run(folder, name))
     starts = [point for run in runs if (point := _point(run, "before"))]
     trained = [point for run in runs if (point := _point(run, "after"))]
+    overview = [_overview(run) for run in runs] if len(runs) > 1 else []
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -48,7 +52,9 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     page = environment.get_template("page.html").render(
         title=", ".join(run_names(folders)),
         pareto=plots.pareto([*points, *trained], starts[:1]),
-        overview=[_overview(run) for run in runs] if len(runs) > 1 else [],
+        overview=overview,
+        columns=list(dict.fromkeys(name for row in overview for name in row["cells"])),
+        comparisons=comparisons,
         runs=[_run(run) for run in runs],
         sequences=sequences,
     )
@@ -124,7 +130,7 @@ def _overview(run: Run) -> dict[str, Any]:
         "name": run.name,
         "cells": {
             "method": run.method,
-            **{name: _interval(after[name]) for name in ("new", "old") if name in after},
+            **{name: _interval(after.get(name)) for name in ("new", "old") if name in run.results["before"]},
             "learning rate": settings.get("learning_rate", "–"),
             "steps": run.steps,
             "seed": settings.get("seed", "–"),
@@ -164,7 +170,7 @@ def _compared(comparison: Record) -> list[Point]:
 
 def _point(run: Run, phase: str) -> Point | None:
     scores = run.results.get(phase, {})
-    old = [score["accuracy"] for name, score in scores.items() if name not in ("new", "teacher")]
+    old = [score["accuracy"] for name, score in scores.items() if name not in (*TASK, "teacher")]
     if "new" not in scores or not old:
         return None
     return Point("before training" if phase == "before" else run.name, scores["new"]["accuracy"], sum(old) / len(old))

@@ -44,7 +44,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Point:
-    """A model between what is new and what is old (the mean of its other sets): accuracies in [0, 1]."""
+    """A model between what is new and what is old (the mean of its sets of prior skills): accuracies in [0, 1]."""
 
     label: str
     new: float
