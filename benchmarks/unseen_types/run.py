@@ -59,7 +59,6 @@ METHODS = {
     "SDFT + retention, averaged student": "sdft",
     "SDFT + retention, half in context": "sdft",
     "SFT from teacher + retention, half in context": "sft_teacher",
-    "SDFT + retention, half in context, twice its weight": "sdft",
     "SFT, attention only": "sft_attention/no_retain",
     "SFT + labelled replay": "replay",
     "DFT + retention": "dft",
@@ -74,11 +73,7 @@ METHODS |= {name + ALONE: METHODS[name] for name in MAIN}
 #: Those that train an adapter instead of all weights of the language model, at ten times the rates.
 METHODS |= {name + LORA: METHODS[name] for name in MAIN}
 #: How some differ from the method that they are named after: settings, and a callback.
-TWICE = {"retain_weight": 2.0}
-SETTINGS_OF = {
-    "SDFT + retention, twice its weight": TWICE,
-    "SDFT + retention, half in context, twice its weight": TWICE,
-}
+SETTINGS_OF = {"SDFT + retention, twice its weight": {"retain_weight": 2.0}}
 CALLBACK_OF = {
     "SDFT + retention, growing weight": GrowingRetention,
     "SDFT + retention, averaged student": AveragedStudent,

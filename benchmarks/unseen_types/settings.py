@@ -97,7 +97,6 @@ VARIATIONS: dict[str, dict[str, Any]] = {
 #: Pictures, and how a setting differs from them.
 NAMES = (
     "objects, noise 90",
-    "objects, noise 90, 300 steps",
     "objects, noise 150",
     "objects, noise 150, 300 steps",
     "objects, noise 150, 5 unlabelled",
@@ -128,7 +127,7 @@ NAMES = (
 )
 #: Settings that take the learning rates of others.
 RATES_FROM = {
-    **{f"objects, noise {noise}, 300 steps": f"objects, noise {noise}" for noise in (90, 150)},
+    "objects, noise 150, 300 steps": "objects, noise 150",
     **{f"objects, noise 90, {n} unlabelled": "objects, noise 90" for n in (2, 5, 10, 40)},
     **{f"{source}, 1 type shown, unlabelled as tested": f"{source}, 1 type shown" for source in ("emoji", "handwriting")},
 }

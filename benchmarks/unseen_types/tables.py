@@ -48,7 +48,6 @@ PAIRS = (
     ("SDFT + retention, half in context", "SDFT + retention"),
     ("SDFT + retention, half in context", "SFT from teacher + retention, half in context"),
     ("SFT from teacher + retention, half in context", "untrained"),
-    ("SDFT + retention, half in context, twice its weight", "untrained"),
     ("SFT from teacher + retention", "untrained"),
 )
 
