@@ -23,10 +23,8 @@ from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_o
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_student
 from text_sdft.experiments.measure import right_answers
-from text_sdft.experiments.scores import sample
+from text_sdft.experiments.scores import TASK, sample
 
-#: Sets that training or the choice of settings is about: everything else that is measured is a prior skill.
-TASK = ("new", "validation", "ood")
 #: The starting model's hidden states on so many examples stay in memory for the whole run.
 MOST = 300
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from text_sdft.experiments.drift import TASK
+from text_sdft.experiments.scores import TASK
 from text_sdft.experiments.stats import pareto_front
 
 #: Okabe and Ito's colours, told apart by colour-blind readers too; markers differ as well.

@@ -16,6 +16,9 @@ from text_sdft.core import Example, Message, SDFTTrainer, TeacherContext, answer
 from text_sdft.core.rollout import draw_seed
 from text_sdft.core.sharding import gathered
 
+#: Sets that training or the choice of settings is about: everything else that is measured is a prior skill.
+TASK = ("new", "validation", "ood")
+
 
 @dataclass(frozen=True)
 class Accuracy:

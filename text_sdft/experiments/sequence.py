@@ -18,10 +18,9 @@ from typing import Any
 from text_sdft.core import Example, Model, SDFTTrainer, UserError
 from text_sdft.core.modeling import load_model
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.drift import TASK
 from text_sdft.experiments.methods import expert_answer, find_method
 from text_sdft.experiments.run import eval_sets, measuring, run_training, trained_model, write_json
-from text_sdft.experiments.scores import evaluate
+from text_sdft.experiments.scores import TASK, evaluate
 from text_sdft.experiments.settings import Settings, first_change, resumable
 
 Row = dict[str, Any]

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from text_sdft.experiments.drift import TASK
 from text_sdft.experiments.report import plots
 from text_sdft.experiments.report.answers import confusion, gallery
 from text_sdft.experiments.report.reading import Point, Record, Run, read_if_there, read_run, run_names
+from text_sdft.experiments.scores import TASK
 
 LABELS = {
     "new": "new: what was taught",
