@@ -28,6 +28,7 @@ import tables  # noqa: E402
 from text_sdft import SDFTConfig  # noqa: E402
 from text_sdft.experiments.measure import answers, score_all  # noqa: E402
 from vlm_sdft import DemoSet, ImageAdapter  # noqa: E402
+from vlm_sdft.demos import ImageRow  # noqa: E402
 from vlm_sdft.zoo import resolve_data  # noqa: E402
 from vlm_sdft.zoo.few_shot import FewShot  # noqa: E402
 
@@ -136,7 +137,9 @@ def test_a_cell_is_trained_and_measured(tmp_path: Path, monkeypatch: pytest.Monk
     assert scores["describing"] < 0.95  # nothing kept it
 
 
-@pytest.mark.parametrize("method", ["SDFT + retention, LoRA", "SFT, attention only", "SFT + labelled replay"])
+@pytest.mark.parametrize(
+    "method", ["SDFT + retention, LoRA", "SFT, attention only", "SFT + labelled replay", "SDFT + retention, labels shown"]
+)
 def test_a_step_of_other_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     monkeypatch.setattr(run, "EPISODES", 2)
     monkeypatch.setattr(settings, "OTHERS", 6)
@@ -167,6 +170,28 @@ def test_names_say_what_settings_are() -> None:
     assert (found.noise, found.shown, found.selection, found.unlabelled) == (90, 8, "random", 5)
     assert settings.SETTINGS["emoji, builtin model"] == settings.Setting("emoji")
     assert all(rates in settings.SETTINGS for rates in settings.RATES_FROM.values())
+
+
+def test_rows_from_labels_stand_in_each_setting_with_the_same_labels(tmp_path: Path) -> None:
+    """They are trained once: their labelled images, retention prompts and tests are the same files' content."""
+    name, plain = "objects, noise 150, 8 random types shown, 5 unlabelled", "objects, noise 150"
+    assert settings.of_labels(name) == plain
+    assert settings.of_labels("emoji, 5 labelled, 1 type shown") == "emoji, 5 labelled"
+    assert settings.of_labels("objects, noise 150, 300 steps") == "objects, noise 150, 300 steps"
+    few, many = (replace(SMALL, noise=150, unlabelled=n).demos("test", 0, tmp_path) for n in (1, 3))
+    assert len(few.unlabelled) < len(many.unlabelled)
+    for part in ("labelled", "retain", "test", "old"):
+        one, other = ([_content(row) for row in getattr(demos, part)] for demos in (few, many))
+        assert one == other, part
+    base = {"new": 0.0, "old": 0.9, "describing": 0.5, "in_context": 1.0, "teacher": 0.9}
+    done = {f"{name}/test/{seed}/untrained/0": base for seed in range(3)}
+    done |= {f"{plain}/test/{seed}/SFT/0.001": {**base, "new": 0.7} for seed in range(4)}
+    text = run.tables_of(done)
+    assert "| SFT, 0.001 | 3 | 70.0 ± 0.0 |" in text, "for the three seeds that the setting has"
+
+
+def _content(row: ImageRow) -> tuple[object, ...]:
+    return row.question, row.answer, Path(str(row.images[0])).read_bytes()
 
 
 def test_a_rate_is_judged_by_new_types_and_by_what_is_kept() -> None:
@@ -214,7 +239,7 @@ def test_the_docs_hold_the_tables_of_the_results(tmp_path: Path, capsys: pytest.
     """`run.py --table`, `hints.py` and `sequence.py` print them again: nothing there is typed by hand."""
     benchmarks, docs = FOLDER.parent, FOLDER.parent.parent / "docs"
     results = {name: json.loads((benchmarks / "results" / f"{name}.json").read_text()) for name in RESULTS}
-    text = tables.report(results["unseen_types"], list(settings.SETTINGS), [run.NOBODY, *run.METHODS])
+    text = run.tables_of(results["unseen_types"])
     for page in ("results-visual.md", "results-visual-tables.md"):
         (tmp_path / page).write_text((docs / page).read_text(encoding="utf-8"), encoding="utf-8")
     tables.write_pages(text, tmp_path)

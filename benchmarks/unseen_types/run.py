@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from attempts import AveragedStudent, GrowingRetention
 from cells import Cells, make_trainer, mixed_types
 from PIL import Image
-from settings import SETTINGS, Setting
-from tables import ALONE, FRESH, LORA, RIVAL, report, write_pages
+from settings import SETTINGS, Setting, of_labels
+from tables import ALONE, ANSWERED, FRESH, LORA, RIVAL, report, write_pages
 from transformers import set_seed
 
 from text_sdft.core import Example, SDFTTrainer, default_lora
@@ -59,6 +60,8 @@ METHODS = {
     "SDFT + retention, averaged student": "sdft",
     "SDFT + retention, half in context": "sdft",
     "SFT from teacher + retention, half in context": "sft_teacher",
+    "SDFT + retention" + ANSWERED: "sdft",
+    "SFT from teacher + retention" + ANSWERED: "sft_teacher",
     "SFT, attention only": "sft_attention/no_retain",
     "SFT + labelled replay": "replay",
     "DFT + retention": "dft",
@@ -68,6 +71,8 @@ METHODS = {
 }
 #: Rows that stand beside each other in each of the variants below.
 MAIN = ("SFT", "SFT + retention", "SFT from teacher + retention", "SDFT + retention")
+#: These learn from labelled images alone: their cells are those of the setting `of_labels`.
+LABELS = ("SFT", "SFT + retention")
 #: Those whose learning rate is chosen by new types alone.
 METHODS |= {name + ALONE: METHODS[name] for name in MAIN}
 #: Those that train an adapter instead of all weights of the language model, at ten times the rates.
@@ -107,10 +112,22 @@ def main() -> None:
                 cell(cells, name, "test", seed, NOBODY, 0.0)
                 for method in args.methods:
                     cell(cells, name, "test", seed, method, rates[method])
-    text = report(cells.done, list(SETTINGS), [NOBODY, *METHODS])
+    text = tables_of(cells.done)
     print(text)
     if args.out == RESULTS:
         write_pages(text, DOCS)
+
+
+def tables_of(done: Mapping[str, dict[str, Any]]) -> str:
+    """Tables; rows that learn from labels alone stand in each setting that has the same labels, for the seeds it has."""
+    found = dict(done)
+    for key, scores in done.items():
+        name, rest = key.split("/", 1)
+        split, seed, method, _ = rest.split("/")
+        for other in SETTINGS if method in LABELS else ():
+            if of_labels(other) == name and f"{other}/{split}/{seed}/{NOBODY}/0" in done:
+                found[f"{other}/{rest}"] = scores
+    return report(found, list(SETTINGS), [NOBODY, *METHODS])
 
 
 def best_rate(cells: Cells, name: str, method: str, seeds: int) -> float:
@@ -142,6 +159,7 @@ def quality(after: dict[str, float], before: dict[str, float]) -> float:
 
 
 def cell(cells: Cells, name: str, split: str, seed: int, method: str, rate: float) -> dict[str, Any]:
+    name = of_labels(name) if method in LABELS else name
     return cells.get(f"{name}/{split}/{seed}/{method}/{rate:g}", lambda: run(SETTINGS[name], split, seed, method, rate))
 
 
@@ -160,7 +178,8 @@ def run(
         demos = retain_in_context(demos, 0.5)
     if METHODS.get(method) == "replay":
         demos = with_old_labels(demos, seed)
-    adapter = ImageAdapter(demos, n_types=setting.shown, shots=setting.shots, selection=setting.selection)
+    rung = 5 if method.endswith(ANSWERED) else 2
+    adapter = ImageAdapter(demos, n_types=setting.shown, shots=setting.shots, selection=setting.selection, rung=rung)
     trained = method != NOBODY
     kind = partial(MethodTrainer, method=METHODS[method], full_batches=True) if trained else SDFTTrainer
     changes = SETTINGS_OF.get(method, {}) | ({"peft_config": default_lora()} if method.endswith(LORA) else {})

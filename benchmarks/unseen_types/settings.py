@@ -124,6 +124,7 @@ NAMES = (
     "emoji, 5 labelled, 1 type shown",
     "handwriting, 5 labelled, 1 type shown",
     "objects, noise 90, 5 unlabelled",
+    "objects, long answers, noise 60, 1 type shown",
 )
 #: Settings that take the learning rates of others.
 RATES_FROM = {
@@ -140,6 +141,13 @@ def setting(name: str) -> Setting:
     for variation in filter(None, name.removeprefix(pictures).split(", ")):
         found = replace(found, **VARIATIONS[variation])
     return found
+
+
+def of_labels(name: str) -> str:
+    """The setting that has the same labelled images, retention prompts and tests: the name without what a teacher is shown
+    and without the unlabelled images."""
+    others = {"shown", "unlabelled", "as_tested"}
+    return ", ".join(part for part in name.split(", ") if not VARIATIONS.get(part, {}).keys() & others)
 
 
 SETTINGS = {name: setting(name) for name in NAMES}

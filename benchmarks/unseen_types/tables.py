@@ -22,6 +22,8 @@ RIVAL = "rival: "
 ALONE = ", for new types alone"
 #: Ends the names of rows that train an adapter.
 LORA = ", LoRA"
+#: Ends the names of rows in which the teacher of a labelled image is shown its answer alone (rung 5).
+ANSWERED = ", labels shown"
 #: Ends the names of rows whose teacher answers anew at each step.
 FRESH = ", fresh answers"
 _MAIN = (
@@ -43,6 +45,9 @@ PAIRS = (
     ("SDFT + retention, twice its weight", "untrained"),
     ("SDFT + retention, growing weight", "untrained"),
     ("SDFT + retention, averaged student", "untrained"),
+    *(("SDFT + retention" + ANSWERED, other) for other in ("untrained", "teacher", "SFT", "SFT + retention")),
+    ("SDFT + retention" + ANSWERED, "SDFT + retention"),
+    ("SDFT + retention" + ANSWERED, "SFT from teacher + retention" + ANSWERED),
     ("SDFT + retention, half in context", "untrained"),
     ("SDFT + retention, half in context", "teacher"),
     ("SDFT + retention, half in context", "SDFT + retention"),
@@ -75,7 +80,7 @@ GOALS: dict[str, tuple[str, str, float | None]] = {
     "in-context learning − before": ("in_context", "untrained", -0.02),
 }
 #: Variants of the methods with a teacher that have lines of their own.
-VARIANTS = ("", ", half in context", ALONE, LORA)
+VARIANTS = ("", ", half in context", ANSWERED, ALONE, LORA)
 
 Rows = dict[str, dict[int, Mapping[str, Any]]]
 
