@@ -48,6 +48,7 @@ RATES = (1e-4, 3e-4, 1e-3)
 METHODS = {
     "SFT": "sft/no_retain",
     "SFT + retention": "sft",
+    "SFT from teacher, labelled images only": "sft_teacher/labelled/no_retain",
     "SFT from teacher": "sft_teacher/no_retain",
     "SFT from teacher + retention": "sft_teacher",
     "SDFT, labelled images only": "sdft/labelled/no_retain",
