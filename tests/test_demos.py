@@ -73,6 +73,32 @@ def test_a_mistake_in_types_yaml_names_the_nearest(tmp_path, given, expected):
     assert expected in message and "types.yaml" in message
 
 
+def test_types_yaml_is_read_as_it_is_written(tmp_path):
+    """YAML would make false of a bare no, and 7 of 007."""
+    fill(tmp_path, {"train/dax": 2, "train/007": 2, "train/off": 2, "test/dax": 1})
+    (tmp_path / "types.yaml").write_text("dax: {answer: no, synonyms: [yes, 1.10]}\n007: {answer: 0x1A}\noff: {cues: on}\n")
+    types = DemoSet.load(tmp_path).types
+    assert (types["dax"].answer, types["dax"].synonyms) == ("no", ("yes", "1.10"))
+    assert types["007"].answer == "0x1A" and types["off"].cues == ("on",)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("dax: {answer: }", "'answer' of 'dax' is empty"),
+        ("dax: {answer: [a, b]}", "'answer' of 'dax' must be a text"),
+        ("dax: {synonyms: {a: b}}", "'synonyms' of 'dax' must be a text or a list of texts"),
+        ("dax: {cues: [[red]]}", "'cues' of 'dax' must be a text or a list of texts"),
+        ("dax: {synonyms: [a, '']}", "one of the 'synonyms' of 'dax' is empty"),
+    ],
+)
+def test_types_yaml_holds_texts(tmp_path, given, expected):
+    fill(tmp_path, {"train/dax": 2})
+    (tmp_path / "types.yaml").write_text(given)
+    message = error(tmp_path)
+    assert expected in message and "types.yaml" in message
+
+
 def test_types_yaml_that_is_no_yaml_is_named(tmp_path):
     fill(tmp_path, {"train/dax": 2})
     (tmp_path / "types.yaml").write_text("dax: [")

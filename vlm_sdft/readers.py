@@ -185,12 +185,12 @@ def _hold_out(rows: Sequence[ImageRow], share: float, seed: int, report: list[st
 
 def _types(file: Path, names: Mapping[str, None]) -> dict[str, ObjectType]:
     try:
-        given = yaml.safe_load(file.read_text(encoding="utf-8")) or {} if file.exists() else {}
-    except yaml.YAMLError as error:
+        # Texts as they are written: usual YAML reads `no` as false and `007` as 7.
+        given = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader) or {} if file.exists() else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(given, dict):
         raise UserError(f"{file}: needs a mapping of type names to {{answer, synonyms, cues}}.")
-    given = {str(name): entry for name, entry in given.items()}
     for name, entry in given.items():
         if name not in names:
             raise UserError(f"{file}: there is no type '{name}'.{_hint(name, names)} Types are the folders' names.")
@@ -202,14 +202,24 @@ def _types(file: Path, names: Mapping[str, None]) -> dict[str, ObjectType]:
     types = {}
     for name in names:
         entry = given.get(name, {})
-        answer = str(entry.get("answer", name.replace("_", " ")))
-        types[name] = ObjectType(name, answer, _words(entry.get("synonyms")), _words(entry.get("cues")))
+        answer = entry.get("answer", name.replace("_", " "))
+        if not isinstance(answer, str):
+            raise UserError(f"{file}: 'answer' of '{name}' must be a text; further right answers are its synonyms.")
+        if not answer:
+            raise UserError(f"{file}: 'answer' of '{name}' is empty: give the word, or leave the line out.")
+        synonyms, cues = (_words(file, name, key, entry.get(key, "")) for key in ("synonyms", "cues"))
+        types[name] = ObjectType(name, answer, synonyms, cues)
     return types
 
 
-def _words(given: Any) -> tuple[str, ...]:
-    """A list in ``types.yaml``, or one word without a list."""
-    return tuple(str(word) for word in (given if isinstance(given, list) else [given] if given is not None else []))
+def _words(file: Path, name: str, key: str, given: Any) -> tuple[str, ...]:
+    """A list in ``types.yaml``, or one text without a list, or nothing."""
+    words = given if isinstance(given, list) else [given] if given else []
+    if not all(isinstance(word, str) for word in words):
+        raise UserError(f"{file}: '{key}' of '{name}' must be a text or a list of texts.")
+    if not all(words):
+        raise UserError(f"{file}: one of the '{key}' of '{name}' is empty: take it out.")
+    return tuple(words)
 
 
 def _string(value: Any) -> str | None:
