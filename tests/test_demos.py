@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import yaml
 from PIL import Image
@@ -342,3 +344,65 @@ def test_files_without_an_images_ending_are_reported(tmp_path):
     root = fill(tmp_path / "set", {"train/dax": 2, "test/dax": 1})
     (root / "train" / "dax" / "notes").write_bytes(b"x")
     assert "such as notes" in said(DemoSet.from_folder(root), "no ending of an image")
+
+
+# ---- what would silently not be used ----
+
+
+@pytest.mark.parametrize("name", ["unlabeled", "Test", "Retain"])
+def test_a_folder_that_is_nearly_one_of_the_known_is_an_error(tmp_path, name):
+    fill(tmp_path, {"train/dax": 2, name: 1})
+    message = error(tmp_path)
+    assert f"{name}/" in message and "rename" in message.casefold()
+
+
+def test_a_capital_letter_makes_no_type_of_train(tmp_path):
+    fill(tmp_path, {"Train/dax": 2, "Train/wug": 2})
+    assert "'train'" in error(tmp_path)
+
+
+def test_types_may_be_called_nearly_like_a_known_folder(tmp_path):
+    fill(tmp_path, {"trains": 2, "tests": 2})
+    assert set(DemoSet.load(tmp_path).types) == {"trains", "tests"}
+
+
+def test_what_lies_beside_train_and_is_not_used_is_reported(tmp_path):
+    fill(tmp_path, {"train/dax": 2, "test/dax": 1, "val/dax": 1, ".": 3, ".git": 1})
+    report = DemoSet.load(tmp_path).report
+    assert [sentence for sentence in report if sentence.startswith("Not used")] == [
+        f"Not used: the folders val of {tmp_path}, which are none of train, test, unlabelled, retain, old.",
+        f"Not used: 3 images of {tmp_path} that lie in none of its folders.",
+    ]
+
+
+def test_another_name_for_types_yaml_is_an_error(tmp_path):
+    fill(tmp_path, {"train/dax": 2})
+    (tmp_path / "types.yml").write_text("dax: {answer: x}")
+    assert "types.yml" in error(tmp_path)
+
+
+def test_a_retention_folder_without_images_is_an_error(tmp_path):
+    root = fill(tmp_path / "data", {"train/dax": 2})
+    (tmp_path / "general").mkdir()
+    assert "data.retain" in (message := error(root, retain=tmp_path / "general")) and "no image" in message
+
+
+def test_what_was_dropped_is_said_where_nothing_is_left(tmp_path):
+    fill(tmp_path, {"train/dax": 2})
+    shutil.copytree(tmp_path / "train", tmp_path / "test")
+    message = error(tmp_path)
+    assert "no labelled training images" in message and "train/dax/0.png is the same image as test/dax/0.png" in message
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 20])
+def test_a_share_to_hold_out_is_one(tmp_path, share):
+    fill(tmp_path, {"train/dax": 4})
+    assert "holdout" in error(tmp_path, holdout=share)
+
+
+def test_one_image_under_two_answers_is_reported(tmp_path):
+    fill(tmp_path, {"train/dax": 2, "train/wug": 2, "test/wug": 1})
+    shutil.copy(tmp_path / "train/dax/0.png", tmp_path / "train/wug/x.png")
+    shutil.copy(tmp_path / "train/dax/1.png", tmp_path / "train/dax/x.png")
+    sentence = said(DemoSet.load(tmp_path), "under two answers")
+    assert "train/dax/0.png ('dax') and train/wug/x.png ('wug')" in sentence and "dax/1" not in sentence

@@ -217,12 +217,15 @@ class DemoSet:
         for row in rows:
             by_split["labelled" if row.split == "train" else row.split].append(row)
         if not by_split["labelled"]:
-            raise UserError("There are no labelled training images: put at least one into train/<type>/.")
+            dropped = [sentence for sentence in notes if sentence.startswith("Dropped")]
+            why = "\n".join(["", *dropped[:5], *([f"… and {len(dropped) - 5} more"] if len(dropped) > 5 else [])])
+            raise UserError(f"There are no labelled training images: put at least one into train/<type>/.{why}")
         counts = Counter(row.type for row in by_split["labelled"])
         if single := [str(name) for name, count in counts.items() if count == 1]:
             notes.append(
                 f"One labelled image only: {', '.join(single)}. As a query it has no demonstration of its type; add one."
             )
+        _note_two_answers(by_split["labelled"], notes)
         if unseen := dict.fromkeys(str(row.type) for row in by_split["test"] if row.type not in counts):
             notes.append(f"Tested on, but without a labelled training image: {', '.join(unseen)}. Add some.")
         _note_near_duplicates(by_split["labelled"] + by_split["unlabelled"], by_split["test"], notes)
@@ -335,6 +338,18 @@ def _without_leaks(rows: Sequence[ImageRow], notes: list[str]) -> list[ImageRow]
         else:
             kept.append(row)
     return kept
+
+
+def _note_two_answers(rows: Sequence[ImageRow], notes: list[str]) -> None:
+    """Copies of an image under another answer to the same question: the labels contradict each other."""
+    first: dict[tuple[tuple[str, ...], str], ImageRow] = {}
+    for row in rows:
+        twin = first.setdefault((row.hashes, row.question), row)
+        if normalise(str(row.answer)) != normalise(str(twin.answer)):
+            notes.append(
+                f"The same image is labelled under two answers: {twin.id} ('{twin.answer}') and {row.id} ('{row.answer}'). "
+                "Take one out."
+            )
 
 
 def _note_near_duplicates(train: Sequence[ImageRow], test: Sequence[ImageRow], notes: list[str]) -> None:

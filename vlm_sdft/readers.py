@@ -35,7 +35,8 @@ def read_folder(
         folders |= {split: path / split for split in get_args(Split) if split != "train" and (path / split).is_dir()}
     elif found := [name for name in get_args(Split) if (path / name).is_dir()]:
         raise UserError(f"{path} has {found[0]}/ but no train/: put the labelled images into train/<type>/.")
-    report: list[str] = []
+    _check_names(path, flat)
+    report = [] if flat else _unused(path)
     rows: list[ImageRow] = []
     names: dict[str, None] = {}
     metadata = {split: _metadata(folder) for split, folder in folders.items()}
@@ -74,7 +75,9 @@ def read_folder(
                 f"data.retain: the folder {extra} does not exist. It may also be a .txt file with a prompt in each line, "
                 "or one of the words crops and drawn."
             )
-        retained += [(f"data.retain/{_id(extra, file)}", file) for file in _images(extra)]
+        if not (found := _images(extra)):
+            raise UserError(f"data.retain: the folder {extra} holds no image. Put some there, or leave data.retain out.")
+        retained += [(f"data.retain/{_id(extra, file)}", file) for file in found]
     for key, file in retained:
         own = [entry["prompt"] for entry in metadata.get("retain", {}).get(file, []) if "prompt" in entry]
         for i, asked in enumerate(own or retain_questions or [question]):
@@ -86,6 +89,32 @@ def read_folder(
                 f"Not used: {len(others)} files of {folder} have no ending of an image, such as {others[0].name}."
             )
     return rows, types, [*_counts(rows), *report]
+
+
+def _check_names(path: Path, flat: bool) -> None:
+    """Raise `UserError` where a name is meant to be a known one: what lies there would not be used, or become a type.
+
+    Beside ``train/`` none of them can be a type's.
+    """
+    known = ("types.yaml", *get_args(Split))
+    for file in sorted(path.iterdir()):
+        near = difflib.get_close_matches(file.name.casefold(), known, n=1, cutoff=0.94 if flat else 0.9)
+        if near and file.name not in known:
+            slash = "/" if file.is_dir() else ""
+            raise UserError(f"{file}{slash} is not read: the name is '{near[0]}'. Rename it, or move it elsewhere.")
+
+
+def _unused(path: Path) -> list[str]:
+    """What lies beside ``train/`` and is not read, as sentences."""
+    known = get_args(Split)
+    others = [folder.name for folder in _subfolders(path) if folder.name not in known]
+    loose = [f for f in path.iterdir() if f.is_file() and f.suffix.lower() in SUFFIXES and not f.name.startswith(".")]
+    found = []
+    if others:
+        found.append(f"Not used: the folders {', '.join(others)} of {path}, which are none of {', '.join(known)}.")
+    if loose:
+        found.append(f"Not used: {len(loose)} images of {path} that lie in none of its folders.")
+    return found
 
 
 def read_dataset(dataset: Any, image_column: str, label_column: str, question: str, holdout: float, seed: int) -> Read:
@@ -164,7 +193,9 @@ def _labelled(row: ImageRow, types: Mapping[str, ObjectType], metadata: Mapping[
 
 
 def _hold_out(rows: Sequence[ImageRow], share: float, seed: int, report: list[str]) -> list[ImageRow]:
-    if share <= 0:
+    if not 0 <= share < 1:
+        raise UserError(f"The share to hold out for testing (holdout) is {share}: use 0 (none) or more, and less than 1.")
+    if share == 0:
         report.append("There is no test/ and holdout is 0: nothing is measured on the new types.")
         return list(rows)
     by_type: dict[str | None, list[ImageRow]] = defaultdict(list)
