@@ -100,3 +100,28 @@ def test_sixteen_bit_grey_is_scaled_and_what_cannot_be_is_refused():
         load_image(Image.new("I", (2, 2), 70_000))
     with pytest.raises(UserError, match="cell is empty"):
         load_image({"path": None, "bytes": None})
+
+
+def test_a_broken_file_has_one_message_however_often_it_is_read(tmp_path):
+    """Reports are compared between runs: no address in memory may stand in them."""
+    (tmp_path / "x.jpg").write_bytes(b"")
+    (tmp_path / "y.jpg").write_bytes(b"no image")
+    for name, words in (("x.jpg", "the file is empty"), ("y.jpg", "it is of no known image format")):
+        messages = set()
+        for _ in range(2):
+            with pytest.raises(UserError) as caught:
+                load_image(tmp_path / name)
+            messages.add(str(caught.value))
+        assert messages == {f"{tmp_path / name} cannot be read as an image ({words}). Replace it, or leave it out."}
+
+
+def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch):
+    """Pillow's AVIF decoder raises a RuntimeError."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("Failed to decode image")
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image.Image, "load", fail)
+    with pytest.raises(UserError, match=r"x\.png cannot be read as an image \(Failed to decode"):
+        load_image(tmp_path / "x.png")

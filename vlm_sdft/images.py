@@ -64,8 +64,13 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
             Image.MAX_IMAGE_PIXELS = limit
     except FileNotFoundError as error:
         raise _missing(name) from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
-        raise UserError(f"{name} cannot be read as an image ({error}). Replace it, or leave it out.") from error
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise what they like on damaged files
+        why: object = error
+        if isinstance(error, UnidentifiedImageError):  # whose message holds an address in memory
+            why = "it is of no known image format" if encoded(source) else "the file is empty"
+        raise UserError(f"{name} cannot be read as an image ({why}). Replace it, or leave it out.") from error
 
 
 def content_hash(source: ImageSource) -> str:
