@@ -30,7 +30,7 @@ from text_sdft.core import UserError
 from text_sdft.core.rollout import evaluating
 from vlm_sdft.families import Family
 from vlm_sdft.feature_files import FeatureFiles
-from vlm_sdft.images import content_hash, load_image
+from vlm_sdft.images import content_hash, image_name, load_image
 
 #: Memory of the host that features may take; the least recently used images' go first, and are computed again.
 MAX_BYTES = 4 * 2**30
@@ -180,9 +180,16 @@ class ImageFeatures:
             self._processor.image_processor = own
 
     def _prepare(self, handle: ImageHandle) -> Mapping[str, Any]:
-        """One image through the processor's own image processor."""
+        """One image through the processor's own image processor. Raises `UserError` where that refuses it."""
         kwargs = dict(self._family.processor_kwargs or {})
-        return self._processor.image_processor([load_image(handle.source)], return_tensors="pt", **kwargs)
+        image = load_image(handle.source)
+        try:
+            return self._processor.image_processor([image], return_tensors="pt", **kwargs)
+        except ValueError as error:  # a side of 200 times the other, say
+            raise UserError(
+                f"{image_name(handle.source)} ({image.width} × {image.height}) is refused by the model's image processor: "
+                f"{error}. Replace it, or leave it out."
+            ) from error
 
     def _features_of(self, handles: Sequence[ImageHandle]) -> list[Features]:
         """The tower's output for each image, kept on the host if it is known whose weights the tower has."""
