@@ -23,6 +23,7 @@ Read = tuple[list[ImageRow], dict[str, ObjectType], list[str]]
 SUFFIXES = frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 TYPE_KEYS = ("answer", "synonyms", "cues")
 METADATA = "metadata.jsonl"
+METADATA_KEYS = ("file_name", "prompt", "answer")
 
 
 def read_folder(
@@ -39,7 +40,7 @@ def read_folder(
     report = [] if flat else _unused(path)
     rows: list[ImageRow] = []
     names: dict[str, None] = {}
-    metadata = {split: _metadata(folder) for split, folder in folders.items()}
+    metadata = {split: _metadata(folder, split) for split, folder in folders.items()}
     for split in ("train", "test", "old"):
         loose = [file for file in _images(folders.get(split)) if file.parent == folders[split]]  # type: ignore[index, call-overload]
         if split != "old" or not metadata.get("old"):
@@ -83,7 +84,13 @@ def read_folder(
         for i, asked in enumerate(own or retain_questions or [question]):
             rows.append(ImageRow(f"{key}#{i}", (file,), asked, None, None, "retain"))
     for folder in folders.values():
-        others = [f for f in _files(folder) if f.suffix.lower() not in SUFFIXES and f.name not in (METADATA, "types.yaml")]
+        found_here = _files(folder)
+        report += [
+            f"Not used: {file}. It belongs into {folder}, with file_name from there."
+            for file in found_here
+            if file.name == METADATA and file.parent != folder
+        ]
+        others = [f for f in found_here if f.suffix.lower() not in SUFFIXES and f.name not in (METADATA, "types.yaml")]
         if others:
             report.append(
                 f"Not used: {len(others)} files of {folder} have no ending of an image, such as {others[0].name}."
@@ -257,15 +264,32 @@ def _string(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _metadata(folder: Path) -> dict[Path, list[dict[str, Any]]]:
-    """Entries of ``metadata.jsonl`` by image file."""
+def _metadata(folder: Path, split: Split) -> dict[Path, list[dict[str, Any]]]:
+    """Entries of ``metadata.jsonl`` by image file; what is null in one is left out of it."""
     entries: dict[Path, list[dict[str, Any]]] = defaultdict(list)
-    if (folder / METADATA).exists():
-        for number, record in _json_lines(folder / METADATA):
-            file = folder / str(record.get("file_name", ""))
-            if "file_name" not in record or not file.is_file():
-                raise UserError(f"{folder / METADATA}, line {number}: file_name must name an image below {folder}.")
-            entries[file].append(record)
+    if not (folder / METADATA).exists():
+        return entries
+    images = set(_images(folder))
+    for number, record in _json_lines(folder / METADATA):
+        where = f"{folder / METADATA}, line {number}"
+        entry = {key: value for key, value in record.items() if value is not None}
+        name = str(entry.get("file_name", ""))
+        file = folder / os.path.normpath(name)
+        if file not in images:
+            raise UserError(f"{where}: file_name must name an image below {folder}.")
+        for key in entry:
+            if key not in METADATA_KEYS and (hint := _hint(key, METADATA_KEYS)):
+                raise UserError(f"{where}: '{key}' is unknown.{hint}")
+        prompt, answer = entry.get("prompt", "-"), entry.get("answer", "-")
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UserError(f"{where}: 'prompt' must be a text; leave it out for the usual question.")
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
+            raise UserError(f"{where}: 'answer' must be a text or a number; leave it out for the usual answer.")
+        if split == "old" and "answer" not in entry:
+            raise UserError(f"{where}: an entry of old/ needs an 'answer', by which the model's is scored.")
+        if entries[file] and split not in ("old", "retain"):
+            raise UserError(f"{where}: {name} has an entry already, and one is used. Leave one of them out.")
+        entries[file].append(entry)
     return entries
 
 
