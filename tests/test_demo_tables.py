@@ -17,8 +17,8 @@ from vlm_sdft.demos import DemoSet
 # ---- JSONL ----
 
 
-def chat(question: str, answer: str | None, image: str, **more: Any) -> dict[str, Any]:
-    turns = [{"role": "user", "content": f"<image>{question}"}]
+def chat(question: str | list[Any], answer: str | None, image: str, **more: Any) -> dict[str, Any]:
+    turns = [{"role": "user", "content": f"<image>{question}" if isinstance(question, str) else question}]
     turns += [{"role": "assistant", "content": answer}] if answer else []
     return {"messages": turns, "images": [image], **more}
 
@@ -56,6 +56,11 @@ def test_jsonl_rows_are_read_with_their_own_questions(tmp_path):
         (chat("x", "y", "images/0.png", split="tset"), "split 'tset'"),
         (chat("x", None, "images/0.png", split="test"), "an assistant turn to test on"),
         (["x"], "is not a JSON object"),
+        (chat(["x"], "y", "images/0.png"), "role and content"),
+        (chat([{"text": "x"}], "y", "images/0.png"), "role and content"),
+        (chat([{"type": "text"}], "y", "images/0.png"), "role and content"),
+        (chat("x", " ", "images/0.png"), "the answer is empty"),
+        (chat("x", "y", "images/0.png") | {"images": [{"path": "images/0.png"}]}, '"images" (paths)'),
     ],
 )
 def test_a_mistake_in_a_jsonl_names_its_line(tmp_path, record, expected):
@@ -77,6 +82,22 @@ def test_a_retention_folder_beside_a_jsonl_is_refused_rather_than_forgotten(tmp_
     fill(tmp_path, {"images": 1})
     lines(tmp_path / "rows.jsonl", chat("x", "dax", "images/0.png"))
     assert '"split": "retain"' in error(tmp_path / "rows.jsonl", retain=tmp_path / "images")
+
+
+def test_a_jsonl_may_begin_with_a_mark_and_leave_the_split_empty(tmp_path):
+    """Windows editors write the mark; exports of tables write null."""
+    fill(tmp_path, {"images": 1})
+    row = json.dumps(chat("x", "dax", "images/0.png", split=None))
+    (tmp_path / "rows.jsonl").write_text(f"{row}\n", encoding="utf-8-sig")
+    assert names(DemoSet.load(tmp_path / "rows.jsonl").labelled) == ["line 1"]
+
+
+def test_system_messages_of_a_jsonl_are_not_dropped_in_silence(tmp_path):
+    fill(tmp_path, {"images": 1})
+    row = chat("x", "dax", "images/0.png")
+    row["messages"].insert(0, {"role": "system", "content": "Answer in French."})
+    lines(tmp_path / "rows.jsonl", row)
+    assert "data.system_prompt" in said(DemoSet.load(tmp_path / "rows.jsonl"), "1 system messages")
 
 
 # ---- datasets ----
@@ -119,6 +140,10 @@ def test_a_mistake_in_a_dataset_is_named(tmp_path):
     rows = table(tmp_path, ["dax", "dax"], 0)
     with pytest.raises(UserError, match=r"no column 'label' \(it has image, kind\)"):
         DemoSet.from_dataset(rows.rename_column("label", "kind"))
+    with pytest.raises(UserError, match="'list' is no data set"):
+        DemoSet.from_dataset([{"image": "a.png", "label": "dax"}])
+    with pytest.raises(UserError, match="'label' holds no images"):
+        DemoSet.from_dataset(datasets.Dataset.from_dict({"label": [1, 2]}), image_column="label")
     with pytest.raises(UserError, match="'train' must be there"):
         DemoSet.from_dataset(datasets.DatasetDict({"test": rows}))
     kinds = datasets.ClassLabel(names=["dax"])

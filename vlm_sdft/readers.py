@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from text_sdft.core import UserError
+from text_sdft.core.data import first_line
 from vlm_sdft.answers import normalise
 from vlm_sdft.demos import QUESTION, ImageRow, ObjectType, Split
 
@@ -139,11 +140,16 @@ def read_dataset(dataset: Any, image_column: str, label_column: str, question: s
         if split == "validation":
             report.append("The split 'validation' is not used; pass it as 'test' to measure on it.")
             continue
+        if not hasattr(part, "column_names"):
+            raise UserError(f"A '{type(part).__name__}' is no data set: give a datasets.Dataset, or a DatasetDict of them.")
         labelled = split in ("train", "test", "old")
         for column in (image_column, label_column)[: 2 if labelled else 1]:
             if column not in part.column_names:
                 raise UserError(f"The split '{split}' has no column '{column}' (it has {', '.join(part.column_names)}).")
-        part = part.cast_column(image_column, datasets.Image(decode=False))
+        try:
+            part = part.cast_column(image_column, datasets.Image(decode=False))
+        except Exception as error:
+            raise UserError(f"The column '{image_column}' holds no images ({first_line(error)}).") from error
         feature = part.features.get(label_column)
         for i, record in enumerate(part):
             name = None
@@ -165,14 +171,20 @@ def read_jsonl(path: Path) -> Read:
     """See `DemoSet.from_jsonl`."""
     rows: list[ImageRow] = []
     types: dict[str, ObjectType] = {}
+    n_system = 0
     for number, record in _json_lines(path):
         where = f"{path}, line {number}"
         messages, images = record.get("messages"), record.get("images", [])
-        if not isinstance(messages, list) or not messages or not isinstance(images, list) or not images:
+        named = isinstance(images, list) and images and all(isinstance(image, str) for image in images)
+        if not isinstance(messages, list) or not messages or not named:
             raise UserError(f'{where}: needs "messages" (user, then assistant) and "images" (paths).')
-        if not all(isinstance(m, dict) and "role" in m and isinstance(m.get("content"), str | list) for m in messages):
-            raise UserError(f"{where}: each message needs role and content (text, or a list of parts).")
-        split = record.get("split", "train")
+        if not all(isinstance(m, dict) and "role" in m and _is_content(m.get("content")) for m in messages):
+            raise UserError(
+                f'{where}: each message needs role and content: text, or a list of {{"type": "text", "text": …}} and '
+                '{"type": "image"}.'
+            )
+        n_system += messages[0]["role"] == "system"
+        split: Any = record.get("split") or "train"
         if split not in get_args(Split):
             raise UserError(f"{where}: split '{split}': use one of {', '.join(get_args(Split))}.")
         answer = _text(messages[-1]["content"]) if messages[-1].get("role") == "assistant" else None
@@ -181,13 +193,16 @@ def read_jsonl(path: Path) -> Read:
             raise UserError(f"{where}: needs one user turn" + (", and an assistant turn to test on." if asked else "."))
         if split == "train" and answer is None:
             split = "unlabelled"
-        sources = tuple(path.parent / name if isinstance(name, str) else name for name in images)
+        if answer is not None and not normalise(answer):
+            raise UserError(f"{where}: the answer is empty. Leave the assistant turn out of an unlabelled row.")
+        sources = tuple(path.parent / name for name in images)
         question = _text(asked[0]["content"]) or QUESTION
         typed = normalise(answer) if answer is not None and split in ("train", "test") else None
         if typed is not None and typed not in types:
             types[typed] = ObjectType(typed, str(answer))
         rows.append(ImageRow(f"line {number}", sources, question, answer, typed, split))
-    return rows, types, _counts(rows)
+    note = f"Not used: {n_system} system messages of {path}. data.system_prompt gives one to all rows."
+    return rows, types, [*_counts(rows), *([note] if n_system else [])]
 
 
 def _labelled(row: ImageRow, types: Mapping[str, ObjectType], metadata: Mapping[Split, Mapping[Any, list]]) -> ImageRow:
@@ -295,7 +310,7 @@ def _metadata(folder: Path, split: Split) -> dict[Path, list[dict[str, Any]]]:
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors begin files with a mark
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
     for number, line in enumerate(text.split("\n"), start=1):  # JSON strings may hold other line separators
@@ -346,6 +361,14 @@ def _counts(rows: Sequence[ImageRow]) -> list[str]:
     kinds = len({row.type for row in rows if row.split == "train"})
     found = ", ".join(f"{count} {words[split]}" for split, count in counts.items() if count)
     return [f"Found {found} ({kinds} new types)."]
+
+
+def _is_content(content: Any) -> bool:
+    """Whether a message's content is text, or parts that are texts and images."""
+    if not isinstance(content, list):
+        return isinstance(content, str)
+    kinds = [(part.get("type"), part.get("text")) if isinstance(part, dict) else (None, None) for part in content]
+    return all(kind == "image" or (kind == "text" and isinstance(text, str)) for kind, text in kinds)
 
 
 def _text(content: Any) -> str:
