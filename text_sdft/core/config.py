@@ -131,6 +131,21 @@ class SDFTConfig(TrainingArguments):
             self.metric_for_best_model = "accuracy"  # what `SDFTTrainer.evaluate` reports; there is no eval_loss
         super().__post_init__()
         checks = [
+            (self.learning_rate >= 0, f"learning_rate {self.learning_rate}: use 0 or more"),
+            (self.max_steps == -1 or self.max_steps >= 1, f"max_steps {self.max_steps}: use 1 or more, or -1 for epochs"),
+            (
+                self.max_steps >= 1 or self.num_train_epochs > 0,
+                f"num_train_epochs {self.num_train_epochs}: use more than 0",
+            ),
+            (
+                self.per_device_train_batch_size >= 1,
+                f"per_device_train_batch_size {self.per_device_train_batch_size}: use 1 or more",
+            ),
+            (
+                self.gradient_accumulation_steps >= 1,
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps}: use 1 or more",
+            ),
+            (self.seed >= 0, f"seed {self.seed}: use 0 or more"),
             (0 <= self.distillation_alpha <= 1, f"distillation_alpha {self.distillation_alpha}: use 0 (forward KL) … 1"),
             (
                 self.teacher_model_kind in ("base", "ema", "live"),

@@ -12,7 +12,11 @@ from text_sdft.core import ConfigurableAdapter, Model, SDFTConfig, Splits, defau
 
 @dataclass
 class LoRASettings:
-    """Section ``lora``: whether an adapter is trained instead of all weights."""
+    """Section ``lora``: whether an adapter is trained instead of all weights.
+
+    Raises:
+        ValueError: a value out of range, with what to use instead.
+    """
 
     enabled: bool | None = field(
         default=None, metadata={"help": "Train a LoRA adapter. Unset: yes, except for builtin models."}
@@ -20,6 +24,12 @@ class LoRASettings:
     r: int = field(default=16, metadata={"help": "Rank."})
     alpha: int = field(default=32, metadata={"help": "Scale: updates are multiplied by alpha / r."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"lora.r {self.r}: use 1 or more")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout {self.dropout}: use a share in [0, 1)")
 
     def resolve(self, model: str) -> LoraConfig | None:
         """The peft config for this model, or None where all weights are trained."""
