@@ -206,7 +206,7 @@ def _given(argv: list[str]) -> dict[str, Any]:
         if not file.is_file():
             raise UserError(f"There is no config file {file}. `vlm-sdft init FOLDER` prints one for a folder of images.")
         try:
-            given = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            given = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{file} is not valid YAML: {error}") from error
         if not isinstance(given, dict):
