@@ -189,6 +189,8 @@ def _only(demos: DemoSet, types: list[str]) -> DemoSet:
     Raises:
         UserError: a type that has no labelled images.
     """
+    if not types:
+        raise UserError("data.types is empty: name the types to use, or leave it out for all.")
     known = {str(row.type) for row in demos.labelled}
     if unknown := [name for name in types if name not in known]:
         near = difflib.get_close_matches(unknown[0], known, n=1)
