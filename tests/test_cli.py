@@ -117,10 +117,22 @@ def test_commands_with_one_argument_show_their_usage(command, capsys):
         (["sequence", "--joint"], "sequence takes the sequence's YAML first"),
         (["train", "--eval.batch_size", "0"], "eval.batch_size 0: use 1 or more"),
         (["train", "--eval.max_examples", "-1"], "eval.max_examples -1: use 0 or more"),
+        (["train", "--train.learning_rate", "-1"], "learning_rate -1.0: use 0 or more"),
+        (["train", "--train.max_steps", "0"], "max_steps 0: use 1 or more"),
+        (["train", "--train.max_steps", "-3"], "max_steps -3: use 1 or more"),
+        (["train", "--train.num_train_epochs", "0"], "num_train_epochs 0.0: use more than 0"),
+        (["train", "--train.per_device_train_batch_size", "0"], "per_device_train_batch_size 0: use 1 or more"),
+        (["train", "--train.gradient_accumulation_steps", "0"], "gradient_accumulation_steps 0: use 1 or more"),
+        (["train", "--train.seed", "-1"], "seed -1: use 0 or more"),
+        (["train", "--lora.enabled", "true", "--lora.r", "0"], "lora.r 0: use 1 or more"),
+        (["train", "--lora.enabled", "true", "--lora.dropout", "2"], "lora.dropout 2.0: use a share in [0, 1)"),
+        (["train", "--data.types", "[]"], "data.types is empty"),
+        (["compare", "--resume"], "`compare` goes on by itself"),
+        (["report", "run", "--out"], "--out needs a file's name"),
     ],
 )
 def test_what_is_missing_or_out_of_range_is_said(argv, expected, data, model, capsys):
-    given = ["--model", model, "--data", data] if argv[0] == "train" else []
+    given = ["--model", model, "--data", data] if argv[0] in ("train", "compare") else []
     assert expected in fails(capsys, *argv, *given)
 
 
@@ -217,6 +229,8 @@ def test_a_wrong_value_is_named(argv, expected, data, model, tmp_path, capsys):
         ("model: x\ndata: {path: y}\ntrain:\n", "'train' has no keys below it"),
         ("model: x\ndata: {path: y}\nlora: 3\n", "'lora' has no keys below it"),
         ("model: x\n", "data.path"),
+        ("", "needs keys such as model, data and train"),
+        ("# nothing yet\n", "needs keys such as model, data and train"),
         ("data: {path: x}\n", "model"),
         ("model: x\ndata: {path: y}\nadapter: txt\n", "No adapter 'txt'. Did you mean 'text'?"),
     ],

@@ -111,7 +111,9 @@ def report_command(argv: list[str]) -> None:
     parts = iter(part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--out=") else [arg]))
     for part in parts:
         if part == "--out":
-            out = next(parts, None)
+            out = next(parts, "")
+            if not out or Path(out).is_dir():
+                raise UserError("--out needs a file's name, such as report.html.")
         elif part.startswith("-"):
             raise UserError(f"report takes folders and --out FILE.html; it got: {part}")
         else:
@@ -164,9 +166,12 @@ def init_command(argv: list[str]) -> None:
 
 
 def compare_command(argv: list[str]) -> None:
+    from text_sdft.core import UserError
     from text_sdft.experiments.compare import compare
     from text_sdft.experiments.compare_table import markdown
 
+    if "--resume" in argv:
+        raise UserError("`compare` goes on by itself where it was stopped: the same command again, without --resume.")
     experiment, chosen = read_comparison(argv)
     _print_report(experiment)
     results = compare(experiment, **chosen)
