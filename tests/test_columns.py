@@ -11,6 +11,7 @@ from text_sdft.columns import load_rows, to_example, to_examples
 from text_sdft.core import Example, UserError
 
 QUESTION = {"role": "user", "content": "What is 2 + 2?"}
+IMAGE = {"type": "image", "image": "a.png"}
 ROW = {"prompt": "What is 2 + 2?", "reference": "four"}
 
 
@@ -78,6 +79,14 @@ def test_foreign_columns_are_ignored():
         ({**ROW, "demonstrations": ["two"]}, "a demonstration needs"),
         ({**ROW, "demonstrations": [{"prompt": "1 + 1?"}]}, "a demonstration needs"),
         ("What is 2 + 2?", "Row 5 is a str"),
+        ({"prompt": [{"role": "user", "content": [IMAGE, {"type": "text", "text": "x"}]}]}, "adapter: image"),
+        ({**ROW, "demonstrations": [turns([IMAGE], "two")]}, "'demonstrations' has an image"),
+        ({**ROW, "privileged_context": [{"role": "user", "content": [IMAGE]}]}, "'privileged_context' has an image"),
+        ({"prompt": [{"role": "user", "content": [3]}]}, "'prompt' has a message whose content"),
+        ({"prompt": [{"role": "user", "content": [{"type": "text"}]}]}, "'prompt' has a message whose content"),
+        ({"prompt": [{"role": "user", "content": " "}]}, "'prompt' is missing or empty"),
+        ({**ROW, "reference": ["four", "4"]}, "'reference' is a list"),
+        ({**ROW, "golden_response": ""}, "'golden_response' is empty"),
     ],
 )
 def test_mistakes_are_named_by_row(row, message):

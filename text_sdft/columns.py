@@ -84,19 +84,22 @@ def to_example(row: Any, number: int, system_prompt: str | None = None) -> Examp
     golden = row.get("golden_response")
     answers = [golden] if isinstance(golden, str) else golden or []
     if not isinstance(answers, list) or not all(isinstance(answer, str) and answer for answer in answers):
-        raise UserError(f"Row {number}: 'golden_response' must be a string or a list of strings.")
+        state = "must be a string or a list of strings" if golden else "is empty: leave it out where there is none"
+        raise UserError(f"Row {number}: 'golden_response' {state}.")
     given_shown = row.get("demonstrations") or []
     if not isinstance(given_shown, list):
         raise UserError(f"Row {number}: 'demonstrations' must be a list of {{'prompt', 'answer'}}.")
     shown = [_demonstration(given, number) for given in given_shown]
     shown += [Demonstration([messages[-1], {"role": "assistant", "content": answer}]) for answer in answers]
-    teacher_prompt = row.get("teacher_prompt")
+    teacher_prompt, reference = row.get("teacher_prompt"), row.get("reference")
+    if isinstance(reference, list | Mapping):
+        raise UserError(f"Row {number}: 'reference' is a {type(reference).__name__}; it must be one right answer.")
     return Example(
         id=str(row["id"]) if row.get("id") is not None else f"row {number}",
         messages=messages,
         demonstrations=shown,
         privileged_context=_context(row.get("privileged_context"), number),
-        reference=None if row.get("reference") is None else str(row["reference"]),
+        reference=None if reference is None else str(reference),
         retain=_flag(row.get("retain"), number),
         meta={
             "teacher_messages": None if not teacher_prompt else messages_of(teacher_prompt, "teacher_prompt", number),
@@ -138,7 +141,10 @@ def messages_of(given: Any, column: str, number: int) -> Conversation:
             raise UserError(
                 f"Row {number}: '{column}' ends in a turn of '{given[-1]['role']}'; it must end in a user turn."
             )
-        return [dict(message) for message in given]
+        messages = _texts(given, column, number)
+        if str(messages[-1]["content"] or "").strip():
+            return messages
+        given = None
     state = "is missing or empty" if not given else f"is a {type(given).__name__}"
     raise UserError(f"Row {number}: '{column}' {state}; give a string, or messages with role and content.")
 
@@ -146,8 +152,10 @@ def messages_of(given: Any, column: str, number: int) -> Conversation:
 def _context(given: Any, number: int) -> str | Conversation | None:
     if given is None or given == "" or given == []:
         return None
-    if isinstance(given, str) or _are_messages(given):
+    if isinstance(given, str):
         return given
+    if _are_messages(given):
+        return _texts(given, "privileged_context", number)
     raise UserError(f"Row {number}: 'privileged_context' must be a string, or messages with role and content.")
 
 
@@ -168,9 +176,25 @@ def _are_messages(given: Any) -> bool:
     )
 
 
+def _texts(messages: list[Any], column: str, number: int) -> Conversation:
+    """The messages, whose contents are texts or parts that are texts. Raises `UserError`."""
+    for part in (part for message in messages if isinstance(message["content"], list) for part in message["content"]):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in ("image", "image_url"):
+            raise UserError(
+                f"Row {number}: '{column}' has an image, which the text adapter would drop. Use `adapter: image`."
+            )
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise UserError(
+                f"Row {number}: '{column}' has a message whose content is neither text nor a list of "
+                '{"type": "text", "text": …}.'
+            )
+    return [dict(message) for message in messages]
+
+
 def _demonstration(given: Any, number: int) -> Demonstration:
     if isinstance(given, list) and len(given) >= 2 and _are_messages(given) and given[-1]["role"] == "assistant":
-        return Demonstration([dict(message) for message in given])
+        return Demonstration(_texts(given, "demonstrations", number))
     if isinstance(given, Mapping) and all(isinstance(given.get(key), str) and given[key] for key in ("prompt", "answer")):
         return Demonstration(
             [{"role": "user", "content": given["prompt"]}, {"role": "assistant", "content": given["answer"]}]
