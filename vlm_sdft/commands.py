@@ -78,7 +78,7 @@ def eval_command(argv: list[str]) -> None:
         return
     samples, argv = taken(argv, "--samples")
     skills, argv = taken(argv, "--skills")
-    if not (samples or "0").isdigit():
+    if samples is not None and not (samples.isdigit() and int(samples)):
         raise UserError(f"--samples {samples}: give the number of answers to each row, such as 16.")
     if not argv or argv[0].startswith("-"):
         raise UserError(
