@@ -18,6 +18,7 @@ from tests.test_demos import WHOLE, fill, save
 from tests.tiny_text import save_tiny_text_model
 from text_sdft.core.callbacks import MetricsWriter
 from vlm_sdft.cli import main
+from vlm_sdft.tables import print_results
 
 ROOT = Path(__file__).parent.parent
 
@@ -127,6 +128,7 @@ def test_commands_with_one_argument_show_their_usage(command, capsys):
         (["train", "--lora.enabled", "true", "--lora.r", "0"], "lora.r 0: use 1 or more"),
         (["train", "--lora.enabled", "true", "--lora.dropout", "2"], "lora.dropout 2.0: use a share in [0, 1)"),
         (["train", "--data.types", "[]"], "data.types is empty"),
+        (["eval", "run", "--samples", "0"], "--samples 0: give the number of answers"),
         (["compare", "--resume"], "`compare` goes on by itself"),
         (["report", "run", "--out"], "--out needs a file's name"),
     ],
@@ -134,6 +136,12 @@ def test_commands_with_one_argument_show_their_usage(command, capsys):
 def test_what_is_missing_or_out_of_range_is_said(argv, expected, data, model, capsys):
     given = ["--model", model, "--data", data] if argv[0] in ("train", "compare") else []
     assert expected in fails(capsys, *argv, *given)
+
+
+def test_a_measurement_on_other_numbers_of_examples_says_both(tmp_path, capsys):
+    score = {"accuracy": 0.5, "n": 100, "low": 0.4, "high": 0.6}
+    print_results({"before": {"new": score}, "after": {"new": {**score, "n": 8}}}, tmp_path, "image")
+    assert "100, 8" in capsys.readouterr().out
 
 
 def test_sampled_answers_need_rows_to_ask(tmp_path, capsys):

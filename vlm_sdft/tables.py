@@ -25,8 +25,8 @@ def print_results(
     table.add_column("n", justify="right")
     before, after = results["before"], results["after"]
     for name in dict.fromkeys([*before, *after]):
-        n = (after.get(name) or before.get(name))["n"]
-        table.add_row(labels.get(name, name), _cell(before.get(name)), _cell(after.get(name)), str(n))
+        n = dict.fromkeys(str(part[name]["n"]) for part in (before, after) if name in part)
+        table.add_row(labels.get(name, name), _cell(before.get(name)), _cell(after.get(name)), ", ".join(n))
     console = Console()
     console.print(table)
     moved = results.get("drift")
