@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -214,3 +215,38 @@ def test_trust_in_a_models_own_code_reaches_its_tokenizer(tmp_path, monkeypatch)
     trainer = SDFTTrainer(str(folder), args, adapter=TextAdapter(), train_dataset=rows)
     assert type(trainer.model).__name__ == "OwnForCausalLM"
     assert type(trainer.processing_class).__name__ == "OwnTokenizer"
+
+
+def sections(tmp_path, **files):
+    """The section ``data`` with these rows in files."""
+    paths = {}
+    for name, rows in files.items():
+        paths[name] = str(tmp_path / f"{name}.jsonl")
+        Path(paths[name]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return TextData(**paths)
+
+
+@pytest.mark.parametrize("name", ["path", "test", "old", "retain"])
+def test_a_bad_row_is_named_with_its_file(tmp_path, name):
+    """Each file counts its own rows."""
+    files = {"path": [ROW], "test": [ROW], "old": [ROW], "retain": [{"prompt": "Hi"}]}
+    data = sections(tmp_path, **{**files, name: [*files[name], {"reference": "x"}]})
+    with pytest.raises(UserError, match=rf"{name}\.jsonl: Row 1: 'prompt' is missing"):
+        TextAdapter.from_config(data, TextDemonstrations())
+
+
+@pytest.mark.parametrize("name", ["test", "old"])
+def test_rows_to_measure_need_references(tmp_path, name):
+    bare = {"prompt": "Who?", "privileged_context": "Bob."}
+    with pytest.raises(UserError, match=rf"{name}\.jsonl: no row has a 'reference'"):
+        TextAdapter.from_config(sections(tmp_path, path=[ROW], **{name: [bare, bare]}), TextDemonstrations())
+    _, splits = TextAdapter.from_config(sections(tmp_path, path=[ROW], **{name: [ROW, bare]}), TextDemonstrations())
+    assert f"1 of 2 rows of {tmp_path / name}.jsonl have no 'reference' and are not scored." in splits.report
+
+
+def test_training_rows_with_nothing_to_show_the_teacher_are_counted(tmp_path):
+    bare = {"prompt": "Who?"}
+    _, splits = TextAdapter.from_config(
+        sections(tmp_path, path=[ROW, bare, {**bare, "retain": True}]), TextDemonstrations()
+    )
+    assert any("1 of 2 queries" in sentence and "golden_response" in sentence for sentence in splits.report)

@@ -87,7 +87,11 @@ class TextAdapter:
 
     @classmethod
     def from_config(cls, data: TextData, demonstrations: TextDemonstrations) -> tuple[TextAdapter, Splits]:
-        """The adapter and its rows from the YAML sections."""
+        """The adapter and its rows from the YAML sections.
+
+        Raises:
+            UserError: a file or a row cannot be used, or no row to measure has a reference.
+        """
         adapter = cls(
             teacher_prompt_template=demonstrations.teacher_prompt_template,
             system_prompt=data.system_prompt,
@@ -103,6 +107,10 @@ class TextAdapter:
         report = [
             f"Found {len(train)} training rows, {len(retained)} retention prompts" + (f", {counts}." if counts else ".")
         ]
+        report += _shown_nothing(data.path, _checked(adapter, data.path, train))
+        _checked(adapter, str(data.retain), retained)
+        for name, file in (("new", data.test), ("old", data.old)):
+            report += _not_scored(str(file), _checked(adapter, str(file), evals[name])) if file else []
         return adapter, Splits([*train, *retained], evals, report)
 
     def load_model(self, name: str, **kwargs: Any) -> PreTrainedModel:
@@ -223,6 +231,32 @@ class TextAdapter:
 
     def _rung_of(self, example: Example, context: TeacherContext) -> int:
         return context.rung if context.rung in self.rungs(example) else 2  # type: ignore[return-value]
+
+
+def _checked(adapter: TextAdapter, file: str, rows: Iterable[Any]) -> list[Example]:
+    """The file's rows as examples. Raises `UserError` naming file and row."""
+    try:
+        return adapter.examples(rows)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+
+
+def _shown_nothing(file: str, examples: Sequence[Example]) -> list[str]:
+    """A sentence where queries have nothing to show the teacher."""
+    queries = [e for e in examples if not e.retain]
+    bare = [e for e in queries if not (e.demonstrations or e.privileged_context or e.meta.get("teacher_messages"))]
+    columns = "golden_response, privileged_context, demonstrations, teacher_prompt"
+    if not bare:
+        return []
+    return [f"{len(bare)} of {len(queries)} queries of {file} have none of {columns}: from these nothing is learnt."]
+
+
+def _not_scored(file: str, examples: Sequence[Example]) -> list[str]:
+    """A sentence where rows have no reference to score answers by. Raises `UserError` where none has one."""
+    bare = sum(example.reference is None for example in examples)
+    if bare == len(examples):
+        raise UserError(f"{file}: no row has a 'reference', by which answers are scored. Give it, or leave the file out.")
+    return [f"{bare} of {len(examples)} rows of {file} have no 'reference' and are not scored."] if bare else []
 
 
 def _known_answer(example: Example) -> str | None:
