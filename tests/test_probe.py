@@ -210,6 +210,17 @@ def test_only_rows_that_show_the_teacher_something_are_probed(tmp_path, monkeypa
     assert "Give rows of data.test a golden_response, privileged_context" in capsys.readouterr().err
 
 
+def test_a_teacher_that_is_shown_answers_in_training_is_measured_without_them(folder):
+    """Else it would be right whatever it is worth, and so would the nearest demonstration."""
+    trainer, plain = bound(folder, rung=5), bound(folder)
+    examples = trainer.adapter.examples(trainer.adapter.demos.test)[:3]
+    contexts = contexts_for(trainer, examples)
+    for example, context in zip(examples, contexts, strict=True):
+        shown = trainer.adapter.demonstrations(example, context)
+        assert shown == plain.adapter.demonstrations(example, context) and len(shown) > 1
+        assert len(trainer.adapter.demonstrations(example, TeacherContext(context.seed))) == 1, "as in training"
+
+
 def test_how_probable_the_right_answer_is(folder):
     """Against the model's own forward on prompt and answer, one example at a time."""
     trainer = bound(folder)

@@ -137,7 +137,7 @@ class ImageDemonstrations:
         metadata={
             "help": "What the teacher is shown: 0 nothing, 1 demonstrations without the query's type, 2 demonstrations, "
             "3 also cues of types.yaml in words, 4 also a rationale that the model wrote itself, 5 the answer alone. A "
-            "query without that rung is shown rung 2."
+            "query without that rung is shown rung 2, and so is a test image where the answer would be shown."
         },
     )
     policy: Literal["fixed", "ladder"] = field(
