@@ -58,6 +58,8 @@ def test_the_vote_of_disagreeing_draws_stands_for_the_teacher():
         and "vote of its draws 90 %" in voted.reason
         and "Draws of the demonstrations disagree" in voted.notes[0]
     )
+    told = verdict(Evidence(0.5, 0.5, NONE, vote=(0.9, CLEAR, UP), answer_alone=0.95))
+    assert "demonstrations.rung 5" in told.notes[0] and "demonstrations.rung" not in voted.notes[0]
     agreed = verdict(Evidence(0.5, 0.5, NONE, vote=(0.51, NONE, NONE)))
     assert not agreed.train and "vote" not in agreed.reason and not any("disagree" in note for note in agreed.notes)
 
