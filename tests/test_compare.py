@@ -297,6 +297,15 @@ def test_cells_of_other_settings_are_refused(finished, config, capsys):
     assert "train.max_steps 6, not 7" in capsys.readouterr().err
 
 
+def test_cells_of_a_version_that_lacked_a_setting_had_its_default(finished, config, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    settings = json.loads((folder / "cells" / "settings.json").read_text())
+    del settings["train.confidence"]
+    (folder / "cells" / "settings.json").write_text(json.dumps(settings))
+    assert main(["compare", config, *OPTIONS, "--train.output_dir", str(folder)]) == 0
+    assert table(folder) == table(finished)
+
+
 def test_preview_shows_the_answer_that_is_learnt(config, tmp_path, capsys):
     assert main(["preview", config, "--method", "sft", "--train.output_dir", str(tmp_path)]) == 0
     assert "answer (2 tokens)\nx<|im_end|>" in capsys.readouterr().out

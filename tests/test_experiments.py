@@ -318,7 +318,7 @@ def test_resuming_a_finished_run_changes_nothing(config, finished, tmp_path, cap
         ("train.learning_rate", "1e-3", "train.learning_rate 0.002, not 0.001"),
         ("train.max_steps", "9", "train.max_steps 6, not 9"),
         ("data.question", "What?", "not What?"),
-        ("train.adam_beta1", "0.8", "train.adam_beta1 None, not 0.8"),
+        ("train.adam_beta1", "0.8", "train.adam_beta1 0.9, not 0.8"),
         ("train.gradient_accumulation_steps", "2", "gradient_accumulation_steps 4, not 8"),
     ],
 )
@@ -332,6 +332,19 @@ def test_a_run_does_not_go_on_with_other_settings(finished, config, tmp_path, ca
     said = capsys.readouterr().err
     assert message in said and "--train.output_dir" in said
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == times
+
+
+def test_a_run_of_a_version_that_lacked_a_setting_had_its_default(finished, config, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    results = read(run / "results.json")
+    for section, name in (("train", "confidence"), ("demonstrations", "policy"), ("data", "retain_in_context")):
+        del results["settings"][section][name]
+    del results["settings"]["method"]
+    (run / "results.json").write_text(json.dumps(results))
+    train(config, run, "--resume")
+    options = ["--train.output_dir", str(run), "--resume", "--train.confidence", "entropy"]
+    assert main(["train", config, *options]) == 2
+    assert "train.confidence none, not entropy" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_with_smaller_micro_batches(config, finished, tmp_path, monkeypatch):

@@ -188,6 +188,15 @@ def test_a_finished_sequence_is_not_run_again(config, finished, capsys):
     assert main(argv) == 2 and "other tasks or settings" in capsys.readouterr().err
 
 
+def test_a_sequence_of_a_version_that_lacked_a_setting_had_its_default(config, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    found = read(run / "sequence.json")
+    for settings in found["settings"]:
+        del settings["train"]["confidence"]
+    (run / "sequence.json").write_text(json.dumps(found))
+    learn(config, tmp_path, "--resume")
+
+
 def test_replay_brings_back_the_labelled_images_of_earlier_tasks(config, tmp_path):
     tasks = read_sequence(config, ["--method", "replay", "--train.output_dir", str(tmp_path)], joint=False).tasks
     assert sequence._with_earlier(tasks[0], [], 0).method == "sft"

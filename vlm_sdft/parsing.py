@@ -80,6 +80,7 @@ def _read(command: str, argv: list[str]) -> tuple[Experiment, Namespace]:
         torch.set_num_threads(1)  # so small a model that several threads only wait for each other
     with values.train.main_process_first(desc="reading the data"):  # builtin data is drawn once
         adapter, splits = adapter_type.from_config(values.data, values.demonstrations)
+    settings, defaults = _settings(parser, namespace, adapter_name)
     experiment = Experiment(
         model=values.model,
         method=values.method,
@@ -88,7 +89,8 @@ def _read(command: str, argv: list[str]) -> tuple[Experiment, Namespace]:
         args=values.train,
         peft_config=values.lora.resolve(values.model),
         eval=values.eval,
-        settings=_settings(parser, namespace, adapter_name),
+        settings=settings,
+        defaults=defaults,
     )
     return experiment, values
 
@@ -246,8 +248,12 @@ def _with_nearest_key(message: str, known: Sequence[str]) -> str:
     return f"Unknown key '{key}'." + (f" Did you mean '{near[0]}'?" if near else " `--help` lists the keys.")
 
 
-def _settings(parser: ArgumentParser, namespace: Namespace, adapter: str) -> dict[str, Any]:
-    """The resolved settings, for ``config.yaml``: what the parser reads again. Uncommon and empty defaults are left out."""
+def _settings(parser: ArgumentParser, namespace: Namespace, adapter: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The resolved settings, for ``config.yaml``: what the parser reads again. Uncommon and empty defaults are left out.
+
+    Returns:
+        them, and all defaults.
+    """
     import yaml
 
     chosen = yaml.safe_load(parser.dump(namespace, skip_unset=False))
@@ -259,7 +265,7 @@ def _settings(parser: ArgumentParser, namespace: Namespace, adapter: str) -> dic
             for name, value in (chosen.get(section) or {}).items()  # a section without fields is left out of a dump
             if value != (usual.get(section) or {}).get(name) or not (value is None or _uncommon(f"{section}.{name}"))
         }
-    return settings
+    return settings, {name: usual.get(name) or {} for name in SECTIONS} | {"method": usual["method"]}
 
 
 def taken(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:

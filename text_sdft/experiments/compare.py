@@ -51,7 +51,7 @@ def compare(
         raise UserError("compare needs at least one seed, one validation seed, and learning rates above 0.")
     chosen = list(dict.fromkeys(find_method(name).name for name in ("base", *methods)))
     folder = Path(str(experiment.args.output_dir))
-    _check_same(folder / "cells" / "settings.json", {**experiment.settings, "rows": list(experiment.splits.report)})
+    _check_same(folder / "cells" / "settings.json", experiment)
     validation, test, how = split_sets(eval_sets(experiment))
     queries = [example for example in experiment.adapter.examples(experiment.splits.train) if not example.retain]
     plan = {
@@ -112,10 +112,12 @@ def _steps(experiment: Experiment, queries: int) -> int:
     return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
 
 
-def _check_same(file: Path, settings: dict[str, Any]) -> None:
+def _check_same(file: Path, experiment: Experiment) -> None:
     """Cells of other settings must not get into this table. Raises `UserError` naming the setting."""
+    settings = {**experiment.settings, "rows": list(experiment.splits.report)}
     flat = {key: value for key, value in flattened(settings).items() if key not in CHOSEN}
-    if file.exists() and (changed := first_change(json.loads(file.read_text(encoding="utf-8")), flat)):
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else flat
+    if changed := first_change(stored, flat, flattened(experiment.defaults)):
         raise UserError(
             f"{file.parent} holds cells of a comparison with {changed}: name another folder with --train.output_dir, or "
             "delete that one."

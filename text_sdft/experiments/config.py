@@ -72,6 +72,7 @@ class Experiment:
         peft_config: LoRA, or None.
         eval: evaluation settings.
         settings: the whole resolved YAML, for ``config.yaml``.
+        defaults: the same with nothing set: what a setting is where it is left out.
         method: what trains, see `text_sdft.experiments.methods`.
         start: a loaded model to go on from, in place of ``model`` as it comes.
     """
@@ -85,3 +86,4 @@ class Experiment:
     settings: dict[str, Any]
     method: str = "sdft"
     start: Model | None = None
+    defaults: dict[str, Any] = field(default_factory=dict)

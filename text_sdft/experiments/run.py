@@ -69,7 +69,7 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
     if not find_method(experiment.method).trains:
         raise UserError(f"The method '{experiment.method}' trains nothing; `vlm-sdft compare` measures it.")
     folder = Path(str(experiment.args.output_dir))
-    results = _stored(folder, experiment.settings, resume)
+    results = _stored(folder, experiment, resume)
     if "after" in results:
         return results
     trainer = make_trainer(experiment)
@@ -223,7 +223,7 @@ def _is_complete(checkpoint: Path) -> bool:
     return True
 
 
-def _stored(folder: Path, settings: dict[str, Any], resume: bool) -> Results:
+def _stored(folder: Path, experiment: Experiment, resume: bool) -> Results:
     """Results so far. Raises `UserError` where a new run would write into an old one's folder, or go on from another."""
     file = folder / "results.json"
     if folder.exists() and not folder.is_dir():
@@ -232,7 +232,8 @@ def _stored(folder: Path, settings: dict[str, Any], resume: bool) -> Results:
         if not file.exists():
             raise UserError(f"{folder} holds no run to resume: leave --resume out, or check --train.output_dir.")
         results = json.loads(file.read_text(encoding="utf-8"))
-        if changed := first_change(resumable(results["settings"]), resumable(settings)):
+        settings = (results["settings"], experiment.settings, experiment.defaults)
+        if changed := first_change(*(resumable(given) for given in settings)):
             raise UserError(
                 f"{folder} holds a run with {changed}: --resume needs the old value; --train.output_dir runs/OTHER starts "
                 "a new run."

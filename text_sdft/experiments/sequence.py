@@ -224,7 +224,8 @@ def _stored(folder: Path, tasks: Sequence[Experiment], resume: bool, retain_earl
         )
     found = json.loads(file.read_text(encoding="utf-8"))
     before = _resumable(found["settings"], found.get("retain_earlier", 0))
-    if changed := first_change(before, _resumable(settings, retain_earlier)):
+    defaults = _resumable([task.defaults for task in tasks], 0)
+    if changed := first_change(before, _resumable(settings, retain_earlier), defaults):
         raise UserError(
             f"{folder} holds a sequence with other tasks or settings ({changed}): --resume needs the same ones; "
             "--train.output_dir runs/OTHER starts a new one."

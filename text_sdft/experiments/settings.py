@@ -41,9 +41,15 @@ def resumable(settings: Settings) -> Settings:
     return kept
 
 
-def first_change(before: Settings, now: Settings) -> str | None:
-    """``KEY OLD, not NEW`` of the first key, in the order of the alphabet, whose value is another; None where none is."""
+def first_change(before: Settings, now: Settings, defaults: Settings) -> str | None:
+    """``KEY OLD, not NEW`` of the first key, in the order of the alphabet, whose value is another; None where none is.
+
+    Args:
+        defaults: what a key that is missing stands for: settings leave out some defaults, and an older version did not know
+            those that have been added since.
+    """
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            return f"{key} {before.get(key)}, not {now.get(key)}"
+        old, new = (settings.get(key, defaults.get(key)) for settings in (before, now))
+        if old != new:
+            return f"{key} {old}, not {new}"
     return None
