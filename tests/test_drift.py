@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import PhiConfig, PhiForCausalLM
 
 from tests.tiny_text import tiny_text_model
+from tests.toy import EOS, VOCABULARY, ToyAdapter, toy_args, toy_rows
 from text_sdft import TextAdapter
 from text_sdft.core import Example, SDFTConfig, SDFTTrainer
 from text_sdft.experiments.drift import MOST, drift, general, remember
@@ -55,6 +57,17 @@ def test_kl_and_perplexity_are_those_of_a_direct_computation():
 def test_an_untrained_model_has_not_moved(bf16):
     made = trainer(bf16=bf16)
     assert drift(made, remember(made, EXAMPLES, batch_size=2))["kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_bias_of_the_output_layer_is_that_of_the_start(tmp_path):
+    """(Phi has one.) Training changes it in place, as it does the weights."""
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = PhiForCausalLM(PhiConfig(vocab_size=VOCABULARY, **size, bos_token_id=None, eos_token_id=EOS)).eval()
+    trainer = SDFTTrainer(model, toy_args(tmp_path), adapter=ToyAdapter(), train_dataset=toy_rows(4))
+    start = remember(trainer, trainer.queries, 4)
+    with torch.no_grad():
+        model.lm_head.bias[5] += 3.0
+    assert drift(trainer, start)["kl"] > 0.01
 
 
 def test_general_prompts_are_those_of_prior_skills():

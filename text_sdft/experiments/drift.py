@@ -68,7 +68,8 @@ def remember(trainer: SDFTTrainer, examples: Sequence[Example], batch_size: int)
         batches.append((batch, ids, _states(trainer, batch, ids).cpu()))
     with gathered(trainer.module):
         head = frozen_head(trainer.module, 1.0)
-    return Start(batches, replace(head, weight_VH=head.weight_VH.clone()))  # training changes the weights in place
+    bias_V = None if head.bias_V is None else head.bias_V.clone()  # training changes both in place
+    return Start(batches, replace(head, weight_VH=head.weight_VH.clone(), bias_V=bias_V))
 
 
 @torch.no_grad()
