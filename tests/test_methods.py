@@ -14,7 +14,7 @@ from tests.toy import EOS, ToyAdapter, toy_args, toy_model, toy_rows
 from text_sdft import TextAdapter
 from text_sdft.core import Example, ModelInputs, SDFTTrainer, TransformersSampler, UserError, default_lora
 from text_sdft.core.rollout import Rollout
-from text_sdft.experiments.method_trainer import MethodTrainer
+from text_sdft.experiments.method_trainer import Answer, MethodTrainer
 from text_sdft.experiments.methods import METHODS, Unsupported, find_method
 from vlm_sdft import DemoSet, ImageAdapter
 from vlm_sdft.zoo import resolve_data
@@ -364,6 +364,17 @@ def test_fresh_answers_are_the_starting_teachers_in_the_context_of_the_step(tmp_
                 answers.setdefault(name, set()).add(tuple(answer.tolist()))
     assert len(drawn) == 3 and max(map(len, answers.values())) > 1, "other answers in other steps"
     assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_a_micro_batch_of_cut_answers_reaches_every_weight(tmp_path):
+    """Data parallelism waits for the gradient of each one, the output layer's too."""
+    model = toy_model(tied=False)
+    trainer = trainer_of("sft_teacher", tmp_path, rows(2), model=model, mask_truncated_completions=True)
+    trainer.answers = {query.id: Answer(torch.tensor([3, 4]), finished=False) for query in trainer.queries}
+    loss, _, _ = step_of(trainer)
+    loss.backward()
+    assert float(loss) == 0
+    assert all(p.grad is not None and not p.grad.any() for p in trainer.module.parameters())
 
 
 def test_a_resumed_run_reads_the_stored_answers(tmp_path):

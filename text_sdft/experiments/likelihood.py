@@ -41,8 +41,11 @@ def likelihood_loss(
         return cross_entropy(head.logits(states_CH), ids_C, reduction="none")
 
     chunks = settings.chunks(len(ids_N), len(head.weight_VH), student_NH.device.type)
-    parts = [checkpoint(chunk_loss, student_NH[chunk], ids_N[chunk], use_reentrant=False) for chunk in chunks]
-    loss_N = torch.cat(parts) if parts else student_NH.sum(-1)
+    # Without any token too, the loss hangs on every weight: data parallelism waits for the gradient of each.
+    parts = [
+        checkpoint(chunk_loss, student_NH[chunk], ids_N[chunk], use_reentrant=False) for chunk in chunks or [slice(0, 0)]
+    ]
+    loss_N = torch.cat(parts)
     if dynamic:
         loss_N = (-loss_N.detach()).exp() * loss_N
     return (weight_N.to(loss_N) * loss_N).sum(), loss_N.detach()
