@@ -55,6 +55,18 @@ def test_a_given_template_is_used_for_every_row():
         TextAdapter(teacher_prompt_template="quotd")
 
 
+def test_a_template_without_a_place_for_answers_leaves_the_known_answer_to_the_papers():
+    """(The probe asks for rung 5 of each row with a reference.)"""
+    row = {"prompt": "q?", "privileged_context": "document", "reference": "right"}
+    for template in ("context", "{privileged_context}\n{question}"):
+        adapter = TextAdapter(teacher_prompt_template=template)
+        [example] = adapter.examples([row])
+        [turn] = adapter.teacher_messages(example, TeacherContext(rung=5))
+        assert "right" in turn["content"] and "document" not in turn["content"]
+        [turn] = adapter.teacher_messages(example, TeacherContext())
+        assert "document" in turn["content"] and "right" not in turn["content"]
+
+
 def test_a_whole_teacher_prompt_replaces_the_template_and_shows_no_demonstrations():
     adapter = TextAdapter()
     row = {**ROW, "teacher_prompt": "Bob did it. Who?"}

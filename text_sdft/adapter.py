@@ -25,7 +25,7 @@ from text_sdft.core import (
     UserError,
 )
 from text_sdft.core.data import first_line
-from text_sdft.templates import check_template, render
+from text_sdft.templates import check_template, render, shows_demonstrations
 
 
 @dataclass
@@ -163,7 +163,8 @@ class TextAdapter:
             return self.student_messages(example)
         shown = self.demonstrations(example, context)
         if rung == 5:
-            return render(example.messages, shown, None, self._template or "paper")
+            own = self._template is not None and shows_demonstrations(self._template)
+            return render(example.messages, shown, None, str(self._template) if own else "paper")
         if example.meta.get("teacher_messages"):
             return list(example.meta["teacher_messages"])
         template = self._template

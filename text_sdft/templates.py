@@ -102,8 +102,14 @@ def render(
     return [*system, *history, _message(last, parts)]
 
 
+def shows_demonstrations(template: str) -> bool:
+    """Whether a template has a place for demonstrations or their answers."""
+    quoted = TEMPLATES.get(template, template)
+    return template == "turns" or "{demonstrations}" in quoted or "{answers}" in quoted
+
+
 def _check_shown(template: str, demonstrations: Sequence[Demonstration], privileged_context: Any) -> None:
-    if demonstrations and "{demonstrations}" not in template and "{answers}" not in template:
+    if demonstrations and not shows_demonstrations(template):
         raise UserError(f"Template {template!r} shows no demonstrations, but there are some: add {{demonstrations}}.")
     if privileged_context and "{privileged_context}" not in template:
         raise UserError(f"Template {template!r} shows no privileged context, but there is one: add {{privileged_context}}.")
