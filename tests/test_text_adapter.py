@@ -67,6 +67,17 @@ def test_a_template_without_a_place_for_answers_leaves_the_known_answer_to_the_p
         assert "document" in turn["content"] and "right" not in turn["content"]
 
 
+def test_an_experts_answer_beside_other_questions_is_not_mixed_with_theirs():
+    adapter = TextAdapter()
+    row = {"prompt": "q?", "golden_response": "gold", "demonstrations": [{"prompt": "p1?", "answer": "a1"}]}
+    [example] = adapter.examples([row])
+    question, answer, last = adapter.teacher_messages(example, TeacherContext())
+    assert (question["content"], answer["content"]) == ("p1?", "a1")
+    assert "gold" in last["content"] and "a1" not in last["content"]
+    [last] = adapter.teacher_messages(example, TeacherContext(max_demonstrations=1))
+    assert "gold" in last["content"]
+
+
 def test_a_whole_teacher_prompt_replaces_the_template_and_shows_no_demonstrations():
     adapter = TextAdapter()
     row = {**ROW, "teacher_prompt": "Bob did it. Who?"}

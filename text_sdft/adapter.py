@@ -167,11 +167,15 @@ class TextAdapter:
             return render(example.messages, shown, None, str(self._template) if own else "paper")
         if example.meta.get("teacher_messages"):
             return list(example.meta["teacher_messages"])
-        template = self._template
-        if template is None:
+        query, template = example.messages, self._template
+        if template is None and (golden := example.meta.get("golden")):
+            # The paper's template calls all that it quotes answers to this question: others stand before it as turns.
+            others, shown = shown[:-golden], shown[-golden:]
+            query, template = render(query, others), "paper"
+        elif template is None:
             quoted = isinstance(example.privileged_context, str) and not shown
-            template = "paper" if example.meta.get("golden") else "context" if quoted else "turns"
-        return render(example.messages, shown, example.privileged_context, template)
+            template = "context" if quoted else "turns"
+        return render(query, shown, example.privileged_context, template)
 
     def rungs(self, example: Example) -> tuple[int, ...]:
         """Nothing, the row's own context, and, where an expert's answer is known, that answer alone."""

@@ -103,7 +103,7 @@ def to_example(row: Any, number: int, system_prompt: str | None = None) -> Examp
         retain=_flag(row.get("retain"), number),
         meta={
             "teacher_messages": None if not teacher_prompt else messages_of(teacher_prompt, "teacher_prompt", number),
-            "golden": bool(answers),
+            "golden": len(answers),  # the last of the demonstrations
         },
     )
 
