@@ -78,6 +78,17 @@ def test_an_experts_answer_beside_other_questions_is_not_mixed_with_theirs():
     assert "gold" in last["content"]
 
 
+def test_the_system_prompt_stands_before_a_whole_teacher_prompt_too():
+    adapter = TextAdapter(system_prompt="Be brief.")
+    own = [{"role": "system", "content": "Own."}, {"role": "user", "content": "help q?"}]
+    first, second = adapter.examples(
+        [{"prompt": "q?", "teacher_prompt": "help q?"}, {"prompt": "q?", "teacher_prompt": own}]
+    )
+    system = {"role": "system", "content": "Be brief."}
+    assert adapter.student_messages(first)[0] == adapter.teacher_messages(first, TeacherContext())[0] == system
+    assert adapter.teacher_messages(second, TeacherContext()) == own
+
+
 def test_a_whole_teacher_prompt_replaces_the_template_and_shows_no_demonstrations():
     adapter = TextAdapter()
     row = {**ROW, "teacher_prompt": "Bob did it. Who?"}

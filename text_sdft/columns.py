@@ -78,9 +78,7 @@ def to_example(row: Any, number: int, system_prompt: str | None = None) -> Examp
     if not isinstance(row, Mapping):
         raise UserError(f"Row {number} is a {type(row).__name__}; it must be a mapping with the column 'prompt'.")
     _check_names(row, number)
-    messages = messages_of(row.get("prompt"), "prompt", number)
-    if system_prompt and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": system_prompt}, *messages]
+    messages = _with_system(messages_of(row.get("prompt"), "prompt", number), system_prompt)
     golden = row.get("golden_response")
     answers = [golden] if isinstance(golden, str) else golden or []
     if not isinstance(answers, list) or not all(isinstance(answer, str) and answer for answer in answers):
@@ -102,7 +100,9 @@ def to_example(row: Any, number: int, system_prompt: str | None = None) -> Examp
         reference=None if reference is None else str(reference),
         retain=_flag(row.get("retain"), number),
         meta={
-            "teacher_messages": None if not teacher_prompt else messages_of(teacher_prompt, "teacher_prompt", number),
+            "teacher_messages": _with_system(messages_of(teacher_prompt, "teacher_prompt", number), system_prompt)
+            if teacher_prompt
+            else None,
             "golden": len(answers),  # the last of the demonstrations
         },
     )
@@ -147,6 +147,13 @@ def messages_of(given: Any, column: str, number: int) -> Conversation:
         given = None
     state = "is missing or empty" if not given else f"is a {type(given).__name__}"
     raise UserError(f"Row {number}: '{column}' {state}; give a string, or messages with role and content.")
+
+
+def _with_system(messages: Conversation, system_prompt: str | None) -> Conversation:
+    """The messages after the system prompt, where there is one and they have none of their own."""
+    if not system_prompt or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": system_prompt}, *messages]
 
 
 def _context(given: Any, number: int) -> str | Conversation | None:
