@@ -11,12 +11,13 @@ import pytest
 import torch
 from peft import LoraConfig
 from PIL import Image
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.test_families import family_name, loaded  # noqa: F401  # family_name is a fixture
 from tests.tiny_text import tiny_text_model
 from text_sdft import SDFTConfig, SDFTTrainer, TextAdapter
 from text_sdft.core import ModelInputs, Rollout, TransformersSampler
-from text_sdft.experiments.cost import step_cost
+from text_sdft.experiments.cost import memory, step_cost
 from vlm_sdft import DemoSet, ImageAdapter
 
 ROWS = [
@@ -116,6 +117,14 @@ def test_bf16_is_near_fp32_on_the_same_completions_and_the_weights_stay_fp32(tmp
     plain, half = results
     assert half[0] == pytest.approx(plain[0], rel=0.05) and half[0] != plain[0]
     assert all(weight.dtype == torch.float32 for weight in half[1].values())
+
+
+def test_memory_is_estimated_where_a_config_names_no_width_of_its_mlp(tmp_path: Path):
+    """(GPT-2's and OPT's do not.)"""
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=50, bos_token_id=None, eos_token_id=1))
+    config = SDFTConfig(str(tmp_path), max_completion_length=4, use_cpu=True)
+    found = memory(config, model, torch.device("cpu"), rows=2, student_tokens=6, teacher_tokens=9)
+    assert found["activations"] == 2 * (16 * 32 + 3 * 4 * 32) * 2 * (6 + 4) * 4
 
 
 def test_a_previews_micro_batches_run_in_the_runs_precision(tmp_path: Path):
