@@ -311,6 +311,16 @@ def test_preview_shows_the_answer_that_is_learnt(config, tmp_path, capsys):
     assert "answer (2 tokens)\nx<|im_end|>" in capsys.readouterr().out
 
 
+def test_a_step_of_a_method_that_learns_from_stored_answers_is_measured(config, tmp_path, capsys):
+    command = ["preview", config, "--measure", "--train.output_dir", str(tmp_path / "run")]
+    for method in ("sft_teacher", "offline"):
+        assert main([*command, "--method", method]) == 0
+        assert "s a step" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "answers.jsonl").exists(), "a preview leaves nothing that a run could take for its own"
+    assert main([*command, "--method", "icl"]) == 2
+    assert "'icl' trains nothing" in capsys.readouterr().err
+
+
 def test_train_takes_a_method_and_measures_it(config, tmp_path, capsys):
     assert main(["train", config, "--method", "sft", "--train.output_dir", str(tmp_path / "run")]) == 0
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["method"] == "sft"

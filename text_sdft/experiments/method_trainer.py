@@ -215,29 +215,34 @@ class MethodTrainer(SDFTTrainer):
         """
         file = Path(str(self.args.output_dir)) / ANSWERS_FILE
         if not (resume and file.exists()):
-            records = self._sampled_answers()
+            records = self._sampled_answers(self.queries)
             if self.is_world_process_zero():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
             self.accelerator.wait_for_everyone()
         records = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-        self.answers = {r["id"]: Answer(torch.tensor(r["ids"]), r["finished"], r["seed"]) for r in records}
+        self.answers = _answers(records)
         if self.args.masks_truncated and not any(answer.finished for answer in self.answers.values()):
             raise UserError(
                 f"The teacher ended none of its answers within {self.args.max_completion_length} tokens, and cut ones are "
                 "left out: nothing would be learnt. Raise max_completion_length, or set mask_truncated_completions: false."
             )
 
-    def _sampled_answers(self) -> list[dict[str, Any]]:
-        mine = self.queries[self.args.process_index :: self.args.world_size]
+    def answer_some(self, queries: Sequence[Example]) -> None:
+        """Where the method stores the teacher's answers: those to these queries, for steps that are only measured."""
+        if self.method.completions == "teacher" and not self.method.fresh:
+            self.answers |= _answers(self._sampled_answers(queries))
+
+    def _sampled_answers(self, queries: Sequence[Example]) -> list[dict[str, Any]]:
+        mine = queries[self.args.process_index :: self.args.world_size]
         size = self.args.per_device_train_batch_size
         records: list[dict[str, Any]] = []
         quiet = bool(self.args.disable_tqdm) or not self.is_world_process_zero()
         with self.start_teacher.applied():
             for start in track(range(0, len(mine), size), "the teacher's answers", transient=True, disable=quiet):
-                queries = mine[start : start + size]
-                seeds = [draw_seed(self.args.seed, "the teacher's answer", query.id) for query in queries]
-                for query, answer in zip(queries, self._teacher_answers(queries, seeds), strict=True):
+                batch = list(mine[start : start + size])
+                seeds = [draw_seed(self.args.seed, "the teacher's answer", query.id) for query in batch]
+                for query, answer in zip(batch, self._teacher_answers(batch, seeds), strict=True):
                     told = {"answer": self.adapter.decode(answer.ids), "ids": answer.ids.tolist()}
                     records.append({"id": query.id, **told, "finished": answer.finished, "seed": answer.seed})
         return gather_object(records) if self.args.world_size > 1 else records
@@ -284,6 +289,11 @@ class _Rounds(IndexSampler[int]):
 
     def __len__(self) -> int:
         return self.count
+
+
+def _answers(records: Sequence[dict[str, Any]]) -> dict[str, Answer]:
+    """Stored answers by their query's id."""
+    return {r["id"]: Answer(torch.tensor(r["ids"]), r["finished"], r["seed"]) for r in records}
 
 
 def _settings(method: Method, args: SDFTConfig) -> SDFTConfig:

@@ -16,9 +16,10 @@ from text_sdft.core.views import encode_student, encode_teacher
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.cost import memory, step_cost
 from text_sdft.experiments.method_trainer import MethodTrainer
-from text_sdft.experiments.run import make_trainer
+from text_sdft.experiments.run import check_trains, make_trainer
 
-SHOWN, COUNTED = 3, 64
+#: Queries that are shown, and whose tokens are counted; micro-batches that are run where a step is measured.
+SHOWN, COUNTED, MEASURED = 3, 64, 3
 
 
 def preview(experiment: Experiment, measure: bool = False) -> dict[str, Any]:
@@ -34,6 +35,8 @@ def preview(experiment: Experiment, measure: bool = False) -> dict[str, Any]:
     Raises:
         UserError: as `run_training`.
     """
+    if measure:
+        check_trains(experiment)
     trainer = make_trainer(experiment)
     adapter, limit = trainer.adapter, trainer.prompt_limit
     queries = [*trainer.queries[:COUNTED]]
@@ -54,7 +57,9 @@ def preview(experiment: Experiment, measure: bool = False) -> dict[str, Any]:
         inputs = encode_student(adapter, [example], limit)
         text = {"text": _text(trainer, inputs, 0), "tokens": inputs.lengths[0]}
         shown.append({"id": example.id, "set": "retain", "student": text, "images": _images(adapter, example, folder)})
-    step = step_cost(trainer) if measure else None
+    if measure:
+        trainer.answer_some(trainer.queries[: MEASURED * trainer.args.per_device_train_batch_size])
+    step = step_cost(trainer, warm=MEASURED - 1) if measure else None
     return {
         "step": step,
         "examples": shown,

@@ -66,8 +66,7 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
             cannot work.
         NotWorthTraining: the short probe's verdict is not to train; nothing was written.
     """
-    if not find_method(experiment.method).trains:
-        raise UserError(f"The method '{experiment.method}' trains nothing; `vlm-sdft compare` measures it.")
+    check_trains(experiment)
     folder = Path(str(experiment.args.output_dir))
     results = _stored(folder, experiment, resume)
     if "after" in results:
@@ -166,6 +165,12 @@ def run_evaluation(experiment: Experiment, folder: Path, samples: int = 0, skill
         before = prior_skills(start, skills, settings.batch_size, settings.max_examples)
         write_json(folder / "skills.json", {"before": before, "after": after})
     return scores
+
+
+def check_trains(experiment: Experiment) -> None:
+    """Raise `UserError` where the experiment's method trains nothing."""
+    if not find_method(experiment.method).trains:
+        raise UserError(f"The method '{experiment.method}' trains nothing; `vlm-sdft compare` measures it.")
 
 
 def make_trainer(experiment: Experiment, full_batches: bool = False) -> MethodTrainer:
