@@ -424,6 +424,23 @@ def test_sdft_is_the_trainer_itself(tmp_path):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize(
+    ("method", "reads"), [("sft", False), ("sft_reinvoke", False), ("sft_teacher", True), ("sft_teacher/fresh", True)]
+)
+def test_teacher_prompts_are_checked_before_training_where_a_teacher_reads_or_answers_them(tmp_path, method, reads, caplog):
+    data = rows(4, retained=2)
+    data[0]["context"] = [[5] * 90, [6] * 90]
+    trainer_of(method, tmp_path, data).check_prompts()
+    assert ("1 demonstrations left out" in caplog.text) == reads
+    data[2]["context"] = [[5] * 130]
+    trainer = trainer_of(method, tmp_path, data)
+    if reads:
+        with pytest.raises(UserError, match="prompt of 'q2' has"):
+            trainer.check_prompts()
+    else:
+        trainer.check_prompts()
+
+
 @pytest.mark.parametrize("method", ["base", "icl"])
 def test_what_trains_nothing_says_so(tmp_path, method):
     with pytest.raises(UserError, match="trains nothing"):

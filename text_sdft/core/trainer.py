@@ -238,6 +238,11 @@ class SDFTTrainer(CheckpointedTrainer):
         """Who reads the queries' completions with demonstrations in context; None: their likelihood is the loss."""
         return self.teacher
 
+    @property
+    def shows_context(self) -> bool:
+        """Whether the queries' teacher prompts are read at all, to score completions or to answer."""
+        return True
+
     def complete(self, inputs: ModelInputs, examples: list[Example], seeds: list[int]) -> Rollout:
         """The completions that a step learns from: the student's own.
 
@@ -338,7 +343,7 @@ class SDFTTrainer(CheckpointedTrainer):
         with gathered(self.module):  # retrieval may embed images with the model
             for example in self.queries:
                 encode_student(self.adapter, [example], self.prompt_limit)
-                if self.query_teacher is not None:
+                if self.shows_context:
                     context = TeacherContext(draw_seed(self.args.seed, 0, example.id, 0))
                     dropped += encode_teacher(self.adapter, [example], [context], self.prompt_limit)[1]
             for example in self.retained:

@@ -138,6 +138,11 @@ class MethodTrainer(SDFTTrainer):
             return self.teacher
         return self.start_teacher if self._reinvoking else None
 
+    @property
+    def shows_context(self) -> bool:
+        """To a teacher that reads the queries' completions or answers them; the re-invocation reads retention prompts."""
+        return self.method.loss == "divergence" or self.method.completions == "teacher"
+
     def complete(self, inputs: ModelInputs, examples: list[Example], seeds: list[int]) -> Rollout:
         """Given answers for the queries where the method has them; all other completions are the student's own."""
         given = self.method.completions != "student" and not self._reinvoking
