@@ -332,6 +332,26 @@ def test_train_takes_a_method_and_measures_it(config, tmp_path, capsys):
     assert "needs training rows with a privileged_context" in capsys.readouterr().err
 
 
+def test_the_papers_medical_rows_are_compared(tmp_path):
+    """Held-out training rows have a response to show and no right answer: nothing can be chosen by them."""
+    trained = [{"Question": f"What helps {i}?", "Complex_CoT": "Hm.", "Response": f"Rest {i}."} for i in range(12)]
+    tested = [{"Open-ended Verifiable Question": f"What {i}?", "Ground-True Answer": f"Rest {i}"} for i in range(6)]
+    for name, rows in (("train", trained), ("test", tested)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["compare", "--model", save_tiny_text_model(tmp_path / "llama"), "--adapter", "medical", "--seeds", "1"]
+    command += ["--data", str(tmp_path / "train.jsonl"), "--data.test", str(tmp_path / "test.jsonl"), "--methods", "icl"]
+    command += [
+        "--train.max_completion_length",
+        "4",
+        "--train.use_cpu",
+        "true",
+        "--train.output_dir",
+        str(tmp_path / "run"),
+    ]
+    assert main(command) == 0
+    assert "a fixed third of each set" in table(tmp_path / "run")["plan"]["validation"]
+
+
 # ---- its parts ----
 
 

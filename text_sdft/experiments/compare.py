@@ -73,30 +73,28 @@ def compare(
 def split_sets(sets: Sets) -> tuple[Sets, Sets, str]:
     """Validation rows and test rows of each set, and a sentence on where they come from.
 
-    The set "validation" stands for "new" where the data has it. Of all others a third, always the same one, is held out of
-    the test for choosing the learning rate.
+    The set "validation" stands for "new" where the data has one with references. Of all others a third, always the same, is
+    held out of the test for choosing the learning rate.
 
     Raises:
         UserError: there are too few rows of "new" to measure on.
     """
-    own = sets.get(VALIDATION)
+    measured = {name: [e for e in examples if e.reference is not None] for name, examples in sets.items()}
+    own = measured.pop(VALIDATION, [])
     validation, test = {}, {}
-    for name, examples in sets.items():
-        known = [example for example in examples if example.reference is not None]
-        if name == VALIDATION:
-            continue
-        held = set(random.Random(0).sample(range(len(known)), len(known) // 3)) if name != NEW or own is None else set()
+    for name, known in measured.items():
+        held = set(random.Random(0).sample(range(len(known)), len(known) // 3)) if name != NEW or not own else set()
         validation[name] = [example for i, example in enumerate(known) if i in held]
         test[name] = [example for i, example in enumerate(known) if i not in held]
-    if own is not None:
-        validation[NEW] = list(own)
+    if own:
+        validation[NEW] = own
     if not validation.get(NEW) or not test.get(NEW):
         raise UserError(
             "compare measures on the set 'new', a third of which chooses learning rates: it needs at least 3 rows with a "
             "reference (data.test, or test/<type>/*)."
         )
     counts = "; ".join(f"{name}: {len(validation[name])} and {len(test[name])}" for name in test)
-    origin = "a fixed third of each set" if own is None else "the set validation, and on a fixed third of each set but new"
+    origin = "a fixed third of each set" if not own else "the set validation, and on a fixed third of each set but new"
     how = (
         f"Learning rates were chosen on {origin}; the test has the other rows (rows to choose by and tested on: {counts})."
     )
