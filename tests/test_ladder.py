@@ -123,10 +123,11 @@ def test_a_step_in_which_nothing_is_left_to_learn_moves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "grows"), [("sdft", True), ("sdft/reverse", True), ("sdft/no_retain/live", True), ("sft", False)]
+    ("method", "grows"),
+    [("sdft", True), ("sdft/reverse", True), ("sdft/no_retain/live", True), ("sft", False), ("offline", False)],
 )
-def test_every_variant_of_sdft_has_it(tmp_path, method, grows):
-    """(Other methods' teachers answer once, or there is none.)"""
+def test_every_variant_of_sdft_has_it(tmp_path, caplog, method, grows):
+    """(Other methods' teachers answer once, or there is none: they say so.)"""
     options = json.dumps({"n_types": 2, "n_unlabelled": 1, "n_test": 2, "n_retain": 1, "n_old": 1})
     args = ["--model", "builtin:tiny-qwen3-vl", "--data", "builtin:novel-objects", "--data.options", options]
     args += ["--data.cache", str(tmp_path), "--demonstrations.policy", "ladder", "--method", method]
@@ -134,6 +135,7 @@ def test_every_variant_of_sdft_has_it(tmp_path, method, grows):
     made = make_trainer(read_experiment("train", [*args, "--train.logging_steps", "1", "--train.disable_tqdm", "true"]))
     made.train()
     assert made.method.name == method and ("ladder/mean_rung" in (tmp_path / "metrics.jsonl").read_text()) == grows
+    assert (f"demonstrations.policy ladder changes nothing for the method '{method}'" in caplog.text) == (not grows)
 
 
 def test_the_config_chooses_it(tmp_path, monkeypatch):

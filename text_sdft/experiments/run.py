@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from peft import PeftModel
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.utils import logging
 
 from text_sdft.core import Example, Model, SDFTConfig, SDFTTrainer, UserError
 from text_sdft.core.callbacks import append_jsonl
@@ -37,6 +38,7 @@ from text_sdft.experiments.settings import first_change, resumable
 from text_sdft.experiments.skills import prior_skills
 from text_sdft.experiments.verdict import Verdict
 
+logger = logging.get_logger(__name__)
 LIBRARIES = ("vlm-sdft", "torch", "transformers", "peft", "accelerate", "datasets")
 Results = dict[str, Any]
 
@@ -191,8 +193,13 @@ def make_trainer(experiment: Experiment, full_batches: bool = False) -> MethodTr
     if args.metric_for_best_model == "accuracy":
         args.metric_for_best_model = "new_accuracy"
     model = experiment.model if experiment.start is None else experiment.start
-    own = find_method(experiment.method).completions == "student"  # SDFT and its variants
-    ladder = own and getattr(experiment.adapter, "policy", None) == "ladder"
+    method, wanted = find_method(experiment.method), getattr(experiment.adapter, "policy", None) == "ladder"
+    ladder = wanted and method.completions == "student"  # SDFT and its variants
+    if wanted and method.trains and not ladder:
+        logger.warning_once(
+            f"demonstrations.policy ladder changes nothing for the method '{method.name}': only sdft has hints that grow. "
+            "A teacher, where it has one, is shown what demonstrations.rung says."
+        )
     return (LadderTrainer if ladder else MethodTrainer)(
         model,
         args,
