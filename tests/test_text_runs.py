@@ -81,6 +81,21 @@ def test_test_rows_that_show_the_teacher_nothing_are_no_verdict_on_it(tmp_path, 
     assert "No probe before training: in every test row" in caplog.text
 
 
+def test_the_teacher_is_measured_on_the_rows_that_show_it_something(tmp_path, caplog):
+    """On all others it would be the student: its accuracy would be diluted."""
+    shown = [{"prompt": f"q{i}?", "privileged_context": f"Say {i}.", "reference": str(i)} for i in range(2)]
+    bare = [{"prompt": f"t{i}?", "reference": str(i)} for i in range(3)]
+    argv = ["train", "--force", "--adapter", "text", "--model", save_tiny_text_model(tmp_path / "llama")]
+    argv += ["--data", jsonl(tmp_path / "rows.jsonl", shown), "--data.test", jsonl(tmp_path / "test.jsonl", shown + bare)]
+    argv += ["--train.max_steps", "1", "--train.max_completion_length", "4", "--train.use_cpu", "true"]
+    assert main([*argv, "--train.output_dir", str(tmp_path / "run")]) == 0
+    for phase in measured(tmp_path / "run"):
+        assert {name: score["n"] for name, score in phase.items()} == {"new": 5, "teacher": 2}
+    answers = [a for a in read(tmp_path / "run" / "samples.jsonl") if a.get("view") == "teacher"]
+    assert {a["prompt"] for a in answers} == {"q0?", "q1?"}
+    assert caplog.text.count("The teacher is measured on 2 of the 5 rows of 'new' alone") == 1
+
+
 def test_accuracies_while_training_need_something_to_measure(tmp_path, capsys):
     """What `eval_strategy` asks of training is no matter of the commands that only measure."""
     rows = [{"prompt": "Hello?", "privileged_context": "Be kind.", "reference": "Hi."}] * 2

@@ -11,11 +11,13 @@ from typing import Any
 
 from rich.progress import track
 from scipy import stats
+from transformers.utils import logging
 
 from text_sdft.core import Example, Message, SDFTTrainer, TeacherContext, answer
 from text_sdft.core.rollout import draw_seed
 from text_sdft.core.sharding import gathered
 
+logger = logging.get_logger(__name__)
 #: Sets that training or the choice of settings is about: everything else that is measured is a prior skill.
 TASK = ("new", "validation", "ood")
 
@@ -85,8 +87,8 @@ def evaluate(
 
     Args:
         sets: examples by name.
-        teacher: also answer the set ``new`` in the teacher's view, with the model as it is now; left out where that is the
-            student's for every row.
+        teacher: also answer the set ``new`` in the teacher's view, with the model as it is now: those of its rows for which
+            that is not the student's.
         phase: what this measurement is called in the records; ``"before"`` also keeps what the teacher saw.
 
     Returns:
@@ -95,11 +97,11 @@ def evaluate(
     """
     results: dict[str, dict[str, float]] = {}
     records: list[dict[str, Any]] = []
-    jobs = [(name, name, False) for name in sets]
-    if teacher and with_teacher(trainer, [e for e in sets.get("new", ()) if e.reference is not None]):
-        jobs.append(("teacher", "new", True))
-    for result, name, in_context in jobs:
-        examples = [example for example in sets[name] if example.reference is not None]
+    known = {name: [e for e in examples if e.reference is not None] for name, examples in sets.items()}
+    jobs = [(name, name, examples, False) for name, examples in known.items()]
+    if teacher:
+        jobs.append(("teacher", "new", _with_teacher_alone(trainer, known.get("new", [])), True))
+    for result, name, examples, in_context in jobs:
         scored = list(_answers(trainer, examples, in_context, batch_size, f"{phase}: {result}"))
         if not scored:
             continue
@@ -119,6 +121,17 @@ def evaluate(
             for example, text, score in scored
         ]
     return results, records
+
+
+def _with_teacher_alone(trainer: SDFTTrainer, examples: Sequence[Example]) -> list[Example]:
+    """As `with_teacher`; says so where there are others."""
+    kept = with_teacher(trainer, examples)
+    if 0 < len(kept) < len(examples):
+        logger.warning_once(
+            f"The teacher is measured on {len(kept)} of the {len(examples)} rows of 'new' alone: in the others it sees "
+            "what the student sees."
+        )
+    return kept
 
 
 def _answers(
