@@ -9,7 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests.task_rows import ADAPTERS, GOLDS, ROWS, call, medical_test, science_test, tool_use, written
-from text_sdft import UserError
+from tests.tiny_text import tiny_text_model
+from tests.toy import toy_args
+from text_sdft import SDFTTrainer, UserError
+from text_sdft.experiments.scores import evaluate
 from text_sdft.tasks.answers import quantities, same, states, tagged
 from text_sdft.tasks.calls import parse_calls, parse_gold, right
 from text_sdft.tasks.judges import EndpointJudge, ExactJudge
@@ -229,7 +232,7 @@ def endpoint():
             text = body["messages"][0]["content"]
             reference = text.partition("Correct answer:\n")[2].partition("\n\n")[0]
             said = text.partition("Answer to judge:\n")[2].partition("\n\n")[0]
-            verdict = "perhaps" if said == "unclear" else "Yes." if reference in said else "No."
+            verdict = "perhaps" if "unclear" in (said, reference) else "Yes." if reference in said else "No."
             self._reply({"choices": [{"message": {"content": f"<think>yes or no?</think>{verdict}"}}]})
 
         def _reply(self, content):
@@ -258,8 +261,23 @@ def test_an_endpoint_judges(endpoint, monkeypatch):
     assert judge("What?", "Rest", "Surgery.") == 0.0
     path, key, body = seen[0]
     assert (path, key, body["model"], body["temperature"]) == ("/v1/chat/completions", "Bearer secret", "judge-1", 0)
-    with pytest.raises(UserError, match="neither yes nor no"):
-        judge("What?", "Rest", "unclear")
+    assert judge("What?", "Rest", "unclear") == 0.0
+
+
+def test_an_answer_that_a_judge_cannot_judge_counts_as_wrong_and_is_told(endpoint, tmp_path, caplog):
+    """One odd reply among a thousand must not end an evaluation."""
+    url, *_ = endpoint
+    model, tokenizer = tiny_text_model()
+    adapter = ADAPTERS["medical"](judge=EndpointJudge(url, "judge-1"))
+    trainer = SDFTTrainer(model, toy_args(tmp_path), adapter=adapter, processing_class=tokenizer)
+    rows = medical_test()
+    examples = adapter.examples([{**row, "Ground-True Answer": "unclear"} for row in rows[:2]] + rows[2:])
+    scores, _ = evaluate(trainer, {"new": examples}, False, 4, "before")
+    assert scores["new"]["n"] == 4 and scores["new"]["accuracy"] == 0
+    assert caplog.text.count("said neither yes nor no to 2 answers") == 1 and "perhaps" in caplog.text
+    caplog.clear()
+    evaluate(trainer, {"new": examples[2:]}, False, 4, "after")
+    assert "neither yes nor no" not in caplog.text
 
 
 def test_a_busy_endpoint_is_asked_again(endpoint):

@@ -19,7 +19,7 @@ from text_sdft.core import RUNGS, Example, SDFTTrainer, TeacherContext, UserErro
 from text_sdft.core.rollout import draw_seed
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.measure import answers, mean_tokens, plain, positions, right_answers, score_all
-from text_sdft.experiments.scores import Accuracy, contexts_for, sample, with_teacher
+from text_sdft.experiments.scores import Accuracy, contexts_for, sample, tell_scoring_notes, with_teacher
 from text_sdft.experiments.verdict import SHARE, Evidence, Gap, Verdict, paired_gap, verdict
 
 logger = logging.get_logger(__name__)
@@ -193,6 +193,7 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
     }
     places = positions(adapter, examples, run.contexts, [text or "" for text in run.texts["teacher"]])
     found = _evidence(run, rivals, variants, places)
+    tell_scoring_notes(adapter)
     return {
         "accuracy": {name: asdict(run.accuracy(name)) for name in run.scores},
         "gap": asdict(found.gap),

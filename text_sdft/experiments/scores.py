@@ -120,7 +120,14 @@ def evaluate(
             }
             for example, text, score in scored
         ]
+    tell_scoring_notes(trainer.adapter)
     return results, records
+
+
+def tell_scoring_notes(adapter: Any) -> None:
+    """Log what the adapter has to say of the scores that it gave."""
+    for note in adapter.scoring_notes() if hasattr(adapter, "scoring_notes") else ():
+        logger.warning(note)
 
 
 def _with_teacher_alone(trainer: SDFTTrainer, examples: Sequence[Example]) -> list[Example]:

@@ -8,7 +8,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from text_sdft.core import UserError
@@ -52,6 +52,7 @@ class EndpointJudge:
         key_variable: the environment variable that holds the key; unset or empty, none is sent.
         timeout: seconds that one request may take.
         pauses: seconds before an answer is asked for again, where the endpoint was busy or did not reply.
+        unclear: replies that said neither yes nor no, since `notes` was asked.
     """
 
     url: str
@@ -59,9 +60,10 @@ class EndpointJudge:
     key_variable: str = "OPENAI_API_KEY"
     timeout: float = 60.0
     pauses: tuple[float, ...] = (1.0, 5.0, 30.0)
+    unclear: list[str] = field(default_factory=list, compare=False)
 
     def __call__(self, question: str, reference: str, answer: str) -> float:
-        """1 where the model says yes, 0 where it says no. Raises `UserError` where it says neither, or nothing."""
+        """1 where the model says yes, 0 where it says no, or neither. Raises `UserError` where it sends no answer."""
         content = QUESTION.format(question=question, reference=reference, answer=answer)
         request = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": content}]}
         reply = self._call("chat/completions", request)
@@ -72,10 +74,19 @@ class EndpointJudge:
         # A thinking model's reasoning comes first and may name either word.
         verdict = re.findall(r"\b(yes|no)\b", str(text).rpartition("</think>")[2].casefold())
         if not verdict:
-            raise UserError(
-                f"The judge at {self.url} said neither yes nor no: {str(text)[:200]!r}. Take another judge model."
-            )
-        return float(verdict[-1] == "yes")
+            self.unclear.append(str(text)[:200])
+        return float(verdict[-1:] == ["yes"])
+
+    def notes(self) -> list[str]:
+        """A sentence on replies that said neither yes nor no, since this was asked before."""
+        replies = self.unclear.copy()
+        self.unclear.clear()
+        if not replies:
+            return []
+        return [
+            f"The judge at {self.url} said neither yes nor no to {len(replies)} answers, which count as wrong (the last "
+            f"time: {replies[-1]!r}). If these are many, take another judge model."
+        ]
 
     def check(self) -> None:
         """Ask for the endpoint's models. Raises `UserError` where it cannot be reached or does not know the model."""

@@ -90,6 +90,10 @@ class MedicalAdapter(TaskAdapter):
         question = content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
         return self.judge(question, example.meta["gold"], answer)
 
+    def scoring_notes(self) -> list[str]:
+        """What the judge could not judge."""
+        return self.judge.notes() if isinstance(self.judge, EndpointJudge) else []
+
 
 def _first(row: Mapping[str, Any], columns: tuple[str, ...]) -> Any:
     return next((row[column] for column in columns if row.get(column)), None)
