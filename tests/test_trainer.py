@@ -321,6 +321,15 @@ def test_evaluation_in_another_precision_is_refused(tmp_path):
         toy_args(tmp_path, bf16_full_eval=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("distillation_chunk_size", -5), ("distillation_topk", 0), ("distillation_is_clip", 0.0)]
+)
+def test_divergences_that_cannot_be_are_refused_by_their_setting(tmp_path, name, value):
+    """(A negative chunk would leave every token out, and the loss whatever was in memory.)"""
+    with pytest.raises(ValueError, match=f"{name} {value}: use"):
+        toy_args(tmp_path, **{name: value})
+
+
 def test_several_gpus_of_one_process_are_not_used(tmp_path):
     """`nn.DataParallel`, which transformers takes by itself, would cut packed images at any patch."""
     args = toy_args(tmp_path)

@@ -148,6 +148,18 @@ class SDFTConfig(TrainingArguments):
             (self.seed >= 0, f"seed {self.seed}: use 0 or more"),
             (0 <= self.distillation_alpha <= 1, f"distillation_alpha {self.distillation_alpha}: use 0 (forward KL) … 1"),
             (
+                self.distillation_topk is None or self.distillation_topk >= 1,
+                f"distillation_topk {self.distillation_topk}: use 1 or more, or leave it unset for the full vocabulary",
+            ),
+            (
+                self.distillation_is_clip is None or self.distillation_is_clip > 0,
+                f"distillation_is_clip {self.distillation_is_clip}: use more than 0, or null for no weights",
+            ),
+            (
+                self.distillation_chunk_size is None or self.distillation_chunk_size >= 1,
+                f"distillation_chunk_size {self.distillation_chunk_size}: use 1 or more, or leave it unset",
+            ),
+            (
                 self.teacher_model_kind in ("base", "ema", "live"),
                 f"teacher_model_kind '{self.teacher_model_kind}': use base (frozen), ema or live",
             ),
