@@ -142,6 +142,14 @@ def test_others_are_tested_against_sdft_or_its_variant(finished, tmp_path, metho
     assert f"sign-flip test against {reference} " in (tmp_path / "compare.md").read_text()
 
 
+def test_a_table_without_sdft_names_no_method_to_test_against(finished, tmp_path):
+    tests = {"sft": cells(finished, "test", "sft+no_retain"), "base": cells(finished, "test", "base")}
+    comparison = Comparison(table(finished)["plan"], chosen=dict.fromkeys(tests, 0.001), tests=tests)
+    write_tables(comparison, SimpleNamespace(model="m", settings={"data": {"path": "d"}}), tmp_path)
+    text = (tmp_path / "compare.md").read_text()
+    assert "against None" not in text and "*p*: only where sdft was run" in text
+
+
 def test_rates_are_chosen_on_validation_rows_and_tests_run_at_the_chosen_one_only(finished):
     for name in ("sft+no_retain", "sdft"):
         sweep = {cell["learning_rate"]: cell["validation"] for cell in cells(finished, "validation", name)}

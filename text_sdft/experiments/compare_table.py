@@ -64,11 +64,9 @@ def markdown(results: dict[str, Any], plotted: bool) -> str:
         "In points of accuracy. *new*, *prior skills* (mean of the sets but new, validation and ood): mean over seeds ± "
         "95 % (Student's t). "
         "*95 % pooled*: Wilson's interval over the items of all seeds, which takes them for independent; seeds share their "
-        f"items. *change*: against base. *p*: sign-flip test against {results['reference']} on the same items, each "
-        "one's scores averaged over seeds (exact where at most 13 items differ, else from 9,999 draws of signs, and never "
-        "below 0.0002); not corrected for the number of methods. *KL*: from the starting model's next-token distributions "
-        "to the model's, on the start's own answers to the prompts of prior skills, nats a token; *perplexity*: of those "
-        "prompts' references; means over seeds. *seconds*, *FLOPs*: of one training run. " + FORMULA,
+        f"items. *change*: against base. *p*: {_tested(results['reference'])}. *KL*: from the starting model's "
+        "next-token distributions to the model's, on the start's own answers to the prompts of prior skills, nats a token; "
+        "*perplexity*: of those prompts' references; means over seeds. *seconds*, *FLOPs*: of one training run. " + FORMULA,
         "",
     ]
     if plotted:
@@ -78,6 +76,16 @@ def markdown(results: dict[str, Any], plotted: bool) -> str:
     lines += [f"- **{name}** was left out: {why}" for name, why in results["skipped"].items()]
     lines += [f"- Failed: {name}: {why}" for name, why in results["failed"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _tested(reference: str | None) -> str:
+    """What the column of p values is."""
+    if reference is None:
+        return "only where sdft was run"
+    return (
+        f"sign-flip test against {reference} on the same items, each one's scores averaged over seeds (exact where at most "
+        "13 items differ, else from 9,999 draws of signs, and never below 0.0002); not corrected for the number of methods"
+    )
 
 
 def _by_seeds(count: int) -> str:
