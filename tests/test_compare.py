@@ -449,8 +449,8 @@ def test_the_front_is_what_nothing_dominates():
 
 
 def test_flops_follow_the_stated_formula(tmp_path):
-    """One SFT step and one SDFT step, counted by hand from prompts and completions."""
-    for method in ("sft", "sdft"):
+    """One SFT step and SDFT steps, counted by hand from prompts and completions; for agreement the teacher reads twice."""
+    for method, readings in (("sft", 0), ("sdft", 1), ("sdft/agreement", 2)):
         model, tokenizer = tiny_text_model()
         trainer = MethodTrainer(
             model, toy_args(tmp_path, max_steps=1, per_device_train_batch_size=1), adapter=TextAdapter(), method=method,
@@ -469,10 +469,10 @@ def test_flops_follow_the_stated_formula(tmp_path):
         P = sum(p.numel() for p in trainer.module.parameters())
         student = lengths["prompt"] + lengths["completion"]
         expected = 6 * P * student
-        if method == "sdft":
+        if readings:
             [context] = trainer.contexts(trainer.queries, [0])
             prompt = trainer.adapter.encode([trainer.adapter.teacher_messages(trainer.queries[0], context)]).lengths[0]
             assert prompt > lengths["prompt"]
-            expected += 2 * P * student + 2 * P * (prompt + lengths["completion"])
+            expected += 2 * P * student + readings * 2 * P * (prompt + lengths["completion"])
         assert training_flops(trainer) == pytest.approx(expected)
     assert torch.get_num_threads() == 1

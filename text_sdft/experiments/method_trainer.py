@@ -188,8 +188,9 @@ class MethodTrainer(SDFTTrainer):
         self.tokens["student"] += sum(lengths)
         self.tokens["sampled"] += sum(lengths[given:])
         taught = 0 if self.query_teacher is None else sum(not example.retain for example in examples)
-        self.tokens["teacher_prompts"] += taught
-        self.tokens["teacher"] += sum(len(completion) for completion in ids[:taught])
+        readings = 2 if self.args.confidence == "agreement" else 1
+        self.tokens["teacher_prompts"] += readings * taught
+        self.tokens["teacher"] += readings * sum(len(completion) for completion in ids[:taught])
         self.tokens["teacher"] += sum(n for n, example in zip(lengths, examples, strict=True) if example.retain)
 
     # ---- stored answers ----
