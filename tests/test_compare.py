@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import multiprocessing
 import shutil
 import time
@@ -14,22 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from scipy import stats
 
 from tests.tiny_text import save_tiny_text_model, tiny_text_model
-from tests.toy import toy_args
 from text_sdft import TextAdapter
 from text_sdft.core import Example, UserError
 from text_sdft.core.rollout import TransformersSampler
 from text_sdft.experiments.compare import split_sets
 from text_sdft.experiments.compare_cells import Comparison, selection_score
 from text_sdft.experiments.compare_table import write_tables
-from text_sdft.experiments.flops import training_flops
 from text_sdft.experiments.method_trainer import MethodTrainer
-from text_sdft.experiments.scores import Accuracy
-from text_sdft.experiments.stats import Interval, Paired, pareto_front
 from vlm_sdft.cli import main
 
 OPTIONS = ("--methods", "icl,sft/no_retain,cpt,sdft", "--seeds", "2", "--lr_sweep", "[1e-3,1e-2]")
@@ -391,40 +385,6 @@ def test_rows_of_the_new_task_are_no_prior_skills(finished, tmp_path):
     assert not (tmp_path / "compare.png").exists(), "nothing is known of prior skills on validation rows"
 
 
-def test_intervals_and_tests_agree_with_independent_formulas():
-    values = [0.91, 0.95, 0.87, 0.92]
-    ours = Interval.over_seeds(values)
-    assert (ours.low, ours.high) == pytest.approx(stats.t.interval(0.95, 3, np.mean(values), stats.sem(values)))
-    assert Interval.over_seeds([0.5]) == Interval(0.5, None, None)
-    n, k, z = 50, 37, stats.norm.ppf(0.975)
-    centre, half = k / n + z * z / (2 * n), z * math.sqrt(k / n * (1 - k / n) / n + z * z / (4 * n * n))
-    wilson = Accuracy.of([1.0] * k + [0.0] * (n - k))
-    assert (wilson.low, wilson.high) == pytest.approx([(centre + s * half) / (1 + z * z / n) for s in (-1, 1)])
-    paired = Paired.of([1.0] * 9 + [0.0] * 11, [0.0] * 7 + [1.0] * 4 + [0.0] * 9)
-    assert (paired.better, paired.worse) == (7, 2)
-    assert paired.p == pytest.approx(2 * sum(math.comb(9, i) for i in (0, 1, 2)) / 2**9)
-    assert Paired.of([1.0, 0.0], [1.0, 0.0]).p == 1.0
-
-
-def test_the_sign_flip_test_counts_every_draw_of_signs():
-    """For scores of 0 and 1 that is McNemar's exact test; for means over seeds, here thirds, all draws are tried."""
-    for better, worse in ((1, 0), (3, 3), (8, 1), (10, 3)):
-        first = [1.0] * better + [0.0] * worse + [1.0] * 20
-        second = [0.0] * better + [1.0] * worse + [1.0] * 20
-        assert Paired.of(first, second).p == pytest.approx(stats.binomtest(better, better + worse).pvalue)
-    g = np.random.default_rng(1)
-    first, second = g.integers(0, 4, (2, 12)) / 3
-    moved = [round(3 * d) for d in first - second if abs(d) > 0.1]
-    sums = [
-        abs(sum(d * s for d, s in zip(moved, signs, strict=True)))
-        for signs in itertools.product((1, -1), repeat=len(moved))
-    ]
-    assert Paired.of(first, second).p == pytest.approx(np.mean([total >= abs(sum(moved)) for total in sums]))
-    many = Paired.of([1.0] * 40 + [0.0] * 25, [0.0] * 40 + [1.0] * 25)
-    assert many.p == pytest.approx(stats.binomtest(40, 65).pvalue, abs=0.01)
-    assert many == Paired.of([1.0] * 40 + [0.0] * 25, [0.0] * 40 + [1.0] * 25), "the same draws each time"
-
-
 @pytest.mark.parametrize("seeds", [1, 10])
 def test_more_seeds_of_the_same_answers_are_no_more_evidence(finished, tmp_path, seeds):
     """Three of 20 items differ, always the same ones: 2 of 8 draws of their signs are as far from 0."""
@@ -437,42 +397,3 @@ def test_more_seeds_of_the_same_answers_are_no_more_evidence(finished, tmp_path,
     comparison = Comparison(table(finished)["plan"], chosen=dict.fromkeys(tests, 0.001), tests=tests)
     results = write_tables(comparison, SimpleNamespace(model="m", settings={"data": {"path": "d"}}), tmp_path)
     assert results["methods"]["base"]["new"]["paired"] == {"better": 0, "worse": 3, "p": pytest.approx(0.25)}
-
-
-def test_the_front_is_what_nothing_dominates():
-    g = np.random.default_rng(0)
-    points = [tuple(point) for point in g.random((30, 2)).round(1)]
-    front = [points[i] for i in pareto_front(points)]
-    dominated = [any(a >= p and b >= q and (a, b) != (p, q) for a, b in points) for p, q in points]
-    assert set(front) == {point for point, beaten in zip(points, dominated, strict=True) if not beaten}
-    assert front == sorted(front) and len(front) == len(set(front))
-
-
-def test_flops_follow_the_stated_formula(tmp_path):
-    """One SFT step and SDFT steps, counted by hand from prompts and completions; for agreement the teacher reads twice."""
-    for method, readings in (("sft", 0), ("sdft", 1), ("sdft/agreement", 2)):
-        model, tokenizer = tiny_text_model()
-        trainer = MethodTrainer(
-            model, toy_args(tmp_path, max_steps=1, per_device_train_batch_size=1), adapter=TextAdapter(), method=method,
-            train_dataset=[{"prompt": "A question?", "golden_response": "yes"}], processing_class=tokenizer,
-        )  # fmt: skip
-        lengths: dict[str, int] = {}
-        complete = trainer.complete
-
-        def watched(inputs: Any, *args: Any, lengths: Any = lengths, complete: Any = complete) -> Any:
-            rollout = complete(inputs, *args)
-            lengths["prompt"], lengths["completion"] = inputs.lengths[0], len(rollout.ids[0])
-            return rollout
-
-        trainer.complete = watched  # type: ignore[method-assign]
-        trainer.train()
-        P = sum(p.numel() for p in trainer.module.parameters())
-        student = lengths["prompt"] + lengths["completion"]
-        expected = 6 * P * student
-        if readings:
-            [context] = trainer.contexts(trainer.queries, [0])
-            prompt = trainer.adapter.encode([trainer.adapter.teacher_messages(trainer.queries[0], context)]).lengths[0]
-            assert prompt > lengths["prompt"]
-            expected += 2 * P * student + readings * 2 * P * (prompt + lengths["completion"])
-        assert training_flops(trainer) == pytest.approx(expected)
-    assert torch.get_num_threads() == 1

@@ -19,7 +19,6 @@ from tests.families import family_folder
 from tests.test_demos import WHOLE, fill
 from text_sdft.core.callbacks import MetricsWriter, append_jsonl
 from text_sdft.experiments.run import _forget_after
-from text_sdft.experiments.scores import Accuracy
 from vlm_sdft.cli import main
 from vlm_sdft.zoo import resolve_model
 
@@ -382,48 +381,3 @@ def test_eval_of_a_run_that_has_not_finished_says_so(config, finished, tmp_path,
     shutil.copy(finished / "config.yaml", run)
     assert main(["eval", str(run)]) == 2
     assert "the run has not finished" in capsys.readouterr().err
-
-
-# ---- intervals ----
-
-
-@pytest.mark.parametrize(
-    ("right", "n", "low", "high"),
-    [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962), (1, 1, 0.2065, 1.0)],
-)
-def test_intervals_of_right_and_wrong_answers_are_wilsons(right, n, low, high):
-    accuracy = Accuracy.of([1.0] * right + [0.0] * (n - right))
-    assert (accuracy.accuracy, accuracy.n) == (right / n, n)
-    assert accuracy.low == pytest.approx(low, abs=1e-4) and accuracy.high == pytest.approx(high, abs=1e-4)
-
-
-def test_intervals_of_graded_answers_are_normal_and_within_0_and_1():
-    accuracy = Accuracy.of([0.5, 0.6, 0.7, 0.8])
-    half = 1.96 * 0.1290994 / 2
-    assert (accuracy.low, accuracy.high) == (pytest.approx(0.65 - half), pytest.approx(0.65 + half))
-    assert Accuracy.of([0.0, 0.1, 1.0]).low == 0.0
-
-
-def test_only_the_model_is_pushed(tmp_path, monkeypatch):
-    """A run's folder also holds prompts and samples. (The hub is out of a test's reach: its client is recorded.)"""
-    from huggingface_hub import HfApi
-
-    from text_sdft.core import SDFTConfig, UserError
-    from text_sdft.experiments.run import _local, _push
-
-    calls = []
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **_: type("Repo", (), {"repo_id": f"me/{name}"})())
-    monkeypatch.setattr(
-        HfApi, "upload_folder", lambda self, **given: calls.append((given["repo_id"], given["folder_path"]))
-    )
-    args = SDFTConfig(str(tmp_path / "run"), push_to_hub=True, use_cpu=True)
-    _push(args, tmp_path / "run" / "model")
-    assert calls == [("me/run", tmp_path / "run" / "model")]
-    assert not _local(args).push_to_hub and args.push_to_hub
-
-    def fail(self, name, **_):
-        raise OSError("no network")
-
-    monkeypatch.setattr(HfApi, "create_repo", fail)
-    with pytest.raises(UserError, match="could not be pushed to the hub: no network"):
-        _push(args, tmp_path / "run" / "model")

@@ -1,4 +1,4 @@
-"""Each method's loss against a direct formula, the rows it takes, and that the starting teacher's answers are stored."""
+"""Each method's loss against a direct formula, and that the starting teacher's answers are stored."""
 
 from __future__ import annotations
 
@@ -7,93 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+from tests.expert_toy import ExpertToy, gradients, log_probabilities, prompt_of, rows, step_of, trainer_of
 from tests.tiny_text import tiny_text_model
-from tests.toy import EOS, ToyAdapter, toy_args, toy_model, toy_rows
+from tests.toy import EOS, toy_args, toy_model
 from text_sdft import TextAdapter
-from text_sdft.core import Example, ModelInputs, SDFTTrainer, TransformersSampler, UserError, default_lora
+from text_sdft.core import Example, SDFTTrainer, TransformersSampler, UserError, default_lora
 from text_sdft.core.rollout import Rollout
 from text_sdft.experiments.method_trainer import Answer, MethodTrainer
-from text_sdft.experiments.methods import METHODS, Unsupported, find_method
-from vlm_sdft import DemoSet, ImageAdapter
-from vlm_sdft.zoo import resolve_data
-
-
-class ExpertToy(ToyAdapter):
-    """Rows may have the expert's answer: "answer": ids."""
-
-    def examples(self, rows: Any) -> list[Example]:
-        rows = list(rows)
-        if all(isinstance(row, Example) for row in rows):
-            return rows
-        made = super().examples(rows)
-        return [Example(**{**vars(e), "meta": {"answer": row.get("answer")}}) for e, row in zip(made, rows, strict=True)]
-
-    def expert_answer(self, example: Example) -> str | None:
-        ids = example.meta["answer"]
-        return None if ids is None else " ".join(map(str, ids))
-
-    def encode_answer(self, answer: str) -> Tensor:
-        return torch.tensor([int(part) for part in answer.split()])
-
-    def encode(self, conversations: Any) -> ModelInputs:
-        """Assistant turns are words; none is ended here, so the model's own end token is taken."""
-
-        def ids(message: Any) -> Any:
-            content = message["content"]
-            return {**message, "content": self.encode_answer(content).tolist()} if isinstance(content, str) else message
-
-        return super().encode([[ids(message) for message in conversation] for conversation in conversations])
-
-
-def rows(labelled: int = 4, unlabelled: int = 0, retained: int = 0, old: bool = False) -> list[dict[str, Any]]:
-    """Toy rows; the reference ("5") is not what the expert answered."""
-    made = toy_rows(labelled + unlabelled, retained)
-    for i, row in enumerate(made):
-        if i < labelled or (old and row.get("retain")):
-            row["answer"] = [7 + i, 9, 11 + i][: 2 + i % 2]
-    return made
-
-
-def trainer_of(method: str, tmp_path: Any, data: Any, model: Any = None, **settings: Any) -> MethodTrainer:
-    settings.setdefault("distillation_is_clip", None)
-    model = model if model is not None else toy_model(dtype=torch.float64)
-    return MethodTrainer(model, toy_args(tmp_path, **settings), adapter=ExpertToy(), method=method, train_dataset=data)
-
-
-def step_of(trainer: SDFTTrainer, examples: list[Example] | None = None) -> tuple[Tensor, Rollout, list[Example]]:
-    """One step's loss, with the completions it learns from, and their examples."""
-    seen: dict[str, Any] = {}
-    complete = trainer.complete
-
-    def watched(inputs: Any, examples: list[Example], seeds: list[int]) -> Rollout:
-        seen["examples"], seen["rollout"] = examples, complete(inputs, examples, seeds)
-        return seen["rollout"]
-
-    trainer.complete = watched  # type: ignore[method-assign]
-    loss = trainer.compute_loss(trainer.model, {"examples": examples or trainer.queries})
-    return loss, seen["rollout"], seen["examples"]
-
-
-def log_probabilities(model: Any, prompt: list[int], completion: list[int]) -> Tensor:
-    """[T, V] at the completion's tokens, by one plain forward pass."""
-    logits = model(torch.tensor([prompt + completion])).logits[0]
-    return logits[len(prompt) - 1 : -1].log_softmax(-1)
-
-
-def prompt_of(example: Example, trainer: SDFTTrainer, context: Any = None) -> list[int]:
-    view = (
-        trainer.adapter.student_messages(example) if context is None else trainer.adapter.teacher_messages(example, context)
-    )
-    return [token for message in view for token in message["content"]]
-
-
-def gradients(model: Any) -> dict[str, Tensor]:
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    return found
-
+from text_sdft.experiments.methods import METHODS
 
 # ---- losses ----
 
@@ -217,110 +139,6 @@ def test_continued_pretraining_is_the_models_own_loss_on_the_raw_text(tmp_path):
         if parts == 1:
             loss, _, _ = step_of(trainer)
             torch.testing.assert_close(loss, model(ids, labels=ids).loss)
-
-
-# ---- rows ----
-
-
-def test_sft_leaves_unlabelled_rows_out_and_never_learns_the_reference(tmp_path):
-    trainer = trainer_of("sft", tmp_path, rows(4, 3))
-    assert [query.id for query in trainer.queries] == ["q0", "q1", "q2", "q3"]
-    assert all(query.reference == "5" for query in trainer.queries)
-    assert not any(5 in answer.ids.tolist() for answer in trainer.answers.values())
-    with pytest.raises(Unsupported, match="'sft' needs training rows with an expert's answer"):
-        trainer_of("sft", tmp_path, rows(0, 3))
-
-
-@pytest.mark.parametrize("method", ["sdft", "sft_teacher", "offline"])
-def test_teachers_methods_take_unlabelled_rows_unless_told_otherwise(tmp_path, method):
-    assert len(trainer_of(method, tmp_path, rows(4, 3)).queries) == 7
-    assert len(trainer_of(f"{method}/labelled", tmp_path, rows(4, 3)).queries) == 4
-
-
-@pytest.mark.parametrize(
-    ("method", "missing"),
-    [("cpt", "privileged_context"), ("sft_reinvoke", "retention prompts"), ("replay", "retention rows with an expert's")],
-)
-def test_what_the_data_cannot_support_is_one_clear_error(tmp_path, method, missing):
-    with pytest.raises(Unsupported, match=missing):
-        trainer_of(method, tmp_path, rows(4))
-
-
-def test_a_variant_says_in_the_summary_how_it_differs():
-    fresh = find_method("sft_teacher/fresh").summary
-    assert fresh.startswith(find_method("sft_teacher").summary) and "Here with answers that are sampled anew" in fresh
-
-
-def test_what_learns_from_retention_prompts_needs_them():
-    with pytest.raises(UserError, match="'sft_reinvoke' learns from retention prompts"):
-        find_method("sft_reinvoke/no_retain")
-
-
-def test_unknown_methods_and_variants_name_the_nearest():
-    with pytest.raises(UserError, match=r"no method 'sft_techer'. Did you mean 'sft_teacher'"):
-        find_method("sft_techer")
-    with pytest.raises(UserError, match=r"no variant 'noretain'. Did you mean 'no_retain'"):
-        find_method("sft/noretain")
-    for name in ("sft/reverse", "offline/ema", "offline/entropy", "base/jsd"):
-        with pytest.raises(UserError, match="has no divergence, or no teacher at every step"):
-            find_method(name)
-    with pytest.raises(UserError, match="only sft_teacher and offline learn from answers of the teacher"):
-        find_method("sdft/fresh")
-    assert find_method("sdft/no_retain/labelled").name == "sdft/labelled/no_retain"
-
-
-def test_an_experts_answer_longer_than_the_limit_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"'q1' has 4 tokens, but max_completion_length is 3"):
-        trainer_of("sft", tmp_path, rows(), max_completion_length=3)
-
-
-def test_text_rows_expert_is_the_golden_response_ended_as_the_template_ends_it(tmp_path):
-    model, tokenizer = tiny_text_model()
-    data = [
-        {"prompt": "A?", "golden_response": "yes", "reference": "no"},
-        {"prompt": "B?", "demonstrations": [{"prompt": "C?", "answer": "other"}], "reference": "no"},
-        {"prompt": "D?", "privileged_context": "context", "reference": "no"},
-    ]
-    trainer = MethodTrainer(
-        model, toy_args(tmp_path), adapter=TextAdapter(system_prompt="Be brief."), method="sft", train_dataset=data,
-        processing_class=tokenizer,
-    )  # fmt: skip
-    assert [query.id for query in trainer.queries] == ["row 0"]
-    assert tokenizer.decode(trainer.answers["row 0"].ids) == "yes<|im_end|>"
-
-
-@pytest.mark.parametrize(
-    ("variant", "alpha", "kind"),
-    [
-        ("sdft/reverse", 1.0, "ema"),
-        ("sdft/jsd/frozen", 0.5, "base"),
-        ("sdft/live", 0.3, "live"),
-        ("offline/forward", 0.0, "base"),
-        ("sdft/entropy", 0.3, "ema"),
-    ],
-)
-def test_variants_stand_for_settings(tmp_path, variant, alpha, kind):
-    args = toy_args(tmp_path, distillation_alpha=0.3, teacher_model_kind="ema")
-    trainer = MethodTrainer(toy_model(), args, adapter=ExpertToy(), method=variant, train_dataset=rows())
-    assert (trainer.divergence_settings.alpha, trainer.args.teacher_model_kind) == (alpha, kind)
-    assert trainer.args.confidence == ("entropy" if "entropy" in variant else "none")
-    assert (args.distillation_alpha, args.teacher_model_kind) == (0.3, "ema"), "the caller's settings are left alone"
-
-
-def test_an_images_expert_is_its_label(tmp_path):
-    """Rows of the test have labels too; they are never an expert's answers."""
-    folder = resolve_data("builtin:novel-objects", tmp_path, n_types=2, n_unlabelled=2, n_test=1, n_retain=1, n_old=1)
-    demos = DemoSet.from_folder(folder)
-    adapter = ImageAdapter(demos)
-    everything = adapter.examples([*demos.train, *demos.test, *demos.old])
-    args = toy_args(tmp_path, max_completion_length=16)
-    trainer = MethodTrainer("builtin:tiny-qwen3-vl", args, adapter=adapter, method="sft", train_dataset=everything)
-    assert sorted(query.id for query in trainer.queries) == sorted(row.id for row in demos.labelled)
-    tokenizer = adapter.processing_class.tokenizer
-    for query in trainer.queries:
-        ids = trainer.answers[query.id].ids
-        assert adapter.decode(ids) == query.meta["row"].answer and ids[-1] == tokenizer.eos_token_id
-    step_of(trainer)[0].backward()
 
 
 # ---- training ----
