@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from tests.families import family_folder
-from tests.test_demos import WHOLE, fill, save
+from tests.image_files import WHOLE, fill, save
 from tests.tiny_text import save_tiny_text_model
 from text_sdft.core.callbacks import MetricsWriter
 from vlm_sdft.cli import main

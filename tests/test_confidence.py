@@ -13,7 +13,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
-from tests.test_methods import gradients, log_probabilities, prompt_of, rows, step_of, trainer_of
+from tests.expert_toy import gradients, log_probabilities, prompt_of, rows, step_of, trainer_of
 from tests.toy import toy_model
 from text_sdft.core import DivergenceSettings, Head, SDFTConfig, TeacherContext
 from text_sdft.core.confidence import agreement, certainty

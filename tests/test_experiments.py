@@ -16,7 +16,7 @@ import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.families import family_folder
-from tests.test_demos import WHOLE, fill
+from tests.image_files import WHOLE, fill
 from text_sdft.core.callbacks import MetricsWriter, append_jsonl
 from text_sdft.experiments.run import _forget_after
 from vlm_sdft.cli import main

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.test_demos import fill
+from tests.image_files import fill
 from tests.test_image_adapter import NAMES, adapter, answers, demo_set, images, qwen
 from tests.toy import toy_args
 from text_sdft.core import SDFTTrainer, TeacherContext, UserError
