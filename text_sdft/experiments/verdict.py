@@ -182,7 +182,7 @@ def _notes(found: Evidence) -> tuple[str, ...]:
         notes.append(
             "Draws of the demonstrations disagree: SDFT learns from a new draw at each step and may end where their vote "
             "stands; SFT on one answer of the teacher each (sft_teacher) learns the errors of one draw."
-            + " Labelled queries learn more where the teacher is shown their answer instead: --demonstrations.rung 5."
+            + " Labelled queries may learn more where the teacher is shown their answer instead: --demonstrations.rung 5."
             * (found.answer_alone is not None and found.answer_alone > found.teacher)
         )
     if found.position_p is not None and found.position_p < UNEVEN:
