@@ -101,9 +101,10 @@ def test_the_help_of_the_text_adapter_lists_its_keys(capsys):
     assert "--demonstrations.teacher_prompt_template" in shown and "--demonstrations.shots" not in shown
 
 
-@pytest.mark.parametrize("command", ["init", "eval"])
-def test_commands_with_one_argument_show_their_usage(command, capsys):
-    assert main([command, "--help"]) == 0
+@pytest.mark.parametrize("command", ["init", "eval", "report", "sequence"])
+@pytest.mark.parametrize("given", [[], ["something"]])
+def test_commands_with_one_argument_show_their_usage(command, given, capsys):
+    assert main([command, *given, "--help"]) == 0
     assert f"usage: vlm-sdft {command}" in capsys.readouterr().out
 
 

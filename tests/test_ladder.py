@@ -83,7 +83,9 @@ def test_a_query_that_no_rung_solves_is_shown_the_most(tmp_path):
 def test_rungs_are_kept_while_the_teacher_stays(tmp_path):
     made = trainer(tmp_path)
     first, asked = made.rungs(made.queries), made.adapter.asked
-    assert made.rungs(made.queries[::-1]) == first and made.adapter.asked == asked > 0
+    read = made.tokens["sampled"]
+    assert read >= sum(len(query.messages[-1]["content"]) + 1 for query in made.queries[:5]), "its answers cost something"
+    assert made.rungs(made.queries[::-1]) == first and made.adapter.asked == asked > 0 and made.tokens["sampled"] == read
     made.teacher.version += 1
     made.rungs(made.queries)
     assert made.adapter.asked == 2 * asked

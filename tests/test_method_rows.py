@@ -95,7 +95,7 @@ def test_text_rows_expert_is_the_golden_response_ended_as_the_template_ends_it(t
 def test_variants_stand_for_settings(tmp_path, variant, alpha, kind):
     args = toy_args(tmp_path, distillation_alpha=0.3, teacher_model_kind="ema")
     trainer = MethodTrainer(toy_model(), args, adapter=ExpertToy(), method=variant, train_dataset=rows())
-    assert (trainer.divergence_settings.alpha, trainer.args.teacher_model_kind) == (alpha, kind)
+    assert (trainer.args.divergence_settings.alpha, trainer.args.teacher_model_kind) == (alpha, kind)
     assert trainer.args.confidence == ("entropy" if "entropy" in variant else "none")
     assert (args.distillation_alpha, args.teacher_model_kind) == (0.3, "ema"), "the caller's settings are left alone"
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.expert_toy import ExpertToy, gradients, log_probabilities, prompt_of, rows, step_of, trainer_of
 from tests.tiny_text import tiny_text_model
-from tests.toy import EOS, toy_args, toy_model
+from tests.toy import EOS, VOCABULARY, toy_args, toy_model
 from text_sdft import TextAdapter
 from text_sdft.core import Example, SDFTTrainer, TransformersSampler, UserError, default_lora
 from text_sdft.core.rollout import Rollout
@@ -272,6 +274,18 @@ def test_attention_alone_is_what_a_lora_adapter_goes_on(tmp_path):
     )  # fmt: skip
     trained = {name for name, p in trainer.module.named_parameters() if p.requires_grad}
     assert len(trained) == 16 and all("self_attn" in name and "lora_" in name for name in trained)
+
+
+def test_attention_alone_of_layers_that_transpose_their_weights(tmp_path):
+    """GPT-2's projections are `Conv1D`s, which LoRA takes as it takes linear layers."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, eos_token_id=EOS))
+    trainer = MethodTrainer(
+        model, toy_args(tmp_path), adapter=ExpertToy(), method="sft_attention", train_dataset=rows(),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True),
+    )  # fmt: skip
+    trained = {name for name, p in trainer.module.named_parameters() if p.requires_grad}
+    assert len(trained) == 8 and all(".attn.c_" in name and "lora_" in name for name in trained)
 
 
 def test_full_batches_give_every_method_as_many_prompts(tmp_path):

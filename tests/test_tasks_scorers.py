@@ -233,7 +233,8 @@ def endpoint():
             reference = text.partition("Correct answer:\n")[2].partition("\n\n")[0]
             said = text.partition("Answer to judge:\n")[2].partition("\n\n")[0]
             verdict = "perhaps" if "unclear" in (said, reference) else "Yes." if reference in said else "No."
-            self._reply({"choices": [{"message": {"content": f"<think>yes or no?</think>{verdict}"}}]})
+            end = "" if said == "cut" else f"</think>{verdict}"
+            self._reply({"choices": [{"message": {"content": f"<think>yes or no? yes{end}"}}]})
 
         def _reply(self, content):
             data = json.dumps(content).encode()
@@ -262,6 +263,9 @@ def test_an_endpoint_judges(endpoint, monkeypatch):
     path, key, body = seen[0]
     assert (path, key, body["model"], body["temperature"]) == ("/v1/chat/completions", "Bearer secret", "judge-1", 0)
     assert judge("What?", "Rest", "unclear") == 0.0
+    assert len(judge.notes()) == 1
+    assert judge("What?", "Rest", "cut") == 0.0, "a judge that was cut while it thought has not said yes"
+    assert len(judge.notes()) == 1
 
 
 def test_an_answer_that_a_judge_cannot_judge_counts_as_wrong_and_is_told(endpoint, tmp_path, caplog):

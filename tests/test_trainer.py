@@ -12,7 +12,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import TrainerCallback
 
 from tests.toy import VOCABULARY, ToyAdapter, toy_args, toy_model, toy_rows
-from text_sdft.core import SDFTTrainer, TeacherContext, UserError
+from text_sdft.core import SDFTConfig, SDFTTrainer, TeacherContext, UserError
 from text_sdft.core.rollout import draw_seed
 
 
@@ -328,6 +328,17 @@ def test_divergences_that_cannot_be_are_refused_by_their_setting(tmp_path, name,
     """(A negative chunk would leave every token out, and the loss whatever was in memory.)"""
     with pytest.raises(ValueError, match=f"{name} {value}: use"):
         toy_args(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["nowhere", "kubeflow"])
+def test_a_logger_that_is_not_there_is_refused_with_a_remedy(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"report_to {name}: .*install.*none"):
+        toy_args(tmp_path, report_to=name)
+
+
+def test_a_run_needs_a_folder():
+    with pytest.raises(ValueError, match="output_dir"):
+        SDFTConfig("")
 
 
 def test_several_gpus_of_one_process_are_not_used(tmp_path):

@@ -68,7 +68,7 @@ def eval_command(argv: list[str]) -> None:
     from text_sdft.experiments.run import run_evaluation
     from vlm_sdft.tables import print_further, print_results
 
-    if not argv or argv[0] in ("-h", "--help"):
+    if _asks_for_help(argv):
         print(
             "usage: vlm-sdft eval RUN [--samples N] [--skills TASK,…] [--key value …]\n\n"
             "Measures the final model of the run's folder RUN again. --samples N also samples N answers to each row of\n"
@@ -100,7 +100,7 @@ def report_command(argv: list[str]) -> None:
     from text_sdft.core import UserError
     from text_sdft.experiments.report import write_report
 
-    if not argv or argv[0] in ("-h", "--help"):
+    if _asks_for_help(argv):
         print(
             "usage: vlm-sdft report RUN … [--out report.html]\n\n"
             "One HTML page about the runs in these folders (and comparisons, and sequences). Without --out: report.html\n"
@@ -131,7 +131,7 @@ def sequence_command(argv: list[str]) -> None:
     from vlm_sdft.sequences import read_sequence
     from vlm_sdft.tables import print_sequence
 
-    if not argv or argv[0] in ("-h", "--help"):
+    if _asks_for_help(argv):
         print(
             "usage: vlm-sdft sequence SEQUENCE.yaml [--key value …] [--retain_earlier N] [--joint] [--resume]\n\n"
             "Learns tasks one after the other and measures all of them after each. Options are those of train, for every\n"
@@ -152,7 +152,7 @@ def init_command(argv: list[str]) -> None:
     from text_sdft.core import UserError
     from vlm_sdft.init import init_config
 
-    if not argv or argv[0] in ("-h", "--help"):
+    if _asks_for_help(argv):
         print(
             "usage: vlm-sdft init FOLDER [--model NAME]\n\n"
             "Reads a folder of images (train/<type>/*, optional test, unlabelled, retain, old) and prints a commented\n"
@@ -178,6 +178,10 @@ def compare_command(argv: list[str]) -> None:
     folder = Path(str(experiment.args.output_dir))
     print(markdown(results, plotted=False))
     print(f"Everything is in {folder}/ (compare.md, compare.json, compare.png; finished cells in cells/).")
+
+
+def _asks_for_help(argv: list[str]) -> bool:
+    return not argv or "-h" in argv or "--help" in argv
 
 
 def _print_report(experiment: Experiment) -> None:

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from text_sdft.core.confidence import Confidence
+from text_sdft.core.divergence import DivergenceSettings
 from text_sdft.core.teacher import TeacherKind
 
 #: Answers of at most so many tokens are labels: no token of theirs is skipped, and cut ones still count.
@@ -130,7 +132,14 @@ class SDFTConfig(TrainingArguments):
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "accuracy"  # what `SDFTTrainer.evaluate` reports; there is no eval_loss
         super().__post_init__()
+        loggers = get_available_reporting_integrations()
+        absent = [name for name in self.report_to or () if name not in loggers]
         checks = [
+            (bool(str(self.output_dir)), "output_dir is empty: name the run's folder, such as runs/mine"),
+            (
+                not absent,
+                f"report_to {', '.join(absent)}: unknown, or to be installed first; use {', '.join([*loggers, 'none'])}",
+            ),
             (self.learning_rate >= 0, f"learning_rate {self.learning_rate}: use 0 or more"),
             (self.max_steps == -1 or self.max_steps >= 1, f"max_steps {self.max_steps}: use 1 or more, or -1 for epochs"),
             (
@@ -195,6 +204,17 @@ class SDFTConfig(TrainingArguments):
         for good, complaint in checks:
             if not good:
                 raise ValueError(complaint)
+
+    @property
+    def divergence_settings(self) -> DivergenceSettings:
+        """How the two views of a completion are compared."""
+        return DivergenceSettings(
+            self.distillation_alpha,
+            self.distillation_topk,
+            self.distillation_add_tail,
+            self.distillation_chunk_size,
+            self.distillation_is_clip,
+        )
 
     @property
     def short_answers(self) -> bool:

@@ -29,7 +29,7 @@ from text_sdft.core.checkpoints import CheckpointedTrainer
 from text_sdft.core.confidence import completion_weights
 from text_sdft.core.config import SDFTConfig
 from text_sdft.core.data import Example, Model, TeacherContext, UserError
-from text_sdft.core.divergence import DivergenceSettings, Head, divergence
+from text_sdft.core.divergence import Head, divergence
 from text_sdft.core.evaluation import answer
 from text_sdft.core.inputs import ModelInputs
 from text_sdft.core.metrics import StepMetrics
@@ -102,13 +102,6 @@ class SDFTTrainer(CheckpointedTrainer):
         head_of(module, args.temperature)  # refuses an output layer that the divergence cannot take
         self.adapter = adapter
         self.prompt_limit = prompt_limit(module, args)
-        self.divergence_settings = DivergenceSettings(
-            args.distillation_alpha,
-            args.distillation_topk,
-            args.distillation_add_tail,
-            args.distillation_chunk_size,
-            args.distillation_is_clip,
-        )
         examples = adapter.examples(train_dataset) if train_dataset is not None else []
         self.queries = [example for example in examples if not example.retain]
         self.retained = [example for example in examples if example.retain]
@@ -218,7 +211,7 @@ class SDFTTrainer(CheckpointedTrainer):
                     teacher[0][keep_N],
                     head,
                     teacher[1],
-                    self.divergence_settings,
+                    args.divergence_settings,
                     ids_N,
                     weight_N,
                     sampler_logp_N,
@@ -296,7 +289,7 @@ class SDFTTrainer(CheckpointedTrainer):
             view, _ = encode_teacher(self.adapter, queries, contexts, self.prompt_limit)
             return self._read_as_teacher(_Side(slice(0, len(queries)), self.query_teacher, view, weight=1.0), rollout)
 
-        weights = completion_weights(teacher, again, scored, self.args.confidence, self.divergence_settings)
+        weights = completion_weights(teacher, again, scored, self.args.confidence, self.args.divergence_settings)
         self.metrics.add_confidence(weights)
         return weights
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text_sdft.core import Example, Rollout, TeacherContext, UserError, answer
+from text_sdft.core import Example, Rollout, TeacherContext, UserError
 from text_sdft.core.rollout import draw_seed
+from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_teacher
 from text_sdft.experiments.method_trainer import MethodTrainer
 
@@ -83,10 +84,12 @@ class LadderTrainer(MethodTrainer):
             if not asked:
                 continue
             contexts = [self._asked_at(rung, q) for q in asked]
-            with torch.no_grad(), self.teacher.applied():
-                texts = answer(self.module, adapter, self.sampler, asked, self.prompt_limit, contexts)
-            for q, text in zip(asked, texts, strict=True):
-                if (adapter.score(q, text) or 0.0) >= 1.0:
+            inputs, _ = encode_teacher(adapter, asked, contexts, self.prompt_limit)
+            with torch.no_grad(), self.teacher.applied(), gathered(self.module):
+                answers = self.sampler.sample(self.module, inputs, seeds=None).ids
+            self.tokens["sampled"] += sum(inputs.lengths) + sum(len(ids) for ids in answers)
+            for q, ids in zip(asked, answers, strict=True):
+                if (adapter.score(q, adapter.decode(ids)) or 0.0) >= 1.0:
                     self._rungs[q.id] = rung
                     del todo[q.id]
         return {id_: self._rungs[id_] for id_ in labelled}

@@ -168,7 +168,7 @@ class MethodTrainer(SDFTTrainer):
 
     def likelihood_loss(self, student_NH: Tensor, head: Head, ids_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
         """See `text_sdft.experiments.likelihood`."""
-        settings, dynamic = self.divergence_settings, self.method.loss == "dynamic"
+        settings, dynamic = self.args.divergence_settings, self.method.loss == "dynamic"
         return likelihood_loss(student_NH, head, ids_N, weight_N, settings, dynamic)
 
     def _draw_retained(self, queries: list[Example]) -> list[tuple[Example, int]]:

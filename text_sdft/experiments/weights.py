@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from text_sdft.core import Model, UserError
 
@@ -35,6 +36,6 @@ def attention_only(model: Model, frozen: Sequence[str], peft_config: Any | None)
     linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and any(name.startswith(f"{part}.") for part in parts)
+        if isinstance(module, nn.Linear | Conv1D) and any(name.startswith(f"{part}.") for part in parts)
     ]
     return replace(peft_config, target_modules=linear)

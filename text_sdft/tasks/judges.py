@@ -71,8 +71,9 @@ class EndpointJudge:
             text = reply["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError) as error:
             raise UserError(f"The judge at {self.url} sent no answer: {str(reply)[:200]}") from error
-        # A thinking model's reasoning comes first and may name either word.
-        verdict = re.findall(r"\b(yes|no)\b", str(text).rpartition("</think>")[2].casefold())
+        # A thinking model's reasoning comes first and may name either word; cut within it, it says neither.
+        said = re.sub(r"<think>.*", "", str(text).rpartition("</think>")[2], flags=re.DOTALL)
+        verdict = re.findall(r"\b(yes|no)\b", said.casefold())
         if not verdict:
             self.unclear.append(str(text)[:200])
         return float(verdict[-1:] == ["yes"])
