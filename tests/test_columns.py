@@ -43,6 +43,23 @@ def test_a_golden_response_answers_the_rows_own_prompt(golden):
     assert [d.messages for d in example.demonstrations] == [turns("What is 2 + 2?", "It is four.")]
 
 
+def test_texts_in_parts_are_joined():
+    """A text model's chat template would print a list as Python writes it."""
+
+    def parts(*texts):
+        return [{"type": "text", "text": text} for text in texts]
+
+    row = {
+        "prompt": [{"role": "user", "content": parts("What is ", "2 + 2?")}],
+        "demonstrations": [turns(parts("1 + 1?"), parts("two"))],
+        "privileged_context": [{"role": "user", "content": parts("Count.")}],
+    }
+    example = to_example(row, 0)
+    assert example.messages == [QUESTION]
+    assert example.demonstrations[0].messages == turns("1 + 1?", "two")
+    assert example.privileged_context == [{"role": "user", "content": "Count."}]
+
+
 def test_other_columns():
     example = to_example({**ROW, "id": 12, "retain": 1, "privileged_context": "Count.", "reference": 4}, 0)
     assert (example.id, example.retain, example.privileged_context, example.reference) == ("12", True, "Count.", "4")

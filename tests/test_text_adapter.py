@@ -10,7 +10,7 @@ import torch
 
 from tests.tiny_text import save_tiny_text_model, tiny_text_model
 from tests.toy import toy_args
-from text_sdft import SDFTTrainer, TeacherContext, TextAdapter, UserError
+from text_sdft import Example, SDFTTrainer, TeacherContext, TextAdapter, UserError
 from text_sdft.adapter import TextData, TextDemonstrations
 from text_sdft.core import ConfigurableAdapter, adapter_class
 from text_sdft.core.rollout import eos_ids
@@ -142,6 +142,30 @@ def test_a_tokenizer_without_a_chat_template_reads_plain_text(tmp_path):
     adapter = TextAdapter()
     adapter.bind(tiny_text_model()[0], tokenizer)
     assert read(adapter, adapter.student_messages(adapter.examples([ROW])[0])) == "What is 2 + 2?\n\n"
+
+
+def test_texts_in_parts_are_read_as_texts():
+    """Templates of text models print a list as Python writes it."""
+    adapter = bound()
+    parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "this?"}]
+    ready = Example("a", [{"role": "user", "content": parts}])
+    assert "user\nWhat is this?<|im_end|>" in read(adapter, adapter.student_messages(ready))
+    with pytest.raises(UserError, match="neither text nor"):
+        adapter.encode([[{"role": "user", "content": [*parts, {"type": "image", "image": "a.png"}]}]])
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_named(tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(save_tiny_text_model(tmp_path))
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    adapter = TextAdapter(system_prompt="Be brief.")
+    adapter.bind(tiny_text_model()[0], tokenizer)
+    with pytest.raises(UserError, match=r"turns of system, user: System role not supported.*system_prompt"):
+        adapter.encode([adapter.student_messages(adapter.examples([ROW])[0])])
 
 
 def test_bind_loads_the_models_own_tokenizer(tmp_path):

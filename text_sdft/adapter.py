@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from text_sdft.columns import load_rows, to_examples
+from text_sdft.columns import load_rows, text_of, to_examples
 from text_sdft.core import (
     Conversation,
     Demonstration,
     Example,
+    Message,
     Model,
     ModelInputs,
     RowInputs,
@@ -187,23 +189,29 @@ class TextAdapter:
         """Ids [L] of each conversation through the chat template, generation prompt appended.
 
         A tokenizer without a chat template (a base model's) reads the turns' texts joined by blank lines.
+
+        Raises:
+            UserError: a content is no text, or the chat template refuses the conversation.
         """
         tokenizer = self.processing_class
         if tokenizer is None:
             raise RuntimeError("TextAdapter.bind(model) has not been called")
         rows = []
         for conversation in conversations:
+            turns = [_with_text(message) for message in conversation]
             if tokenizer.chat_template:
-                ids = tokenizer.apply_chat_template(
-                    conversation, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt",
-                    **self._chat_options,
-                )["input_ids"][0]  # fmt: skip
-            else:
-                if not all(isinstance(message["content"], str) for message in conversation):
+                try:
+                    ids = tokenizer.apply_chat_template(
+                        turns, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt",
+                        **self._chat_options,
+                    )["input_ids"][0]  # fmt: skip
+                except TemplateError as error:
                     raise UserError(
-                        "A tokenizer without a chat template takes texts only: give message contents as strings."
-                    )
-                text = "\n\n".join(message["content"] for message in conversation) + "\n\n"
+                        f"The model's chat template refuses turns of {', '.join(turn['role'] for turn in turns)}: {error}. "
+                        "Give rows (and system_prompt) only turns that it takes."
+                    ) from error
+            else:
+                text = "\n\n".join(turn["content"] for turn in turns) + "\n\n"
                 ids = tokenizer(text, return_tensors="pt")["input_ids"][0]
             rows.append(RowInputs({"input_ids": ids}))
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -236,6 +244,17 @@ class TextAdapter:
 
     def _rung_of(self, example: Example, context: TeacherContext) -> int:
         return context.rung if context.rung in self.rungs(example) else 2  # type: ignore[return-value]
+
+
+def _with_text(message: Message) -> Message:
+    """The message with its content as one text. Raises `UserError` where it is none."""
+    text = text_of(message["content"])
+    if text is None:
+        raise UserError(
+            "A message's content is neither text nor a list of "
+            '{"type": "text", "text": …}. Images go with `adapter: image`.'
+        )
+    return {**message, "content": text}
 
 
 def _checked(adapter: TextAdapter, file: str, rows: Iterable[Any]) -> list[Example]:

@@ -184,7 +184,11 @@ def _are_messages(given: Any) -> bool:
 
 
 def _texts(messages: list[Any], column: str, number: int) -> Conversation:
-    """The messages, whose contents are texts or parts that are texts. Raises `UserError`."""
+    """The messages with texts for contents, parts joined: a text model's chat template would print a list as Python does.
+
+    Raises:
+        UserError: a content is neither a text nor a list of parts that are texts.
+    """
     for part in (part for message in messages if isinstance(message["content"], list) for part in message["content"]):
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind in ("image", "image_url"):
@@ -196,7 +200,15 @@ def _texts(messages: list[Any], column: str, number: int) -> Conversation:
                 f"Row {number}: '{column}' has a message whose content is neither text nor a list of "
                 '{"type": "text", "text": …}.'
             )
-    return [dict(message) for message in messages]
+    return [{**message, "content": text_of(message["content"])} for message in messages]
+
+
+def text_of(content: Any) -> str | None:
+    """A message's content as one text, its parts joined; None where it holds anything but texts."""
+    if isinstance(content, str):
+        return content
+    texts = [part["text"] for part in content if part.get("type") == "text" and isinstance(part.get("text"), str)]
+    return "".join(texts) if len(texts) == len(content) else None
 
 
 def _demonstration(given: Any, number: int) -> Demonstration:
