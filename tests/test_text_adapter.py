@@ -150,8 +150,9 @@ def test_texts_in_parts_are_read_as_texts():
     parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "this?"}]
     ready = Example("a", [{"role": "user", "content": parts}])
     assert "user\nWhat is this?<|im_end|>" in read(adapter, adapter.student_messages(ready))
-    with pytest.raises(UserError, match="neither text nor"):
-        adapter.encode([[{"role": "user", "content": [*parts, {"type": "image", "image": "a.png"}]}]])
+    for kind, complaint in (("image", "has an image"), ("audio", "neither text nor")):
+        with pytest.raises(UserError, match=complaint):
+            adapter.encode([[{"role": "user", "content": [*parts, {"type": kind}]}]])
 
 
 def test_a_conversation_that_the_chat_template_refuses_is_named(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 
 from tests.toy import VOCABULARY, ToyAdapter, toy_args, toy_model, toy_rows
 from text_sdft.core import SDFTConfig, SDFTTrainer, TeacherContext, UserError
@@ -330,10 +331,18 @@ def test_divergences_that_cannot_be_are_refused_by_their_setting(tmp_path, name,
         toy_args(tmp_path, **{name: value})
 
 
-@pytest.mark.parametrize("name", ["nowhere", "kubeflow"])
-def test_a_logger_that_is_not_there_is_refused_with_a_remedy(tmp_path, name):
-    with pytest.raises(ValueError, match=rf"report_to {name}: .*install.*none"):
+@pytest.mark.parametrize(("name", "remedy"), [("nowhere", "only .*wandb"), ("wandb", "pip install wandb")])
+def test_a_logger_that_is_not_there_is_refused_with_a_remedy(tmp_path, monkeypatch, name, remedy):
+    monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: False)
+    with pytest.raises(ValueError, match=rf"report_to {name}: .*{remedy}.*none"):
         toy_args(tmp_path, report_to=name)
+
+
+def test_a_logger_that_transformers_can_use_is_taken_where_it_does_not_list_it(tmp_path, monkeypatch):
+    """(It leaves azure_ml out of the available ones beside mlflow, and flyte always.)"""
+    for name in ("azureml", "mlflow"):
+        monkeypatch.setattr(integration_utils, f"is_{name}_available", lambda: True)
+    assert toy_args(tmp_path, report_to="azure_ml").report_to == ["azure_ml"]
 
 
 def test_a_run_needs_a_folder():

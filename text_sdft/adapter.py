@@ -13,12 +13,11 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from text_sdft.columns import load_rows, text_of, to_examples
+from text_sdft.columns import load_rows, to_examples, with_text
 from text_sdft.core import (
     Conversation,
     Demonstration,
     Example,
-    Message,
     Model,
     ModelInputs,
     RowInputs,
@@ -191,14 +190,14 @@ class TextAdapter:
         A tokenizer without a chat template (a base model's) reads the turns' texts joined by blank lines.
 
         Raises:
-            UserError: a content is no text, or the chat template refuses the conversation.
+            UserError: a message holds other parts than texts, or the chat template refuses the conversation.
         """
         tokenizer = self.processing_class
         if tokenizer is None:
             raise RuntimeError("TextAdapter.bind(model) has not been called")
         rows = []
         for conversation in conversations:
-            turns = [_with_text(message) for message in conversation]
+            turns = [with_text(message) for message in conversation]
             if tokenizer.chat_template:
                 try:
                     ids = tokenizer.apply_chat_template(
@@ -211,6 +210,8 @@ class TextAdapter:
                         "Give rows (and system_prompt) only turns that it takes."
                     ) from error
             else:
+                if not all(isinstance(turn["content"], str) for turn in turns):
+                    raise UserError("A tokenizer without a chat template takes texts only: give each message a content.")
                 text = "\n\n".join(turn["content"] for turn in turns) + "\n\n"
                 ids = tokenizer(text, return_tensors="pt")["input_ids"][0]
             rows.append(RowInputs({"input_ids": ids}))
@@ -244,17 +245,6 @@ class TextAdapter:
 
     def _rung_of(self, example: Example, context: TeacherContext) -> int:
         return context.rung if context.rung in self.rungs(example) else 2  # type: ignore[return-value]
-
-
-def _with_text(message: Message) -> Message:
-    """The message with its content as one text. Raises `UserError` where it is none."""
-    text = text_of(message["content"])
-    if text is None:
-        raise UserError(
-            "A message's content is neither text nor a list of "
-            '{"type": "text", "text": …}. Images go with `adapter: image`.'
-        )
-    return {**message, "content": text}
 
 
 def _checked(adapter: TextAdapter, file: str, rows: Iterable[Any]) -> list[Example]:

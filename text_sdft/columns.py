@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from text_sdft.core import Conversation, Demonstration, Example, UserError
+from text_sdft.core import Conversation, Demonstration, Example, Message, UserError
 from text_sdft.row_files import read_rows
 
 COLUMNS = (
@@ -189,26 +189,28 @@ def _texts(messages: list[Any], column: str, number: int) -> Conversation:
     Raises:
         UserError: a content is neither a text nor a list of parts that are texts.
     """
-    for part in (part for message in messages if isinstance(message["content"], list) for part in message["content"]):
+    return [dict(with_text(message, f"Row {number}: '{column}'")) for message in messages]
+
+
+def with_text(message: Message, where: str = "A prompt") -> Message:
+    """The message with its content in one text where that is a list of parts.
+
+    Raises:
+        UserError: a part is no text; says ``where``.
+    """
+    if not isinstance(message.get("content"), list):
+        return message
+    texts = []
+    for part in message["content"]:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind in ("image", "image_url"):
-            raise UserError(
-                f"Row {number}: '{column}' has an image, which the text adapter would drop. Use `adapter: image`."
-            )
+            raise UserError(f"{where} has an image, which the text adapter would drop. Use `adapter: image`.")
         if kind != "text" or not isinstance(part.get("text"), str):
             raise UserError(
-                f"Row {number}: '{column}' has a message whose content is neither text nor a list of "
-                '{"type": "text", "text": …}.'
+                f'{where} has a message whose content is neither text nor a list of {{"type": "text", "text": …}}.'
             )
-    return [{**message, "content": text_of(message["content"])} for message in messages]
-
-
-def text_of(content: Any) -> str | None:
-    """A message's content as one text, its parts joined; None where it holds anything but texts."""
-    if isinstance(content, str):
-        return content
-    texts = [part["text"] for part in content if part.get("type") == "text" and isinstance(part.get("text"), str)]
-    return "".join(texts) if len(texts) == len(content) else None
+        texts.append(part["text"])
+    return {**message, "content": "".join(texts)}
 
 
 def _demonstration(given: Any, number: int) -> Demonstration:

@@ -73,7 +73,8 @@ def eval_command(argv: list[str]) -> None:
             "usage: vlm-sdft eval RUN [--samples N] [--skills TASK,…] [--key value …]\n\n"
             "Measures the final model of the run's folder RUN again. --samples N also samples N answers to each row of\n"
             "the set new, for pass@k. --skills measures prior skills before and after training, by lm-evaluation-harness:\n"
-            "'paper' for the paper's six, names of its tasks, or YAML files of local ones (configs/skills/)."
+            "'paper' for the paper's six, names of its tasks, or YAML files of local ones (configs/skills/).\n"
+            "Keys are those of train."
         )
         return
     samples, argv = taken(argv, "--samples")

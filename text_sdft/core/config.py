@@ -6,11 +6,12 @@ vocabulary, EMA teacher at rate 0.01 moved every step, 3 tokens skipped, 1 compl
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
 from text_sdft.core.confidence import Confidence
 from text_sdft.core.divergence import DivergenceSettings
@@ -132,14 +133,10 @@ class SDFTConfig(TrainingArguments):
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "accuracy"  # what `SDFTTrainer.evaluate` reports; there is no eval_loss
         super().__post_init__()
-        loggers = get_available_reporting_integrations()
-        absent = [name for name in self.report_to or () if name not in loggers]
+        unusable = _unusable_logger(self.report_to or ())
         checks = [
             (bool(str(self.output_dir)), "output_dir is empty: name the run's folder, such as runs/mine"),
-            (
-                not absent,
-                f"report_to {', '.join(absent)}: unknown, or to be installed first; use {', '.join([*loggers, 'none'])}",
-            ),
+            (not unusable, f"report_to {unusable} Or use none"),
             (self.learning_rate >= 0, f"learning_rate {self.learning_rate}: use 0 or more"),
             (self.max_steps == -1 or self.max_steps >= 1, f"max_steps {self.max_steps}: use 1 or more, or -1 for epochs"),
             (
@@ -234,6 +231,19 @@ class SDFTConfig(TrainingArguments):
         if self.mask_truncated_completions is not None:
             return self.mask_truncated_completions
         return not self.short_answers
+
+
+def _unusable_logger(names: Iterable[str]) -> str:
+    """``NAME: why`` of the first of them that is unknown or not installed; empty where there is none.
+
+    transformers lists not all that it can use, so that the others are asked themselves.
+    """
+    for name in set(names) - set(get_available_reporting_integrations()):
+        try:
+            get_reporting_integration_callbacks([name])[0]()
+        except (ValueError, RuntimeError, ImportError) as error:
+            return f"{name}: {error}"
+    return ""
 
 
 def paper() -> dict[str, Any]:

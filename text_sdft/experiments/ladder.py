@@ -17,7 +17,6 @@ from torch import Tensor
 
 from text_sdft.core import Example, Rollout, TeacherContext, UserError
 from text_sdft.core.rollout import draw_seed
-from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_teacher
 from text_sdft.experiments.method_trainer import MethodTrainer
 
@@ -84,12 +83,10 @@ class LadderTrainer(MethodTrainer):
             if not asked:
                 continue
             contexts = [self._asked_at(rung, q) for q in asked]
-            inputs, _ = encode_teacher(adapter, asked, contexts, self.prompt_limit)
-            with torch.no_grad(), self.teacher.applied(), gathered(self.module):
-                answers = self.sampler.sample(self.module, inputs, seeds=None).ids
-            self.tokens["sampled"] += sum(inputs.lengths) + sum(len(ids) for ids in answers)
-            for q, ids in zip(asked, answers, strict=True):
-                if (adapter.score(q, adapter.decode(ids)) or 0.0) >= 1.0:
+            with torch.no_grad(), self.teacher.applied():
+                answers = self._teacher_answers(asked, contexts, greedy=True)
+            for q, given in zip(asked, answers, strict=True):
+                if (adapter.score(q, adapter.decode(given.ids)) or 0.0) >= 1.0:
                     self._rungs[q.id] = rung
                     del todo[q.id]
         return {id_: self._rungs[id_] for id_ in labelled}

@@ -149,7 +149,7 @@ class MethodTrainer(SDFTTrainer):
         n = sum(not example.retain for example in examples) if given else 0
         if self.method.fresh:
             with self.start_teacher.applied():
-                answers = self._teacher_answers(examples[:n], seeds[:n])
+                answers = self._teacher_answers(examples[:n], [TeacherContext(seed) for seed in seeds[:n]])
         else:
             answers = [self.answers[example.id] for example in examples[:n]]
         ids, finished = [answer.ids for answer in answers], [answer.finished for answer in answers]
@@ -247,16 +247,19 @@ class MethodTrainer(SDFTTrainer):
         with self.start_teacher.applied():
             for start in track(range(0, len(mine), size), "the teacher's answers", transient=True, disable=quiet):
                 batch = list(mine[start : start + size])
-                seeds = [draw_seed(self.args.seed, "the teacher's answer", query.id) for query in batch]
-                for query, answer in zip(batch, self._teacher_answers(batch, seeds), strict=True):
+                drawn = [TeacherContext(draw_seed(self.args.seed, "the teacher's answer", query.id)) for query in batch]
+                for query, answer in zip(batch, self._teacher_answers(batch, drawn), strict=True):
                     told = {"answer": self.adapter.decode(answer.ids), "ids": answer.ids.tolist()}
                     records.append({"id": query.id, **told, "finished": answer.finished, "seed": answer.seed})
         return gather_object(records) if self.args.world_size > 1 else records
 
-    def _teacher_answers(self, queries: list[Example], seeds: list[int]) -> list[Answer]:
-        """Sampled by the model as it is now, each in the context that its seed draws."""
-        inputs, _ = encode_teacher(self.adapter, queries, [TeacherContext(seed) for seed in seeds], self.prompt_limit)
-        rollout = self.sampler.sample(self.module, inputs, seeds)
+    def _teacher_answers(
+        self, queries: list[Example], contexts: list[TeacherContext], greedy: bool = False
+    ) -> list[Answer]:
+        """By the model as it is now, each in its context; sampled with its seed, if not greedy."""
+        seeds = [context.seed for context in contexts]
+        inputs, _ = encode_teacher(self.adapter, queries, contexts, self.prompt_limit)
+        rollout = self.sampler.sample(self.module, inputs, None if greedy else seeds)
         self.tokens["sampled"] += sum(inputs.lengths) + sum(len(ids) for ids in rollout.ids)
         return [Answer(*answer) for answer in zip(rollout.ids, rollout.finished, seeds, strict=True)]
 
