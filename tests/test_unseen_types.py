@@ -186,7 +186,7 @@ def test_rows_from_labels_stand_in_each_setting_with_the_same_labels(tmp_path: P
     base = {"new": 0.0, "old": 0.9, "describing": 0.5, "in_context": 1.0, "teacher": 0.9}
     done = {f"{name}/test/{seed}/untrained/0": base for seed in range(3)}
     done |= {f"{plain}/test/{seed}/SFT/0.001": {**base, "new": 0.7} for seed in range(4)}
-    text = run.tables_of(done)
+    text = tables.report(run.rows_in(done))
     assert "| SFT, 0.001 | 3 | 70.0 ± 0.0 |" in text, "for the three seeds that the setting has"
 
 
@@ -213,7 +213,7 @@ def test_tables_hold_means_intervals_and_paired_differences() -> None:
     done: dict[str, dict[str, float]] = {f"a/test/{s}/untrained/0": base for s in range(3)}
     done |= {f"a/test/{s}/SDFT + retention/0.001": {**base, "new": v} for s, v in enumerate(new)}
     done["a/validation/0/SDFT + retention/0.0001"] = {**base, "new": 0.1}
-    text = tables.report(done, ["a", "b"], ["untrained", "SDFT + retention"])
+    text = tables.report(tables.collect(done, ["a", "b"], ["untrained", "SDFT + retention"]))
     half = stats.t.ppf(0.975, 2) * stats.sem(np.asarray(new) * 100)
     assert f"| SDFT + retention, 0.001 | 3 | 93.0 ± {half:.1f} |" in text
     assert f"| SDFT + retention, 0.001 − teacher | 3 | **+13.0 ± {half:.1f}** |" in text
@@ -229,7 +229,8 @@ def test_goals_are_bold_where_they_are_missed() -> None:
     done |= {f"a/test/{s}/SDFT + retention/0.001": after for s in range(3)}
     done |= {f"a/test/{s}/SFT/0.001": {**base, "new": 0.85 + 0.03 * s} for s in range(3)}
     done |= {f"a/test/{s}/SFT + retention/0.001": {**base, "new": 0.5} for s in range(3)}
-    text = tables.report(done, ["a"], ["untrained", "SFT", "SFT + retention", "SDFT + retention"])
+    methods = ["untrained", "SFT", "SFT + retention", "SDFT + retention"]
+    text = tables.report(tables.collect(done, ["a"], methods))
     half = stats.t.ppf(0.975, 2) * 3 / np.sqrt(3)
     row = f"| a | -1.0 ± 0.0 | **+1.0 ± {half:.1f}** | – | **-5.0 ± 0.0** | **-5.0 ± 0.0** | +0.0 ± 0.0 | -1.0 ± 0.0 |"
     assert row in text, "SFT is its own best; its interval holds 0"
@@ -239,10 +240,11 @@ def test_the_docs_hold_the_tables_of_the_results(tmp_path: Path, capsys: pytest.
     """`run.py --table`, `hints.py` and `sequence.py` print them again: nothing there is typed by hand."""
     benchmarks, docs = FOLDER.parent, FOLDER.parent.parent / "docs"
     results = {name: json.loads((benchmarks / "results" / f"{name}.json").read_text()) for name in RESULTS}
-    text = run.tables_of(results["unseen_types"])
+    found = run.rows_in(results["unseen_types"])
     for page in ("results-visual.md", "results-visual-tables.md"):
         (tmp_path / page).write_text((docs / page).read_text(encoding="utf-8"), encoding="utf-8")
-    tables.write_pages(text, tmp_path)
+    assert set(tables.HEADLINES) <= dict(tables.by_variant(found)).keys()
+    tables.write_pages(found, tmp_path)
     for page in ("results-visual.md", "results-visual-tables.md"):
         assert (tmp_path / page).read_text(encoding="utf-8") == (docs / page).read_text(encoding="utf-8"), "run.py --table"
     assert sequence.table(results["sequence"]) in (docs / "sequences.md").read_text(encoding="utf-8")

@@ -27,7 +27,7 @@ from attempts import AveragedStudent, GrowingRetention
 from cells import Cells, make_trainer, mixed_types
 from PIL import Image
 from settings import SETTINGS, Setting, of_labels
-from tables import ALONE, ANSWERED, FRESH, LORA, RIVAL, report, write_pages
+from tables import ALONE, ANSWERED, FRESH, LORA, RIVAL, Rows, collect, report, write_pages
 from transformers import set_seed
 
 from text_sdft.core import Example, SDFTTrainer, default_lora
@@ -113,14 +113,15 @@ def main() -> None:
                 cell(cells, name, "test", seed, NOBODY, 0.0)
                 for method in args.methods:
                     cell(cells, name, "test", seed, method, rates[method])
-    text = tables_of(cells.done)
-    print(text)
+    found = rows_in(cells.done)
+    print(report(found))
     if args.out == RESULTS:
-        write_pages(text, DOCS)
+        write_pages(found, DOCS)
 
 
-def tables_of(done: Mapping[str, dict[str, Any]]) -> str:
-    """Tables; rows that learn from labels alone stand in each setting that has the same labels, for the seeds it has."""
+def rows_in(done: Mapping[str, dict[str, Any]]) -> dict[str, Rows]:
+    """All settings' rows for the tables; those that learn from labels alone stand in each setting that has the same labels,
+    for the seeds it has."""
     found = dict(done)
     for key, scores in done.items():
         name, rest = key.split("/", 1)
@@ -128,7 +129,7 @@ def tables_of(done: Mapping[str, dict[str, Any]]) -> str:
         for other in SETTINGS if method in LABELS else ():
             if of_labels(other) == name and f"{other}/{split}/{seed}/{NOBODY}/0" in done:
                 found[f"{other}/{rest}"] = scores
-    return report(found, list(SETTINGS), [NOBODY, *METHODS])
+    return collect(found, list(SETTINGS), [NOBODY, *METHODS])
 
 
 def best_rate(cells: Cells, name: str, method: str, seeds: int) -> float:

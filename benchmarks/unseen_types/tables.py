@@ -81,38 +81,58 @@ GOALS: dict[str, tuple[str, str, float | None]] = {
 }
 #: Variants of the methods with a teacher that have lines of their own.
 VARIANTS = ("", ", half in context", ANSWERED, ALONE, LORA)
+#: Lines of the page that is read first: each kind of picture, the better teacher, and disagreeing draws.
+HEADLINES = (
+    "objects, noise 90",
+    "objects, noise 150",
+    "emoji",
+    "handwriting",
+    "fashion",
+    "objects, noise 150, 1 type shown",
+    "emoji, 1 type shown",
+    "handwriting, 1 type shown",
+    "fashion, 1 type shown",
+    "objects, noise 90, 8 random types shown, 5 unlabelled",
+    f"objects, noise 150, 8 random types shown, 5 unlabelled{ANSWERED}",
+    f"handwriting, 8 random types shown, 5 unlabelled{ANSWERED}",
+    "objects, long answers, noise 60",
+)
 
 Rows = dict[str, dict[int, Mapping[str, Any]]]
 
 
-def report(done: Mapping[str, Mapping[str, Any]], settings: Sequence[str], methods: Sequence[str]) -> str:
-    """Markdown: a summary and the goals; then for each setting that has test cells a table of means and one of paired
-    differences.
-
-    Args:
-        done: cells by "setting/split/seed/method/rate".
-        settings, methods: in the order of the tables; the first method is the untrained model.
-    """
-    found = {setting: rows for setting in settings if (rows := rows_of(done, setting, methods))}
-    parts = [summary(found), goals(found)]
+def report(found: Mapping[str, Rows]) -> str:
+    """Markdown: the summary and the goals; then for each setting a table of means and one of paired differences."""
+    lines = dict(by_variant(found))
+    parts = ["## All settings", summary(lines), "## The goals in all settings", goals(lines), "## All rows"]
     for setting, rows in found.items():
         parts += [f"### {setting}", means(rows), differences(rows)]
     return "\n\n".join(part for part in parts if part)
 
 
-def write_pages(text: str, docs: Path) -> None:
-    """Put a `report` into the pages that show it, in the place of what stands there: the two tables that begin it, and the
-    rest from the other page's first heading of that level on."""
-    first, rest = text.split("\n\n### ", 1)
-    page = docs / "results-visual.md"
-    shown_there = page.read_text(encoding="utf-8")
-    for table in first.split("\n\n"):
-        start = shown_there.index(table[: table.index("|", 1) + 1])  # its first heading names it
-        shown_there = shown_there[:start] + table + shown_there[shown_there.index("\n\n", start) :]
-    page.write_text(shown_there, encoding="utf-8")
+def write_pages(found: Mapping[str, Rows], docs: Path) -> None:
+    """Put the tables into the pages that show them, in the place of what stands there: the `report` from the one page's
+    first such heading on, and of its two first tables the `HEADLINES` into the other page."""
     page = docs / "results-visual-tables.md"
-    head = page.read_text(encoding="utf-8").partition("### ")[0]
-    page.write_text(f"{head}### {rest}\n", encoding="utf-8")
+    head = page.read_text(encoding="utf-8").partition("## ")[0]
+    page.write_text(f"{head}{report(found)}\n", encoding="utf-8")
+    page = docs / "results-visual.md"
+    text = page.read_text(encoding="utf-8")
+    lines = {name: rows for name, rows in by_variant(found) if name in HEADLINES}
+    for table in (summary(lines), goals(lines)):
+        start = text.index(table[: table.index("|", 1) + 1])  # its first heading names it
+        text = text[:start] + table + text[text.index("\n\n", start) :]
+    page.write_text(text, encoding="utf-8")
+
+
+def collect(done: Mapping[str, Mapping[str, Any]], settings: Sequence[str], methods: Sequence[str]) -> dict[str, Rows]:
+    """The rows of each setting that has test cells.
+
+    Args:
+        done: cells by "setting/split/seed/method/rate".
+        settings, methods: in the order of the tables; the first method is the untrained model.
+    """
+    return {setting: rows for setting in settings if (rows := rows_of(done, setting, methods))}
 
 
 def rows_of(done: Mapping[str, Mapping[str, Any]], setting: str, methods: Sequence[str]) -> Rows:
@@ -135,26 +155,26 @@ def rows_of(done: Mapping[str, Mapping[str, Any]], setting: str, methods: Sequen
     return {row: dict(sorted(rows[row].items())) for row in order if rows.get(row)}
 
 
-def summary(found: Mapping[str, Rows]) -> str:
+def summary(chosen: Mapping[str, Rows]) -> str:
     """One line a setting that SDFT was trained on: new types by method, and what SDFT keeps of other skills, in points.
 
     Of several learning rates the one with the best new types stands here, whoever's it is.
     """
     columns = [*SUMMARY, *(f"{COLUMNS[c]} − before" for c in KEPT)]
     lines = [f"| new types | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for name, best in _lines(found):
+    for name, best in chosen.items():
         numbers = [shown([cell["new"] for cell in best.get(method, {}).values()]) for method in SUMMARY]
         numbers += [shown(_paired(best, SUMMARY[-1], "untrained", c), signed=True) for c in KEPT]
         lines.append(f"| {name} | {' | '.join(numbers)} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
-def goals(found: Mapping[str, Rows]) -> str:
+def goals(chosen: Mapping[str, Rows]) -> str:
     """The same lines: how SDFT + retention differs from what a goal compares it with; in bold where it misses the goal."""
     lines = [f"| goal | {' | '.join(GOALS)} |", "|---" * (len(GOALS) + 1) + "|"]
     least = ("–" if least is None else f"{100 * least:+.0f}" for *_, least in GOALS.values())
     lines.append(f"| *at least* | {' | '.join('interval above 0' if x == '–' else x for x in least)} |")
-    for name, best in _lines(found):
+    for name, best in chosen.items():
         sft = [best[method] for method in ("SFT", "SFT + retention") if method in best]
         rows = {**best, **({BEST_SFT: max(sft, key=_mean)} if sft else {})}
         numbers = []
@@ -169,7 +189,7 @@ def goals(found: Mapping[str, Rows]) -> str:
     return "\n".join(lines) if len(lines) > 3 else ""
 
 
-def _lines(found: Mapping[str, Rows]) -> Iterator[tuple[str, Rows]]:
+def by_variant(found: Mapping[str, Rows]) -> Iterator[tuple[str, Rows]]:
     """Each setting and variant that SDFT + retention was trained in: its rows by method, at their best rates for new types.
 
     A method that has no row of the variant stands there with its plain one.
