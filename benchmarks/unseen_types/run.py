@@ -60,6 +60,7 @@ METHODS = {
     "SDFT + retention, growing weight": "sdft",
     "SDFT + retention, averaged student": "sdft",
     "SDFT + retention, half in context": "sdft",
+    "SDFT + retention, half in context, twice its weight": "sdft",
     "SFT from teacher + retention, half in context": "sft_teacher",
     "SDFT + retention" + ANSWERED: "sdft",
     "SFT from teacher + retention" + ANSWERED: "sft_teacher",
@@ -79,7 +80,9 @@ METHODS |= {name + ALONE: METHODS[name] for name in MAIN}
 #: Those that train an adapter instead of all weights of the language model, at ten times the rates.
 METHODS |= {name + LORA: METHODS[name] for name in MAIN}
 #: How some differ from the method that they are named after: settings, and a callback.
-SETTINGS_OF = {"SDFT + retention, twice its weight": {"retain_weight": 2.0}}
+SETTINGS_OF: dict[str, dict[str, Any]] = {
+    f"SDFT + retention{variant}, twice its weight": {"retain_weight": 2.0} for variant in ("", ", half in context")
+}
 CALLBACK_OF = {
     "SDFT + retention, growing weight": GrowingRetention,
     "SDFT + retention, averaged student": AveragedStudent,
