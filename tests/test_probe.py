@@ -17,7 +17,7 @@ from text_sdft.core import Demonstration, Example, SDFTConfig, SDFTTrainer, Teac
 from text_sdft.experiments.measure import positions, right_answers
 from text_sdft.experiments.probe import VOTE
 from text_sdft.experiments.scores import contexts_for, sample
-from text_sdft.experiments.verdict import Evidence, Gap, paired_gap, verdict
+from text_sdft.experiments.verdict import CHEAPER, Evidence, Gap, paired_gap, verdict
 from vlm_sdft import DemoSet, ImageAdapter, vlm
 from vlm_sdft.cli import main
 from vlm_sdft.controls import CONTROLS
@@ -62,6 +62,13 @@ def test_the_vote_of_disagreeing_draws_stands_for_the_teacher():
     assert "demonstrations.rung 5" in told.notes[0] and "demonstrations.rung" not in voted.notes[0]
     agreed = verdict(Evidence(0.5, 0.5, NONE, vote=(0.51, NONE, NONE)))
     assert not agreed.train and "vote" not in agreed.reason and not any("disagree" in note for note in agreed.notes)
+
+
+def test_where_every_step_shows_the_same_the_cheaper_method_is_named():
+    assert verdict(Evidence(0.1, 0.9, CLEAR, alike=True)).notes == (CHEAPER,)
+    blind = Evidence(0.1, 0.9, CLEAR, kept={"blank images": (0.6, UP)}, alike=True)
+    for nothing_to_learn in (blind, Evidence(0.8, 0.81, NONE, alike=True)):
+        assert CHEAPER not in verdict(nothing_to_learn).notes
 
 
 def test_verdicts_without_a_gap():
@@ -128,6 +135,7 @@ def test_the_builtin_model_can_teach_itself_and_only_through_its_demonstrations(
     assert numbers["divergence"] > 0.5
     printed = capsys.readouterr().out
     assert "Train: with demonstrations" in printed and "nearest demonstration" in printed
+    assert "--method sft_teacher" in printed, "each step shows a query the same demonstrations"
 
 
 def test_draws_that_show_different_types_vote(tmp_path, monkeypatch, capsys):

@@ -42,6 +42,7 @@ class Probe:
         scores: by view, one score an example (None: this example does not have that view).
         texts: the answers, likewise.
         seconds: a query, by view.
+        alike: every draw is known to show each example the same demonstrations.
     """
 
     def __init__(self, trainer: SDFTTrainer, examples: list[Example], size: int) -> None:
@@ -50,6 +51,7 @@ class Probe:
         self.scores: dict[str, list[float | None]] = {}
         self.texts: dict[str, list[str | None]] = {}
         self.seconds: dict[str, float] = {}
+        self.alike = False
 
     def measure(self, name: str, contexts: Sequence[TeacherContext | None] | None, adapter: Any = None) -> None:
         """Let the model answer in a view: one context an example (None: leave it out), or the student's (all None)."""
@@ -72,6 +74,7 @@ class Probe:
         shown_by = adapter or self.adapter
         varies = [_differ(shown_by, *pair) for pair in zip(self.examples, self.contexts, drawn, strict=True)]
         if not any(varies):
+            self.alike = True
             return
         voted, texts, seconds = vote_of(name), [self.texts[name]], self.seconds[name]
         for k in range(DRAWS - 1):
@@ -271,6 +274,7 @@ def _evidence(run: Probe, rivals: dict[str, float], variants: dict[str, Any], pl
         rivals=rivals,
         permuted=mean("permuted label words"),
         position_p=places["p"] if places else None,
+        alike=run.alike,
     )
 
 

@@ -23,6 +23,11 @@ KNOWN = 0.95
 WORTH = 0.05
 #: Below this probability under "every position alike", the teacher favours positions.
 UNEVEN = 0.01
+#: What to say where every draw shows an example the same demonstrations.
+CHEAPER = (
+    "Each step shows a query the same demonstrations, so one answer says what the teacher knows: SFT on it (--method "
+    "sft_teacher) may be as good as SDFT at half of its FLOPs; `vlm-sdft compare --methods sft_teacher,sdft` tells."
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Evidence:
         rivals: accuracies of cheap rivals on the same demonstrations.
         permuted: how often the teacher gives the exchanged name where names are exchanged, if measured.
         position_p: probability of the teacher's answers' positions if all positions were alike, if measured.
+        alike: every draw of the demonstrations is known to show an example the same ones.
     """
 
     student: float
@@ -63,6 +69,7 @@ class Evidence:
     rivals: Mapping[str, float] = field(default_factory=dict)
     permuted: float | None = None
     position_p: float | None = None
+    alike: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,7 @@ def verdict(found: Evidence) -> Verdict:
         reason = f"Train: with demonstrations the model is better, and because of them ({percent})."
         if best is not None:
             reason += f" Better still with {best}: {_percent(found.others[best][0])}."
-        return Verdict("train", reason, best, notes)
+        return Verdict("train", reason, best, (*notes, CHEAPER) if found.alike else notes)
     if best is not None and found.others[best][1].low > 0:
         accuracy, other, _ = found.others[best]
         reason = f"Try {best} first: {_percent(accuracy)} are right with it (gap {_points(other)}; now: {percent})."
