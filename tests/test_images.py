@@ -58,6 +58,15 @@ def test_transparency_is_white_and_rotation_is_applied(tmp_path):
     assert load_image(encoded(picture((20, 10)), "JPEG", exif=exif)).size == (10, 20)
 
 
+def test_images_in_memory_that_look_different_have_different_hashes():
+    """Else one stands for the other wherever something is computed once an image: icons drawn in alpha alone, scans."""
+    icons = [Image.new("RGBA", (4, 4)) for _ in range(2)]  # black everywhere, and transparent
+    icons[1].putpixel((1, 1), (0, 0, 0, 255))
+    ramp = np.linspace(300, 60_000, 16).astype(np.uint16).reshape(4, 4)
+    for one, other in (icons, [Image.fromarray(values) for values in (ramp, ramp[::-1].copy())]):
+        assert load_image(one).tobytes() != load_image(other).tobytes() and content_hash(one) != content_hash(other)
+
+
 def test_a_bomb_is_refused_from_its_header(tmp_path):
     file = tmp_path / "bomb.png"
     file.write_bytes(header_only_png(50_000, 50_000))

@@ -74,13 +74,13 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
 
 
 def content_hash(source: ImageSource) -> str:
-    """SHA-256 of the encoded bytes; of size and RGB pixels for a PIL image, which has none.
+    """SHA-256 of the encoded bytes; of size and pixels, as `load_image` gives them, for a PIL image, which has none.
 
     Raises:
         UserError: the file is missing; names it.
     """
     if isinstance(source, Image.Image):
-        pixels = source.convert("RGB")
+        pixels = load_image(source)
         return hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest()
     if isinstance(source, str | PathLike):
         try:
