@@ -79,8 +79,18 @@ def test_rungs_show_what_they_say(folder):
     cued = next(d.messages[0]["content"] for d in shown(3) if d.messages[-1]["content"] == kind.answer)
     assert cued[-1]["text"] == f" ({', '.join(kind.cues)})"
     assert parts(shown(5)) == [(demos.test[0].images[0], test.reference)]
-    assert ImageAdapter(demos, rung=5).demonstrations(test, TeacherContext(3)) == shown(5)
     assert len(adapter.demonstrations(unlabelled, TeacherContext(3, rung=5))) == 8, "its answer is not known: rung 2"
+
+
+def test_the_answer_is_shown_with_training_rows_alone(folder):
+    """Else a teacher that is measured would be right whatever it is worth, and so would the nearest demonstration."""
+    demos = DemoSet.from_folder(folder)
+    answers, chosen = (ImageAdapter(demos, selection="fixed", n_types=4, rung=rung) for rung in (5, 2))
+    labelled, test = answers.examples([demos.labelled[0], demos.test[0]])
+    assert parts(answers.demonstrations(labelled, TeacherContext(3))) == [(demos.labelled[0].images[0], labelled.reference)]
+    assert answers.demonstrations(test, TeacherContext(3)) == chosen.demonstrations(test, TeacherContext(3)) != []
+    asked = answers.demonstrations(test, TeacherContext(3, rung=5))
+    assert parts(asked) == [(demos.test[0].images[0], test.reference)], "the probe asks for it"
 
 
 def test_an_unknown_rung_is_refused(folder):

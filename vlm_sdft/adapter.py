@@ -58,7 +58,7 @@ class ImageAdapter:
         selection: how demonstrations are chosen: see `DemonstrationSelector`.
         n_types: types of objects among a query's demonstrations.
         shots: demonstrations a type.
-        rung: how much the teacher is shown (`text_sdft.core.RUNGS`), where a query has that rung.
+        rung: how much the teacher is shown (`text_sdft.core.RUNGS`), where a query has that rung; 5: of training rows.
         policy: ``"fixed"``, or ``"ladder"`` for hints that grow (`text_sdft.experiments.ladder`).
         context: whose view holds the demonstrations; ``"teacher"`` is self-distillation, the others are controls.
         template: ``"turns"`` or a quoted template (see `text_sdft.templates`).
@@ -327,9 +327,11 @@ class ImageAdapter:
         return others
 
     def _rung_of(self, example: Example, context: TeacherContext) -> int:
-        """The rung that a query is shown: the one asked for where it has it, else 2."""
-        rung = self.rung if context.rung is None else context.rung
-        return rung if rung == 2 or rung in self.rungs(example) else 2
+        """The rung that a query is shown: the one asked for, or else configured, where it has it; else 2."""
+        row, rung = example.meta.get("row"), context.rung
+        if rung is None:  # a test image's answer is to be found out: it is shown to a teacher that is asked for it alone
+            rung = 2 if self.rung == 5 and row is not None and row.split != "train" else self.rung
+        return rung if rung in self.rungs(example) else 2
 
     @property
     def _reused(self) -> ImageFeatures | None:

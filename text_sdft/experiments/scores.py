@@ -59,14 +59,11 @@ def sample(examples: list[Example], limit: int | None) -> list[Example]:
 def contexts_for(trainer: SDFTTrainer, examples: Sequence[Example], seed: int | None = None) -> list[TeacherContext]:
     """The teacher's contexts for measuring: drawn by the run's seed and the example, the same at each measurement.
 
-    A teacher that is shown answers in training (rung 5) is measured as on queries whose answer nobody knows (rung 2).
-
     Args:
         seed: of another run.
     """
     seed = trainer.args.seed if seed is None else seed
-    rung = 2 if getattr(trainer.adapter, "rung", None) == 5 else None
-    return [TeacherContext(draw_seed(seed, "eval", e.id), rung=rung) for e in examples]
+    return [TeacherContext(draw_seed(seed, "eval", example.id)) for example in examples]
 
 
 def with_teacher(trainer: SDFTTrainer, examples: Sequence[Example]) -> list[Example]:
