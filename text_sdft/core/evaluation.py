@@ -8,7 +8,7 @@ from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.data import Example, Model, TeacherContext
 from text_sdft.core.rollout import Sampler
 from text_sdft.core.sharding import gathered
-from text_sdft.core.views import encode_student, encode_teacher
+from text_sdft.core.views import encode_view
 
 
 def answer(
@@ -26,8 +26,5 @@ def answer(
         contexts: one an example: answer in the teacher's view; None: in the student's.
     """
     with gathered(model):
-        if contexts is None:
-            inputs = encode_student(adapter, examples, limit)
-        else:
-            inputs, _ = encode_teacher(adapter, examples, contexts, limit)
+        inputs = encode_view(adapter, examples, contexts, limit)
         return [adapter.decode(ids) for ids in sampler.sample(model, inputs, seeds=None).ids]

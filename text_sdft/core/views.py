@@ -14,6 +14,15 @@ from text_sdft.core.data import Example, TeacherContext, UserError
 from text_sdft.core.inputs import ModelInputs
 
 
+def encode_view(
+    adapter: ModalityAdapter, examples: Sequence[Example], contexts: Sequence[TeacherContext] | None, limit: int
+) -> ModelInputs:
+    """The student's prompts (``contexts`` None), or the teacher's. Raises `UserError` as those two."""
+    if contexts is None:
+        return encode_student(adapter, examples, limit)
+    return encode_teacher(adapter, examples, contexts, limit)[0]
+
+
 def encode_student(adapter: ModalityAdapter, examples: Sequence[Example], limit: int) -> ModelInputs:
     """The student's prompts.
 

@@ -19,7 +19,7 @@ from text_sdft.core import DivergenceSettings, Example, SDFTTrainer, TeacherCont
 from text_sdft.core.rollout import draw_seed, evaluating
 from text_sdft.core.scoring import completion_hidden_states, head_of
 from text_sdft.core.sharding import gathered
-from text_sdft.core.views import encode_student, encode_teacher
+from text_sdft.core.views import encode_view
 from text_sdft.experiments.written import written
 
 Contexts = Sequence[TeacherContext] | None
@@ -61,10 +61,7 @@ def right_answers(
     lengths: list[int] = []
     start = 0
     for batch, shown in _batches(examples, contexts, size):
-        if shown is None:
-            inputs = encode_student(trainer.adapter, batch, trainer.prompt_limit)
-        else:
-            inputs, _ = encode_teacher(trainer.adapter, batch, shown, trainer.prompt_limit)
+        inputs = encode_view(trainer.adapter, batch, shown, trainer.prompt_limit)
         ids = [target for target in targets[start : start + len(batch)] if target is not None]
         start += len(batch)
         with evaluating(module), gathered(module):
@@ -84,13 +81,9 @@ def right_answers(
 
 def mean_tokens(trainer: SDFTTrainer, examples: Sequence[Example], contexts: Contexts, size: int) -> float:
     """Mean length of the prompts, encoded ``size`` at once: ten images each of a hundred queries fill a memory."""
-    total = 0
-    for batch, shown in _batches(examples, contexts, size):
-        if shown is None:
-            total += sum(encode_student(trainer.adapter, batch, trainer.prompt_limit).lengths)
-        else:
-            total += sum(encode_teacher(trainer.adapter, batch, shown, trainer.prompt_limit)[0].lengths)
-    return total / len(examples)
+    batches = _batches(examples, contexts, size)
+    lengths = (encode_view(trainer.adapter, batch, shown, trainer.prompt_limit).lengths for batch, shown in batches)
+    return sum(map(sum, lengths)) / len(examples)
 
 
 def positions(
