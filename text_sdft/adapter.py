@@ -25,7 +25,7 @@ from text_sdft.core import (
     TeacherContext,
     UserError,
 )
-from text_sdft.core.data import first_line
+from text_sdft.core.errors import first_line
 from text_sdft.templates import check_template, render, shows_demonstrations
 
 

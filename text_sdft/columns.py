@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from text_sdft.core import Conversation, Demonstration, Example, Message, UserError
+from text_sdft.core.errors import does_not_exist
 from text_sdft.row_files import read_rows
 
 COLUMNS = (
@@ -48,9 +49,7 @@ def load_rows(path: str) -> list[dict[str, Any]]:
     file = Path(path)
     if file.suffix in KINDS:
         if not file.is_file():
-            siblings = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
-            near = difflib.get_close_matches(file.name, siblings, n=1)
-            raise UserError(f"{file} does not exist." + (f" Did you mean {file.parent / near[0]}?" if near else ""))
+            raise UserError(does_not_exist(file))
         if file.suffix != ".parquet":  # whose columns have types; for other files `datasets` would guess them
             return read_rows(file)
         try:

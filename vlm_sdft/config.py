@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from text_sdft.core import UserError
+from text_sdft.core.errors import did_you_mean
 from vlm_sdft import rationales
 from vlm_sdft.demos import QUESTION, DemoSet
 from vlm_sdft.retention import is_made, retain_in_context, retain_made
@@ -193,8 +193,7 @@ def _only(demos: DemoSet, types: list[str]) -> DemoSet:
         raise UserError("data.types is empty: name the types to use, or leave it out for all.")
     known = {str(row.type) for row in demos.labelled}
     if unknown := [name for name in types if name not in known]:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        raise UserError(f"data.types: there is no type '{unknown[0]}'." + (f" Did you mean '{near[0]}'?" if near else ""))
+        raise UserError(f"data.types: there is no type '{unknown[0]}'.{did_you_mean(unknown[0], known)}")
     chosen = set(types)
     unlabelled = [row for row in demos.unlabelled if chosen & set(Path(row.id).parts[1:-1])]
     report = [*demos.report, f"Only {len(types)} of {len(known)} new types are used (data.types)."]

@@ -7,7 +7,6 @@ nobody knows), *retain* (images the model should go on answering as it does), *t
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from text_sdft.core import UserError
+from text_sdft.core.errors import does_not_exist
 from vlm_sdft.answers import normalise
 from vlm_sdft.images import ImageSource, content_hash, image_name, load_image, perceptual_hash
 
@@ -264,12 +264,8 @@ def as_row(row: Any, index: int) -> ImageRow:
 def _check_exists(path: Path) -> None:
     if path.exists():
         return
-    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1)
-    hint = f" Did you mean {path.parent / near[0]}?" if near else ""
     raise UserError(
-        f"{path} does not exist.{hint} Give a folder with train/<type>/* or a .jsonl file; "
-        "data.path may also be hub:OWNER/NAME."
+        f"{does_not_exist(path)} Give a folder with train/<type>/* or a .jsonl file; data.path may also be hub:OWNER/NAME."
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from text_sdft.core import UserError
-from text_sdft.core.data import first_line
+from text_sdft.core.errors import first_line
 from vlm_sdft.families import FAMILIES
 from vlm_sdft.zoo import resolve_model
 

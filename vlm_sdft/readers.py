@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from text_sdft.core import UserError
-from text_sdft.core.data import first_line
+from text_sdft.core.errors import did_you_mean, first_line
 from vlm_sdft.answers import normalise
 from vlm_sdft.demos import QUESTION, ImageRow, ObjectType, Split
 
@@ -246,12 +246,14 @@ def _types(file: Path, names: Mapping[str, None]) -> dict[str, ObjectType]:
         raise UserError(f"{file}: needs a mapping of type names to {{answer, synonyms, cues}}.")
     for name, entry in given.items():
         if name not in names:
-            raise UserError(f"{file}: there is no type '{name}'.{_hint(name, names)} Types are the folders' names.")
+            raise UserError(f"{file}: there is no type '{name}'.{did_you_mean(name, names)} Types are the folders' names.")
         if not isinstance(entry, dict):
             raise UserError(f"{file}: '{name}' needs a mapping with some of {', '.join(TYPE_KEYS)}.")
         for key in entry:
             if key not in TYPE_KEYS:
-                raise UserError(f"{file}: '{key}' of '{name}' is unknown.{_hint(str(key), TYPE_KEYS)} Known: {TYPE_KEYS}.")
+                raise UserError(
+                    f"{file}: '{key}' of '{name}' is unknown.{did_you_mean(str(key), TYPE_KEYS)} Known: {TYPE_KEYS}."
+                )
     types = {}
     for name in names:
         entry = given.get(name, {})
@@ -293,7 +295,7 @@ def _metadata(folder: Path, split: Split) -> dict[Path, list[dict[str, Any]]]:
         if file not in images:
             raise UserError(f"{where}: file_name must name an image below {folder}.")
         for key in entry:
-            if key not in METADATA_KEYS and (hint := _hint(key, METADATA_KEYS)):
+            if key not in METADATA_KEYS and (hint := did_you_mean(key, METADATA_KEYS)):
                 raise UserError(f"{where}: '{key}' is unknown.{hint}")
         prompt, answer = entry.get("prompt", "-"), entry.get("answer", "-")
         if not isinstance(prompt, str) or not prompt.strip():
@@ -380,11 +382,6 @@ def _text(content: Any) -> str:
 def _first(entries: Mapping[Any, list[dict[str, Any]]], file: Any) -> dict[str, Any]:
     found = entries.get(file) if isinstance(file, Path) else None
     return found[0] if found else {}
-
-
-def _hint(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def _id(root: Path, file: Path) -> str:

@@ -14,9 +14,9 @@ from text_sdft.core.data import (
     Model,
     Splits,
     TeacherContext,
-    UserError,
 )
 from text_sdft.core.divergence import DivergenceSettings, Head, divergence
+from text_sdft.core.errors import UserError
 from text_sdft.core.evaluation import answer
 from text_sdft.core.inputs import ModelInputs, RowInputs
 from text_sdft.core.modeling import default_lora

@@ -7,7 +7,6 @@ are registered in the same way.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -15,7 +14,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from text_sdft.core.data import Conversation, Demonstration, Example, Model, Splits, TeacherContext, UserError
+from text_sdft.core.data import Conversation, Demonstration, Example, Model, Splits, TeacherContext
+from text_sdft.core.errors import UserError, did_you_mean
 from text_sdft.core.inputs import ModelInputs
 
 ENTRY_POINT_GROUP = "vlm_sdft.adapters"
@@ -134,11 +134,10 @@ def adapter_class(name: str) -> type[ConfigurableAdapter]:
     """
     found = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
     if name not in found:
-        near = difflib.get_close_matches(name, found, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        installed = ", ".join(sorted(found)) or "none (pip install -e . again)"
         raise UserError(
-            f"No adapter '{name}'.{hint} Installed: {', '.join(sorted(found)) or 'none (pip install -e . again)'}. "
-            f"Others register in the entry-point group '{ENTRY_POINT_GROUP}'."
+            f"No adapter '{name}'.{did_you_mean(name, found)} Installed: {installed}. Others register in the entry-point "
+            f"group '{ENTRY_POINT_GROUP}'."
         )
     return found[name].load()
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer
 
-from text_sdft.core.data import UserError
+from text_sdft.core.errors import UserError
 from text_sdft.core.prefix import PrefixStore
 from text_sdft.core.sharding import whole, whole_state_dict
 from text_sdft.core.teacher import LiveTeacher

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from textwrap import shorten
 from typing import Any, TypeAlias
 
 from peft import PeftModel
@@ -98,12 +97,3 @@ class Splits:
     train: Sequence[Any]
     evals: Mapping[str, Sequence[Any]]
     report: Sequence[str] = ()
-
-
-class UserError(Exception):
-    """A mistake of the user's: its message names the file, row or key, and the remedy. The CLI prints it and exits 2."""
-
-
-def first_line(error: Exception, length: int = 240) -> str:
-    """The first line of a library's message, shortened: some go on with hundreds of class names."""
-    return shorten(str(error).strip().partition("\n")[0], length, placeholder=" …")

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.config import SDFTConfig
-from text_sdft.core.data import Model, UserError
+from text_sdft.core.data import Model
+from text_sdft.core.errors import UserError
 
 
 def default_lora() -> LoraConfig:

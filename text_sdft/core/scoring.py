@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from text_sdft.core.data import Model, UserError
+from text_sdft.core.data import Model
 from text_sdft.core.divergence import Head
+from text_sdft.core.errors import UserError
 from text_sdft.core.inputs import ModelInputs
 from text_sdft.core.sharding import is_sharded
 

@@ -20,7 +20,8 @@ from torch.distributed.fsdp import FSDPModule, StateDictType, register_fsdp_forw
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import Trainer
 
-from text_sdft.core.data import Model, UserError
+from text_sdft.core.data import Model
+from text_sdft.core.errors import UserError
 
 
 def shard(trainer: Trainer, frozen: list[str]) -> None:

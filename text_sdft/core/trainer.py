@@ -28,8 +28,9 @@ from text_sdft.core.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
 from text_sdft.core.checkpoints import CheckpointedTrainer
 from text_sdft.core.confidence import completion_weights
 from text_sdft.core.config import SDFTConfig
-from text_sdft.core.data import Example, Model, TeacherContext, UserError
+from text_sdft.core.data import Example, Model, TeacherContext
 from text_sdft.core.divergence import Head, divergence
+from text_sdft.core.errors import UserError
 from text_sdft.core.evaluation import answer
 from text_sdft.core.inputs import ModelInputs
 from text_sdft.core.metrics import StepMetrics

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from text_sdft.core.adapter import ModalityAdapter
-from text_sdft.core.data import Example, TeacherContext, UserError
+from text_sdft.core.data import Example, TeacherContext
+from text_sdft.core.errors import UserError
 from text_sdft.core.inputs import ModelInputs
 
 

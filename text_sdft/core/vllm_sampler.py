@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
 from text_sdft.core.config import SDFTConfig
-from text_sdft.core.data import Model, UserError
+from text_sdft.core.data import Model
+from text_sdft.core.errors import UserError
 from text_sdft.core.inputs import ModelInputs, RowInputs
 from text_sdft.core.rollout import Rollout, Sampler, TransformersSampler, eos_ids
 

@@ -5,12 +5,12 @@ A method is named ``NAME`` or ``NAME/variant/…``: see `VARIANTS`. `text_sdft.e
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from text_sdft.core import Example, ModalityAdapter, UserError
+from text_sdft.core.errors import did_you_mean
 
 #: variant -> what it is in words, and the settings of `SDFTConfig` that it stands for. The first three are no settings:
 #: they choose rows, or when the teacher answers.
@@ -145,9 +145,7 @@ def find_method(name: str) -> Method:
     base, *variants = name.strip().split("/")
     for given, known, kind in [(base, list(METHODS), "method"), *((v, list(VARIANTS), "variant") for v in variants)]:
         if given not in known:
-            near = difflib.get_close_matches(given, known, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise UserError(f"There is no {kind} '{given}'.{hint} Use {', '.join(known)}.")
+            raise UserError(f"There is no {kind} '{given}'.{did_you_mean(given, known)} Use {', '.join(known)}.")
     method, settings = METHODS[base], {k: v for variant in variants for k, v in VARIANTS[variant][1].items()}
     of_sdft = {"teacher_model_kind", "confidence"} & settings.keys()
     if (of_sdft and base != "sdft") or (settings and method.loss != "divergence"):
