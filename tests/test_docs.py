@@ -37,7 +37,7 @@ def commands(file: str) -> list[str]:
     found = re.findall(r"^    (vlm-sdft .*)$", text, re.M) + re.findall(
         r"`(vlm-sdft (?:train|preview|init|eval) -[^`]+)`", text
     )
-    # Tested in test_quickstart, test_cli, test_sequence and test_hub.
+    # Tested in test_quickstart, test_init_preview, test_cli, test_sequence and test_hub.
     elsewhere = ("quickstart", "--help", "vlm-sdft sequence", "configs/unseen")
     return [line for line in found if not any(part in line for part in elsewhere)]
 

@@ -1,0 +1,97 @@
+"""What `vlm-sdft init` prints and `vlm-sdft preview` shows, before anything is trained."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+import yaml
+
+from tests.families import family_folder
+from tests.image_files import WHOLE, fill, save
+from tests.test_cli import FAST, ROOT, fails, options
+from tests.tiny_text import save_tiny_text_model
+from vlm_sdft.cli import main
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return str(fill(tmp_path_factory.mktemp("data") / "my objects", WHOLE))
+
+
+@pytest.fixture(scope="module")
+def model() -> str:
+    return str(family_folder("qwen3_vl"))
+
+
+@pytest.mark.parametrize("name", ["my_objects", "my objects: 2 #1", "Äpfel", "7"])
+def test_init_prints_a_config_that_train_accepts(name, tmp_path, model, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / name, {"train/dax": 2, "train/wug": 3, "test/dax": 1})
+    assert main(["init", f"{name}/", "--model", model]) == 0
+    text = capsys.readouterr().out
+    settings = yaml.safe_load(text)
+    assert settings["data"]["path"] == name and settings["train"]["output_dir"] == f"runs/{name}"
+    assert (settings["demonstrations"]["n_types"], settings["demonstrations"]["shots"]) == (2, 2)
+    assert "5 labelled images" in text.splitlines()[0]
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
+    assert main(["train", "c.yaml", "--force", *options({**FAST, "bf16": False})]) == 0
+    assert (tmp_path / "runs" / name / "model").is_dir()
+
+
+def test_init_takes_the_builtin_model_unless_told(tmp_path, data, capsys):
+    assert main(["init", data]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"] == "builtin:tiny-qwen3-vl"
+    assert main(["init", data, "--model=some/model"]) == 0
+    hub = yaml.safe_load(capsys.readouterr().out)
+    assert hub["model"] == "some/model"
+    shipped = yaml.safe_load((ROOT / "configs" / "qwen3-vl-8b.yaml").read_text(encoding="utf-8"))
+    assert hub["data"]["max_pixels"] == shipped["data"]["max_pixels"], "the memory in docs/visual-icl.md is this config's"
+    assert {k: v for k, v in hub["train"].items() if k != "output_dir"}.items() <= shipped["train"].items()
+
+
+def test_init_refuses_what_it_does_not_know(tmp_path, data, capsys):
+    assert "--modle" in fails(capsys, "init", data, "--modle", "x")
+    assert "does not exist" in fails(capsys, "init", str(tmp_path / "none"))
+
+
+def test_preview_shows_both_prompts_and_leaves_no_run(tmp_path, data, model, capsys):
+    argv = ["--model", model, "--data", data, "--train.output_dir", str(tmp_path / "run"), *options(FAST)]
+    assert main(["preview", *argv]) == 0
+    shown = capsys.readouterr().out
+    student, teacher = shown.split("teacher (", 1)
+    assert "student (38 tokens)" in student and "<|image_pad|>×4" in student and "What is this?" in student
+    assert "train/dax/0.png" in student and "dax<|im_end|>" not in student, "the student sees no answer"
+    assert "dax<|im_end|>" in teacher.split("image:")[0] and "wug<|im_end|>" in teacher.split("image:")[0]
+    assert "retain/any/0.png" in shown and "Tokens of a prompt" in shown and "Expected peak memory" in shown
+    assert not list((tmp_path / "run").rglob("*")), "nothing is written"
+    assert main(["train", "--force", *argv]) == 0, "and the run may follow in the same folder"
+
+
+def test_the_report_on_the_data_is_printed(tmp_path, model, capsys):
+    root = fill(tmp_path / "data", {"train/dax": 3, "train/wug": 1})
+    save(root / "train/loose.png", 99)
+    assert main(["preview", "--model", model, "--data", str(root), "--train.output_dir", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "held out" in shown and "One labelled image only: wug" in shown and "no type's folder" in shown
+
+
+def test_preview_without_queries_says_so(tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "Hello?", "retain": True}) + "\n")
+    argv = ["--model", save_tiny_text_model(tmp_path / "llama"), "--adapter", "text", "--data", str(rows)]
+    message = fails(capsys, "preview", *argv, "--train.output_dir", str(tmp_path / "run"), *options(FAST))
+    assert "no training queries" in message
+
+
+def test_an_adapter_whose_section_has_no_fields(tmp_path, monkeypatch, capsys):
+    """As the glossary of examples/csv_adapter has: its config.yaml is written and read like any other."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "csv_adapter"))
+    module = importlib.import_module("glossary_adapter")
+    monkeypatch.setattr("text_sdft.core.adapter_class", lambda name: module.GlossaryAdapter)
+    monkeypatch.chdir(tmp_path)
+    model = save_tiny_text_model(tmp_path / "tiny")
+    args = ["--adapter", "glossary", "--model", model, "--data", str(ROOT / "examples" / "csv_adapter" / "glossary.csv")]
+    assert main(["preview", *args, "--train.max_completion_length", "8"]) == 0
+    assert "student" in capsys.readouterr().out
