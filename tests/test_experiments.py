@@ -302,6 +302,15 @@ def test_a_stopped_lora_run_goes_on_as_if_nothing_had_been(config, with_lora, tm
     assert measured(run) == measured(with_lora) and steps(run) == steps(with_lora)
 
 
+def test_a_run_whose_last_writing_failed_has_its_answers_once(config, finished, tmp_path):
+    """(The disk was full after the answers, and before results.json.)"""
+    run = shutil.copytree(finished, tmp_path / "run")
+    results = {key: value for key, value in read(run / "results.json").items() if key != "after"}
+    (run / "results.json").write_text(json.dumps(results))
+    train(config, run, "--resume")
+    check_same(run, finished)
+
+
 def test_resuming_a_finished_run_changes_nothing(config, finished, tmp_path, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
     times = {path: path.stat().st_mtime_ns for path in run.rglob("*")}

@@ -266,7 +266,7 @@ def eval_sets(experiment: Experiment) -> dict[str, list[Example]]:
 
 
 def _forget_after(file: Path, checkpoint: Path | None) -> None:
-    """Drop lines of training steps after the checkpoint, so that the resumed run does not write them twice."""
+    """Drop lines that the resumed run writes again: of training steps after the checkpoint, of answers after training."""
     if not file.exists():
         return
     step = int(checkpoint.name[11:]) if checkpoint is not None else 0
@@ -279,9 +279,10 @@ def _forget_after(file: Path, checkpoint: Path | None) -> None:
 
 def _step(line: str) -> float:
     try:
-        return json.loads(line).get("step", -1)
+        record = json.loads(line)
     except json.JSONDecodeError:  # half a line, of a run that was killed while it wrote
         return float("inf")
+    return record.get("step", float("inf") if record.get("phase") == "after" else -1)
 
 
 def _local(args: SDFTConfig) -> SDFTConfig:
