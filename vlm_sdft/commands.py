@@ -44,10 +44,8 @@ def preview_command(argv: list[str]) -> None:
 
 
 def probe_command(argv: list[str]) -> int:
-    import json
-
     from text_sdft.experiments.probe import probe
-    from text_sdft.experiments.run import make_trainer
+    from text_sdft.experiments.run import make_trainer, write_json
     from vlm_sdft.tables import print_probe
 
     experiment = read_experiment("probe", [arg for arg in argv if arg != "--sweep"])
@@ -55,8 +53,7 @@ def probe_command(argv: list[str]) -> int:
     _print_report(experiment)
     numbers = probe(make_trainer(experiment), experiment, sweep="--sweep" in argv)
     file = Path(str(experiment.args.output_dir)) / "probe.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    write_json(file, numbers)
     print_probe(numbers, file)
     return 0 if numbers["verdict"]["train"] else 3
 

@@ -66,7 +66,8 @@ def _total(differences: np.ndarray, axis: int) -> np.ndarray:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other one beats in one number without losing in the other, by the first number."""
+    """Indices of the points that no other one beats in one number without losing in the other, by the first number; of
+    equal points one."""
     order = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1]))
     front, best = [], float("-inf")
     for i in order:
