@@ -100,9 +100,8 @@ class ImageAdapter:
         if context not in ("teacher", "student", "both"):
             raise UserError(f"context is '{context}'; use 'teacher', 'student' or 'both'.")
         if rung not in RUNGS:
-            raise UserError(
-                f"demonstrations.rung is {rung}; use {', '.join(f'{r} ({name})' for r, name in RUNGS.items())}."
-            )
+            known = ", ".join(f"{number} ({name})" for number, name in RUNGS.items())
+            raise UserError(f"demonstrations.rung is {rung}; use {known}.")
         self.demos = demos
         self.policy, self.rung = policy, rung
         self.processing_class: Any = None
@@ -198,16 +197,15 @@ class ImageAdapter:
     def student_messages(self, example: Example) -> Conversation:
         """The query alone; after demonstrations that hang on its id only: a retention row in context, and any query with
         ``context="both"`` or ``"student"``."""
-        row = example.meta.get("row")
+        row, shown = example.meta.get("row"), list[Demonstration]()
         if example.retain:
-            return render(example.messages, self._kept_in_context(example), None, self._template)
-        shown = self._context != "teacher" and not (row is not None and row.split == "old")
-        demonstrations = self._demonstrations(example, draw_seed(example.id), None) if shown else []
-        return render(example.messages, demonstrations, None, self._template)
+            shown = self._kept_in_context(example)
+        elif self._context != "teacher" and not (row is not None and row.split == "old"):
+            shown = self._demonstrations(example, draw_seed(example.id), None)
+        return render(example.messages, shown, None, self._template)
 
     def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
-        """What the teacher is shown before the query: none with ``context="student"``; for a retention row what the student
-        is shown."""
+        """What the teacher is shown before the query: nothing with ``context="student"``; a retention row's own episode."""
         if example.retain:
             return self._kept_in_context(example)
         rung = self._rung_of(example, context)
@@ -331,7 +329,7 @@ class ImageAdapter:
         row, rung = example.meta.get("row"), context.rung
         if rung is None:  # a test image's answer is to be found out: it is shown to a teacher that is asked for it alone
             rung = 2 if self.rung == 5 and row is not None and row.split != "train" else self.rung
-        return rung if rung in self.rungs(example) else 2
+        return rung if rung == 2 or rung in self.rungs(example) else 2
 
     @property
     def _reused(self) -> ImageFeatures | None:
@@ -379,7 +377,6 @@ class ImageAdapter:
     def _written(self) -> dict[Key, str]:
         """The rationales of all labelled images, written at once: by the weights of the first time."""
         if self._rationales is None:
-            self._bound()
             model, shown = cast(Model, self._model), [demonstration(row) for row in self.demos.labelled]
             asked = (self._rationale_question, self._system_prompt, self._template)
             self._rationales = write_rationales(self, model, shown, *asked)
