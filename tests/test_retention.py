@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def test_the_share_is_of_all_retention_prompts():
     for share, expected in ((0.0, 0), (0.5, plain), (0.75, 3 * plain)):
         rows = retain_in_context(demo_set(), share).retain
         assert sum(row.in_context for row in rows) == expected and len(rows) == plain + expected
-    alone = retain_in_context(DemoSet(**{**vars(demo_set()), "retain": []}), 0.1)
+    alone = retain_in_context(replace(demo_set(), retain=[]), 0.1)
     queries = {row.hashes for row in (*demo_set().labelled, *demo_set().unlabelled)}
     uses = Counter(row.hashes for row in alone.retain)
     assert set(uses) == queries and set(uses.values()) == {4}, "each image as often as any other"

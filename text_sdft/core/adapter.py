@@ -142,14 +142,8 @@ def adapter_class(name: str) -> type[ConfigurableAdapter]:
     return found[name].load()
 
 
-def as_examples(adapter: ModalityAdapter, rows: Iterable[Any]) -> list[Example]:
-    """Rows as examples; examples stay as they are."""
-    rows = list(rows)
-    return rows if all(isinstance(row, Example) for row in rows) else adapter.examples(rows)
-
-
 def eval_examples(adapter: ModalityAdapter, rows: Iterable[Any] | dict[str, Iterable[Any]] | None) -> Any:
     """What a Trainer takes as ``eval_dataset``, with examples for rows: one set, several by name, or None."""
     if isinstance(rows, dict):
-        return {name: as_examples(adapter, part) for name, part in rows.items()}
-    return None if rows is None else as_examples(adapter, rows)
+        return {name: adapter.examples(part) for name, part in rows.items()}
+    return None if rows is None else adapter.examples(rows)

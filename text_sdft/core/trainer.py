@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallbac
 from transformers.trainer_utils import EvalLoopOutput, align_special_tokens
 from transformers.utils import logging
 
-from text_sdft.core.adapter import ModalityAdapter, as_examples, eval_examples
+from text_sdft.core.adapter import ModalityAdapter, eval_examples
 from text_sdft.core.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
 from text_sdft.core.checkpoints import CheckpointedTrainer
 from text_sdft.core.confidence import completion_weights
@@ -356,12 +356,12 @@ class SDFTTrainer(CheckpointedTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """As in `transformers.Trainer`; rows become examples."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = as_examples(self.adapter, eval_dataset)
+            eval_dataset = self.adapter.examples(eval_dataset)
         return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """As in `transformers.Trainer`; rows become examples."""
-        return super().get_test_dataloader(as_examples(self.adapter, test_dataset))  # type: ignore[arg-type]
+        return super().get_test_dataloader(self.adapter.examples(test_dataset))  # type: ignore[arg-type]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not estimated: the Trainer's rule needs the tokens of one forward pass, and a step here has several."""
