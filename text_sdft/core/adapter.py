@@ -8,7 +8,7 @@ are registered in the same way.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -144,8 +144,23 @@ def adapter_class(name: str) -> type[ConfigurableAdapter]:
     return found[name].load()
 
 
+def missing_methods(adapter: Any) -> list[str]:
+    """The methods of `ModalityAdapter` that an object does not have."""
+    return [name for name in sorted(vars(ModalityAdapter)) if not name.startswith("_") and not hasattr(adapter, name)]
+
+
+def check_rows(rows: Any) -> None:
+    """Raise `UserError` where rows are a file's name, or splits or columns by name: going through those gives names."""
+    if isinstance(rows, str):
+        raise UserError(f"Rows are given as the string '{rows}': give datasets.load_dataset(…, split=…) or a list of rows.")
+    if isinstance(rows, Mapping):
+        names = ", ".join(str(name) for name in rows)
+        raise UserError(f"Rows are given as a {type(rows).__name__} of {names}: give one split of it, or a list of rows.")
+
+
 def as_examples(adapter: ModalityAdapter, rows: Iterable[Any]) -> list[Example]:
-    """Rows as examples; examples stay as they are."""
+    """Rows as examples; examples stay as they are. Raises `UserError` as `check_rows`."""
+    check_rows(rows)
     rows = list(rows)
     return rows if all(isinstance(row, Example) for row in rows) else adapter.examples(rows)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallbac
 from transformers.trainer_utils import EvalLoopOutput, align_special_tokens
 from transformers.utils import logging
 
-from text_sdft.core.adapter import ModalityAdapter, as_examples, eval_examples
+from text_sdft.core.adapter import ModalityAdapter, as_examples, check_rows, eval_examples
 from text_sdft.core.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
 from text_sdft.core.checkpoints import CheckpointedTrainer
+from text_sdft.core.checks import check_adapter, checked_args
 from text_sdft.core.confidence import completion_weights
 from text_sdft.core.config import SDFTConfig
 from text_sdft.core.data import Example, Model, TeacherContext, UserError
@@ -79,7 +81,7 @@ class SDFTTrainer(CheckpointedTrainer):
 
     def __init__(
         self,
-        model: str | Model,
+        model: str | PathLike[str] | Model,
         args: SDFTConfig | None = None,
         *,
         adapter: ModalityAdapter,
@@ -91,12 +93,11 @@ class SDFTTrainer(CheckpointedTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        args = args if args is not None else SDFTConfig()
-        if args.n_gpu > 1:
-            # `nn.DataParallel` would split a batch's packed images anywhere; one process a GPU splits it by rows.
-            logger.warning(f"Using one of {args.n_gpu} GPUs: start the same command with `accelerate launch` for all.")
-            args._n_gpu = 1
-        module: Model = load_model(model, adapter, args, peft_config) if isinstance(model, str) else model
+        args = checked_args(args)
+        check_adapter(adapter)
+        check_rows(train_dataset)
+        model = load_model(str(model), adapter, args, peft_config) if isinstance(model, str | PathLike) else model
+        module: Model = model
         adapter.bind(module, processing_class)
         module = prepare_model(module, adapter, peft_config)
         head_of(module, args.temperature)  # refuses an output layer that the divergence cannot take

@@ -1,0 +1,43 @@
+"""What a trainer is given, checked before anything is loaded: mistakes whose errors would come late, and far from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.utils import logging
+
+from text_sdft.core.adapter import missing_methods
+from text_sdft.core.config import SDFTConfig
+from text_sdft.core.data import UserError
+
+logger = logging.get_logger(__name__)
+
+
+def checked_args(args: SDFTConfig | None) -> SDFTConfig:
+    """The settings, or the default ones; one GPU a process.
+
+    Raises:
+        UserError: they are another trainer's.
+    """
+    args = SDFTConfig() if args is None else args
+    if not isinstance(args, SDFTConfig):
+        same = ", which takes the same settings" if isinstance(args, TrainingArguments) else ""
+        raise UserError(f"args is a {type(args).__name__}: give an SDFTConfig{same}.")
+    if args.n_gpu > 1:
+        # `nn.DataParallel` would split a batch's packed images anywhere; one process a GPU splits it by rows.
+        logger.warning(f"Using one of {args.n_gpu} GPUs: start the same command with `accelerate launch` for all.")
+        args._n_gpu = 1
+    return args
+
+
+def check_adapter(adapter: Any) -> None:
+    """Raise `UserError` where the adapter is none, or lacks a method: some are asked for after hours of training alone."""
+    if isinstance(adapter, type):
+        raise UserError(f"adapter is the class {adapter.__name__}: make one of it, {adapter.__name__}(…).")
+    if isinstance(adapter, str):
+        raise UserError(f"adapter is the name '{adapter}': make one, text_sdft.core.adapter_class('{adapter}')(…).")
+    if missing := missing_methods(adapter):
+        raise UserError(
+            f"The adapter {type(adapter).__name__} lacks {', '.join(missing)} (see text_sdft.core.ModalityAdapter)."
+        )
