@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
-from transformers import TrainingArguments
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import LlamaForCausalLM, TrainingArguments
 
 from tests.tiny_text import tiny_text_model
 from tests.toy import ToyAdapter, toy_args, toy_model, toy_rows
 from text_sdft import TextAdapter
 from text_sdft.core import SDFTTrainer, UserError
+from text_sdft.core.trainer import logger
 
 
 def make(tmp_path, *, model=None, rows=None, adapter=None, **given):
@@ -69,3 +72,52 @@ def test_splits_and_files_are_not_rows(tmp_path, where):
 def test_several_sets_to_measure_may_be_splits(tmp_path):
     splits = DatasetDict(new=Dataset.from_list(toy_rows(3)), old=Dataset.from_list(toy_rows(2)))
     assert {"eval_new_accuracy", "eval_old_accuracy"} <= set(make(tmp_path, eval_dataset=splits).evaluate())
+
+
+@pytest.mark.parametrize("named", [["vision_tower"], "model.layers.0"])
+def test_modules_to_freeze_that_are_not_there_are_refused(tmp_path, monkeypatch, named):
+    """(What was to stay would be trained; a string's letters would freeze whatever has such a name.)"""
+    monkeypatch.setattr(ToyAdapter, "frozen_modules", lambda self, model: named)
+    with pytest.raises(UserError, match=r"ToyAdapter\.frozen_modules .*no such module"):
+        make(tmp_path)
+
+
+LORA = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+
+
+@pytest.mark.parametrize("peft_config", [None, LORA])
+def test_the_folder_of_a_peft_adapter_is_not_a_model(tmp_path, peft_config):
+    """transformers loads it untrainable, and a new adapter would take its place without a word."""
+    toy_model().save_pretrained(tmp_path / "base")
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    get_peft_model(base, LORA).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"peft adapter.*is_trainable=True.*merge_and_unload"):
+        make(tmp_path, model=str(tmp_path / "adapter"), peft_config=peft_config)
+
+
+def test_a_peft_adapter_loaded_to_be_read_is_refused_with_the_remedy(tmp_path):
+    get_peft_model(toy_model(), LORA).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match="is_trainable=True"):
+        make(tmp_path, model=PeftModel.from_pretrained(toy_model(), tmp_path / "adapter"))
+    make(tmp_path, model=PeftModel.from_pretrained(toy_model(), tmp_path / "adapter", is_trainable=True)).train()
+
+
+@pytest.mark.parametrize(("dtype", "peft_config"), [("bfloat16", None), ("float32", None), ("bfloat16", LORA)])
+def test_weights_too_coarse_for_small_updates_are_pointed_out(tmp_path, caplog, dtype, peft_config):
+    """(From_pretrained takes a checkpoint's own dtype, mostly bfloat16; peft keeps its weights in float32.)"""
+    logger.warning_once.cache_clear()
+    make(tmp_path, model=toy_model(dtype=getattr(torch, dtype)), peft_config=peft_config)
+    coarse = dtype == "bfloat16" and peft_config is None
+    assert ("bfloat16: small updates are rounded away" in caplog.text) == coarse
+
+
+def test_the_seed_is_that_of_the_adapter_too(tmp_path):
+    """Whatever was drawn before: the same seed gives the same run."""
+    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    starts = []
+    for drawn, seed in ((1, 5), (2, 5), (1, 6)):
+        model = toy_model()
+        torch.manual_seed(drawn)
+        trained = make(tmp_path, model=model, peft_config=config, seed=seed).model
+        starts.append(torch.cat([p.flatten() for n, p in trained.named_parameters() if "lora_A" in n]))
+    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])

@@ -40,6 +40,18 @@ def prepare_model(model: Model, adapter: ModalityAdapter, peft_config: PeftConfi
         UserError: a frozen module does not exist, nothing is left to train, or the kind of adapter cannot work.
     """
     frozen = adapter.frozen_modules(model)
+    there = {name for name, _ in [*model.named_modules(), *model.named_parameters()]}  # LLaVA's newline is a bare parameter
+    if missing := [name for name in frozen if name not in there]:
+        raise UserError(
+            f"{type(adapter).__name__}.frozen_modules gives {frozen!r}; the model has no such module as '{missing[0]}'. "
+            "Give a list of names as in model.named_modules()."
+        )
+    if getattr(model, "_hf_peft_config_loaded", False) and not isinstance(model, PeftModel):
+        # transformers leaves it untrainable, and `get_peft_model` would put a new one in its place.
+        raise UserError(
+            "The model is a peft adapter's folder. To train that adapter further give PeftModel.from_pretrained(base, "
+            "folder, is_trainable=True), without peft_config; to train another on top call merge_and_unload() on it first."
+        )
     if peft_config is not None:
         if isinstance(model, PeftModel):
             raise UserError("The model already carries a peft adapter: leave peft_config out, or merge it first.")
@@ -58,19 +70,30 @@ def prepare_model(model: Model, adapter: ModalityAdapter, peft_config: PeftConfi
         if any(f".{part}." in f".{name}." for part in frozen):
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
-        raise UserError("Nothing is left to train: every parameter is frozen.")
+        loaded = (
+            " A peft adapter that is to be trained is loaded with is_trainable=True."
+            if isinstance(model, PeftModel)
+            else ""
+        )
+        raise UserError(f"Nothing is left to train: every parameter is frozen.{loaded}")
     return model
 
 
 def training_summary(model: nn.Module, frozen: list[str]) -> str:
-    """One sentence on what is trained and what stays as it is."""
+    """A sentence on what is trained and what stays as it is; one more where the weights are too coarse for it."""
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     kind = "a LoRA adapter on" if isinstance(model, PeftModel) else "all weights of"
     part = "the language model" if frozen else "the model"
     names = ", ".join(name.removeprefix("base_model.model.") for name in frozen)  # peft's prefix says nothing to a user
     left = f" Untouched: {names}." if frozen else ""
-    return f"Training {trained / 1e6:,.2f} M of {total / 1e6:,.2f} M parameters ({kind} {part}).{left}"
+    coarse = {p.dtype for p in model.parameters() if p.requires_grad} & {torch.bfloat16, torch.float16}
+    lost = "".join(
+        f" Trained weights are {str(dtype).removeprefix('torch.')}: small updates are rounded away. Load the model with "
+        "dtype float32 (bf16: true still computes in bfloat16)."
+        for dtype in coarse
+    )
+    return f"Training {trained / 1e6:,.2f} M of {total / 1e6:,.2f} M parameters ({kind} {part}).{left}{lost}"
 
 
 def loss_summary(args: SDFTConfig) -> str:

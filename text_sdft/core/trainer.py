@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from peft import PeftConfig
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput, align_special_tokens
 from transformers.utils import logging
 
@@ -96,6 +96,7 @@ class SDFTTrainer(CheckpointedTrainer):
         args = checked_args(args)
         check_adapter(adapter)
         check_rows(train_dataset)
+        set_seed(args.seed)  # a LoRA adapter's start; `Trainer` does it when the model is there already
         model = load_model(str(model), adapter, args, peft_config) if isinstance(model, str | PathLike) else model
         module: Model = model
         adapter.bind(module, processing_class)
