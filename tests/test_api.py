@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM, TrainingArguments
 from tests.tiny_text import tiny_text_model
 from tests.toy import ToyAdapter, toy_args, toy_model, toy_rows
 from text_sdft import TextAdapter
-from text_sdft.core import SDFTTrainer, UserError
+from text_sdft.core import ModelInputs, RowInputs, SDFTTrainer, UserError
 from text_sdft.core.trainer import logger
 
 
@@ -121,3 +121,32 @@ def test_the_seed_is_that_of_the_adapter_too(tmp_path):
         trained = make(tmp_path, model=model, peft_config=config, seed=seed).model
         starts.append(torch.cat([p.flatten() for n, p in trained.named_parameters() if "lora_A" in n]))
     assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
+
+
+class Other(ToyAdapter):
+    """Encodes in another form than is asked for."""
+
+    def __init__(self, form):
+        self.form = form
+
+    def encode(self, conversations):
+        return self.form(super().encode(conversations).rows)
+
+
+def rows_of(ids_of):
+    return lambda rows: ModelInputs([RowInputs({"input_ids": ids_of(row.tokens["input_ids"])}) for row in rows], 0)
+
+
+@pytest.mark.parametrize(
+    ("form", "seen"),
+    [
+        (rows_of(lambda ids_L: ids_L[None]), r"input_ids \[1, 4\]"),
+        (rows_of(lambda ids_L: ids_L.tolist()), "input_ids list"),
+        (rows_of(lambda ids_L: ids_L.float()), r"input_ids float32 \[4\]"),
+        (lambda rows: {"input_ids": rows}, "Other.encode gives a dict"),
+        (lambda rows: ModelInputs([*rows, *rows], 0), "Other.encode gives 2 rows for 1"),
+    ],
+)
+def test_rows_encoded_in_another_form_are_refused(tmp_path, form, seen):
+    with pytest.raises(UserError, match=seen):
+        make(tmp_path, adapter=Other(form)).train()
