@@ -123,6 +123,12 @@ def test_the_seed_is_that_of_the_adapter_too(tmp_path):
     assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
 
 
+def test_a_checkpoint_of_the_model_alone_has_no_teacher_to_go_on_with(tmp_path):
+    make(tmp_path, save_only_model=True, save_strategy="steps", save_steps=1).train()
+    with pytest.raises(UserError, match=r"no weights of the teacher.*save_only_model"):
+        make(tmp_path, max_steps=3).train(resume_from_checkpoint=True)
+
+
 class Other(ToyAdapter):
     """Encodes in another form than is asked for."""
 
