@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaForCausalLM, TrainingArguments
+from transformers import HfArgumentParser, LlamaForCausalLM, TrainerCallback, TrainingArguments
 
 from tests.tiny_text import tiny_text_model
 from tests.toy import ToyAdapter, toy_args, toy_model, toy_rows
 from text_sdft import TextAdapter
-from text_sdft.core import ModelInputs, RowInputs, SDFTTrainer, UserError
+from text_sdft.core import ModelInputs, RowInputs, SDFTConfig, SDFTTrainer, UserError
 from text_sdft.core.trainer import logger
 
 
@@ -123,10 +125,80 @@ def test_the_seed_is_that_of_the_adapter_too(tmp_path):
     assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
 
 
+MEASURED = {"eval_strategy": "steps", "eval_steps": 1}
+
+
+@pytest.mark.parametrize("changes", [{"save_strategy": "best"}, {"lr_scheduler_type": "reduce_lr_on_plateau"}])
+def test_whatever_asks_for_a_metric_takes_the_accuracy(tmp_path, changes):
+    trainer = make(tmp_path, eval_dataset=toy_rows(3), **MEASURED, **changes)
+    trainer.train()
+    assert trainer.state.best_metric is not None
+    if "lr_scheduler_type" in changes:  # torch's own default would lower the rate while the accuracy rises
+        assert trainer.lr_scheduler.mode == "max"
+
+
+@pytest.mark.parametrize("name", ["loss", "eval_loss"])
+def test_there_is_no_loss_to_choose_the_best_checkpoint_by(tmp_path, name):
+    with pytest.raises(ValueError, match=f"metric_for_best_model {name}: .*accuracy"):
+        toy_args(tmp_path, metric_for_best_model=name)
+
+
+def test_the_best_checkpoint_needs_an_accuracy_that_is_measured(tmp_path):
+    """(At the first evaluation transformers would find that there is none.)"""
+    settings = {**MEASURED, "save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True}
+    sets = {"new": toy_rows(3), "old": toy_rows(2)}
+    with pytest.raises(UserError, match=r"metric_for_best_model.* new_accuracy, old_accuracy"):
+        make(tmp_path, eval_dataset=sets, **settings)
+    make(tmp_path, eval_dataset=sets, metric_for_best_model="old_accuracy", **settings).train()
+    with pytest.raises(UserError, match="no row of eval_dataset has a reference"):
+        make(tmp_path, eval_dataset=toy_rows(0, retained=2), **settings)
+
+
+def test_callbacks_are_told_of_each_batch_that_is_measured(tmp_path):
+    """The progress bar of transformers is one of them."""
+    batches = []
+
+    class Told(TrainerCallback):
+        def on_prediction_step(self, args, state, control, eval_dataloader=None, **_):
+            batches.append(len(eval_dataloader))
+
+    trainer = make(tmp_path, callbacks=[Told()], per_device_eval_batch_size=2)
+    trainer.evaluate(toy_rows(5))
+    trainer.predict(toy_rows(3))
+    assert batches == [3, 3, 3, 2, 2]
+
+
 def test_a_checkpoint_of_the_model_alone_has_no_teacher_to_go_on_with(tmp_path):
     make(tmp_path, save_only_model=True, save_strategy="steps", save_steps=1).train()
     with pytest.raises(UserError, match=r"no weights of the teacher.*save_only_model"):
         make(tmp_path, max_steps=3).train(resume_from_checkpoint=True)
+
+
+def test_batches_by_length_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="train_sampling_strategy group_by_length"):
+        toy_args(tmp_path, train_sampling_strategy="group_by_length")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("learning_rate", "1e-4", "1.0e-4"),  # a YAML's 1e-4 is a string
+        ("temperature", None, "number"),
+        ("num_generations", 1.5, "whole number"),
+        ("max_completion_length", 2.5, "whole number"),
+        ("model_init_kwargs", "float32", "mapping"),
+    ],
+)
+def test_a_setting_of_another_kind_is_refused_by_its_name(tmp_path, name, value, remedy):
+    with pytest.raises(ValueError, match=f"{name} {value!r}: .*{remedy}"):
+        toy_args(tmp_path, **{name: value})
+
+
+def test_settings_come_from_a_command_line_too(tmp_path):
+    argv = ["--output_dir", str(tmp_path), "--model_init_kwargs", '{"dtype": "float32"}', "--distillation_topk", "5"]
+    (args,) = HfArgumentParser(SDFTConfig).parse_args_into_dataclasses(argv)
+    assert args.model_init_kwargs == {"dtype": "float32"} and args.distillation_topk == 5
+    assert SDFTConfig(**{f.name: args.to_dict()[f.name] for f in fields(args) if f.init}).to_dict() == args.to_dict()
 
 
 class Other(ToyAdapter):

@@ -163,10 +163,3 @@ def as_examples(adapter: ModalityAdapter, rows: Iterable[Any]) -> list[Example]:
     check_rows(rows)
     rows = list(rows)
     return rows if all(isinstance(row, Example) for row in rows) else adapter.examples(rows)
-
-
-def eval_examples(adapter: ModalityAdapter, rows: Iterable[Any] | dict[str, Iterable[Any]] | None) -> Any:
-    """What a Trainer takes as ``eval_dataset``, with examples for rows: one set, several by name, or None."""
-    if isinstance(rows, dict):
-        return {name: as_examples(adapter, part) for name, part in rows.items()}
-    return None if rows is None else as_examples(adapter, rows)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from text_sdft.core.adapter import missing_methods
+from text_sdft.core.adapter import ModalityAdapter, as_examples, missing_methods
 from text_sdft.core.config import SDFTConfig
 from text_sdft.core.data import UserError
 
@@ -41,3 +42,21 @@ def check_adapter(adapter: Any) -> None:
         raise UserError(
             f"The adapter {type(adapter).__name__} lacks {', '.join(missing)} (see text_sdft.core.ModalityAdapter)."
         )
+
+
+def checked_evals(args: SDFTConfig, adapter: ModalityAdapter, rows: Iterable[Any] | dict[str, Iterable[Any]] | None) -> Any:
+    """What a Trainer takes as ``eval_dataset``, with examples for rows: one set, several by name, or None.
+
+    Raises:
+        UserError: the metric of the best checkpoint is one that no evaluation would give.
+    """
+    if not isinstance(rows, dict):
+        examples: Any = None if rows is None else as_examples(adapter, rows)
+        lacking = bool(examples) and all(example.reference is None for example in examples or ())
+        problem = "no row of eval_dataset has a reference by which answers are scored" if lacking else ""
+    else:
+        examples = {name: as_examples(adapter, part) for name, part in rows.items()}
+        problem = f"each set has its own, choose one of {', '.join(f'{name}_accuracy' for name in rows)}"
+    if problem and args.eval_strategy != "no" and args.metric_for_best_model in ("accuracy", "eval_accuracy"):
+        raise UserError(f"metric_for_best_model {args.metric_for_best_model}: {problem}.")
+    return examples

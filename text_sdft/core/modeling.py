@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.config import SDFTConfig
@@ -30,11 +30,14 @@ def load_model(name: str, adapter: ModalityAdapter, args: SDFTConfig, peft_confi
     kwargs: dict[str, Any] = {"dtype": torch.float32 if peft_config is None else "auto"}
     if args.trust_remote_code:
         kwargs["trust_remote_code"] = True
-    return adapter.load_model(name, **{**kwargs, **(args.model_init_kwargs or {})})
+    return adapter.load_model(name, **{**kwargs, **cast(dict[str, Any], args.model_init_kwargs or {})})
 
 
-def prepare_model(model: Model, adapter: ModalityAdapter, peft_config: PeftConfig | None) -> Model:
+def prepare_model(model: Model, adapter: ModalityAdapter, peft_config: PeftConfig | None, seed: int) -> Model:
     """Freeze the adapter's ``frozen_modules`` and put LoRA on the rest, if wanted.
+
+    Args:
+        seed: of LoRA's start; `Trainer` sets it when the model is there already.
 
     Raises:
         UserError: a frozen module does not exist, nothing is left to train, or the kind of adapter cannot work.
@@ -58,6 +61,7 @@ def prepare_model(model: Model, adapter: ModalityAdapter, peft_config: PeftConfi
         if frozen and getattr(peft_config, "exclude_modules", None) is None:
             pattern = "|".join(re.escape(name) for name in frozen)
             peft_config = replace(peft_config, exclude_modules=rf"(.*\.)?({pattern})(\..*)?")  # type: ignore[call-arg]
+        set_seed(seed)
         model = get_peft_model(model, peft_config)
     if isinstance(model, PeftModel):
         config = model.active_peft_config

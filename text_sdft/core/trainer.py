@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from peft import PeftConfig
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, align_special_tokens
 from transformers.utils import logging
 
-from text_sdft.core.adapter import ModalityAdapter, as_examples, check_rows, eval_examples
+from text_sdft.core.adapter import ModalityAdapter, as_examples, check_rows
 from text_sdft.core.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
 from text_sdft.core.checkpoints import CheckpointedTrainer
-from text_sdft.core.checks import check_adapter, checked_args
+from text_sdft.core.checks import check_adapter, checked_args, checked_evals
 from text_sdft.core.confidence import completion_weights
 from text_sdft.core.config import SDFTConfig
 from text_sdft.core.data import Example, Model, TeacherContext, UserError
@@ -96,11 +96,9 @@ class SDFTTrainer(CheckpointedTrainer):
         args = checked_args(args)
         check_adapter(adapter)
         check_rows(train_dataset)
-        set_seed(args.seed)  # a LoRA adapter's start; `Trainer` does it when the model is there already
-        model = load_model(str(model), adapter, args, peft_config) if isinstance(model, str | PathLike) else model
-        module: Model = model
+        module: Model = load_model(str(model), adapter, args, peft_config) if isinstance(model, str | PathLike) else model
         adapter.bind(module, processing_class)
-        module = prepare_model(module, adapter, peft_config)
+        module = prepare_model(module, adapter, peft_config, args.seed)
         head_of(module, args.temperature)  # refuses an output layer that the divergence cannot take
         self.adapter = adapter
         self.prompt_limit = prompt_limit(module, args)
@@ -112,7 +110,7 @@ class SDFTTrainer(CheckpointedTrainer):
             args=args,
             data_collator=lambda batch: {"examples": batch},
             train_dataset=self.queries,  # type: ignore[arg-type]  # a list is a map-style dataset
-            eval_dataset=eval_examples(adapter, eval_dataset),
+            eval_dataset=checked_evals(args, adapter, eval_dataset),
             processing_class=adapter.processing_class,
             callbacks=[*(callbacks or []), MetricsWriter()],
             optimizers=optimizers,
@@ -378,6 +376,7 @@ class SDFTTrainer(CheckpointedTrainer):
     ) -> EvalLoopOutput:
         """Greedy answers of the student, scored by the adapter: ``eval_accuracy`` over examples with a reference."""
         scores: list[float] = []
+        self.callback_handler.eval_dataloader = dataloader
         for batch in dataloader:
             examples = batch["examples"]
             answers = answer(self.module, self.adapter, self.sampler, examples, self.prompt_limit)
@@ -385,6 +384,7 @@ class SDFTTrainer(CheckpointedTrainer):
             # NaN marks an example without a reference; `gather_for_metrics` needs equal shapes on all processes.
             mine = torch.tensor([float("nan") if score is None else score for score in given], device=self.args.device)
             scores += self.accelerator.gather_for_metrics(mine).tolist()
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         known = [score for score in scores if score == score]
         metrics = {f"{metric_key_prefix}_accuracy": sum(known) / len(known)} if known else {}
         return EvalLoopOutput(predictions=np.array(scores), label_ids=None, metrics=metrics, num_samples=len(scores))
