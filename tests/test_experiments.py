@@ -17,8 +17,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.families import family_folder
 from tests.image_files import WHOLE, fill
+from text_sdft.core import SDFTConfig
 from text_sdft.core.callbacks import MetricsWriter, append_jsonl
 from text_sdft.experiments.run import _forget_after
+from text_sdft.experiments.settings import resumable
 from vlm_sdft.cli import main
 from vlm_sdft.zoo import resolve_model
 
@@ -367,6 +369,13 @@ def test_a_run_goes_on_with_smaller_micro_batches(config, finished, tmp_path, mo
     )  # fmt: skip
     for ours, theirs in zip(steps(run), steps(finished), strict=True):
         assert ours["step"] == theirs["step"] and ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
+def test_memory_may_be_saved_from_a_resume_on(tmp_path, name):
+    """(transformers has two names for one setting, each of which sets the other.)"""
+    first, then = (resumable({"train": SDFTConfig(str(tmp_path), **{name: on}).to_dict()}) for on in (False, True))
+    assert first == then
 
 
 def test_an_answer_with_line_separators_stays_one_record(tmp_path):

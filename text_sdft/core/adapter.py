@@ -142,8 +142,6 @@ def adapter_class(name: str) -> type[ConfigurableAdapter]:
     return found[name].load()
 
 
-def eval_examples(adapter: ModalityAdapter, rows: Iterable[Any] | dict[str, Iterable[Any]] | None) -> Any:
-    """What a Trainer takes as ``eval_dataset``, with examples for rows: one set, several by name, or None."""
-    if isinstance(rows, dict):
-        return {name: adapter.examples(part) for name, part in rows.items()}
-    return None if rows is None else adapter.examples(rows)
+def missing_methods(adapter: Any) -> list[str]:
+    """The methods of `ModalityAdapter` that an object does not have."""
+    return [name for name in sorted(vars(ModalityAdapter)) if not name.startswith("_") and not hasattr(adapter, name)]

@@ -86,6 +86,11 @@ def load_teachers(teachers: Mapping[str, LiveTeacher], folder: str | Path) -> No
     tensors = load_file(file) if file.exists() else {}
     for owner, teacher in teachers.items():
         state = {name[len(owner) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{owner}.")}
+        if teacher.state_dict() and not state:
+            raise UserError(
+                f"Cannot resume from {folder}: it holds no weights of the {owner}. It was saved with save_only_model, "
+                "another teacher_model_kind or without retention prompts: start anew, or go on with the settings of before."
+            )
         try:
             teacher.load_state_dict(state)
         except ValueError as error:

@@ -7,8 +7,9 @@ vocabulary, EMA teacher at rate 0.01 moved every step, 3 tokens skipped, 1 compl
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any, Literal, cast, get_args
 
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
@@ -28,6 +29,8 @@ class SDFTConfig(TrainingArguments):
     Raises:
         ValueError: a value out of range, with what to use instead.
     """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # JSON too  # noqa: RUF012
 
     learning_rate: float = field(
         default=2e-5, metadata={"help": "Peak learning rate. Full fine-tuning 5e-6 … 5e-5, LoRA 1e-4 … 5e-4."}
@@ -124,15 +127,22 @@ class SDFTConfig(TrainingArguments):
     )
     retain_ratio: float = field(default=1.0, metadata={"help": "Retention prompts for each query, at most 1."})
 
-    model_init_kwargs: dict[str, Any] | None = field(
+    model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Passed to from_pretrained where the model is given by name."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run Python code that comes with a hub model."})
 
     def __post_init__(self) -> None:
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
+        by_metric = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
+        if self.metric_for_best_model is None and (
+            self.load_best_model_at_end or self.save_strategy == "best" or by_metric
+        ):
             self.metric_for_best_model = "accuracy"  # what `SDFTTrainer.evaluate` reports; there is no eval_loss
+        if wrong := _wrong_number(self):
+            raise ValueError(wrong)
         super().__post_init__()
+        if by_metric and self.greater_is_better:  # both schedules' own default is that less is better
+            self.lr_scheduler_kwargs = {"mode": "max", **cast(dict[str, Any], self.lr_scheduler_kwargs or {})}
         unusable = _unusable_logger(self.report_to or ())
         checks = [
             (bool(str(self.output_dir)), "output_dir is empty: name the run's folder, such as runs/mine"),
@@ -150,6 +160,15 @@ class SDFTConfig(TrainingArguments):
             (
                 self.gradient_accumulation_steps >= 1,
                 f"gradient_accumulation_steps {self.gradient_accumulation_steps}: use 1 or more",
+            ),
+            (
+                self.metric_for_best_model not in ("loss", "eval_loss"),
+                f"metric_for_best_model {self.metric_for_best_model}: answers are measured by their accuracy: use accuracy",
+            ),
+            (
+                self.train_sampling_strategy != "group_by_length",
+                "train_sampling_strategy group_by_length: rows have no tokens before a step; use random or sequential (a "
+                "forward pads little, as it takes rows of similar length together)",
             ),
             (self.seed >= 0, f"seed {self.seed}: use 0 or more"),
             (0 <= self.distillation_alpha <= 1, f"distillation_alpha {self.distillation_alpha}: use 0 (forward KL) … 1"),
@@ -196,6 +215,10 @@ class SDFTConfig(TrainingArguments):
                 not (self.bf16_full_eval or self.fp16_full_eval),
                 "bf16_full_eval and fp16_full_eval must stay off: answers come from the model as it is trained",
             ),
+            (
+                not isinstance(self.model_init_kwargs, str),
+                f"model_init_kwargs {self.model_init_kwargs!r}: use a mapping, such as {{'attn_implementation': 'sdpa'}}",
+            ),
             (not self.remove_unused_columns, "remove_unused_columns must stay off: the adapter reads the rows"),
         ]
         for good, complaint in checks:
@@ -231,6 +254,21 @@ class SDFTConfig(TrainingArguments):
         if self.mask_truncated_completions is not None:
             return self.mask_truncated_completions
         return not self.short_answers
+
+
+def _wrong_number(config: SDFTConfig) -> str:
+    """What is wrong with the first of `SDFTConfig`'s own numbers that is none; empty where all are.
+
+    (Of its own fields alone the annotations are strings; transformers checks the others.)
+    """
+    for setting in fields(config):
+        value, (kind, _, other) = getattr(config, setting.name), str(setting.type).partition(" | ")
+        number = {"int": Integral, "float": Real}.get(kind)
+        if number is None or (value is None and other) or (isinstance(value, number) and not isinstance(value, bool)):
+            continue
+        hint = "a whole number" if number is Integral else "a number (in YAML 1.0e-4, since 1e-4 is read as a string)"
+        return f"{setting.name} {value!r}: use {hint}"
+    return ""
 
 
 def _unusable_logger(names: Iterable[str]) -> str:

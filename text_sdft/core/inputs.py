@@ -16,6 +16,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from text_sdft.core.errors import UserError
+
 
 class MediaEncoder(Protocol):
     """Stands for media whose features are computed once, and kept for as long as the encoder's weights stay."""
@@ -59,6 +61,18 @@ class RowInputs:
     tokens: dict[str, Tensor]
     media: dict[str, Tensor] = field(default_factory=dict)
     images: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        ids_L = self.tokens.get("input_ids")
+        if ids_L is None or not all(
+            isinstance(values, Tensor) and not values.is_floating_point() and values.shape == ids_L.shape[:1]
+            for values in self.tokens.values()
+        ):
+            seen = ", ".join(f"{name} {_form(value)}" for name, value in self.tokens.items())
+            raise UserError(
+                "RowInputs: the tokens of one conversation are tensors of whole numbers [L], input_ids and others of "
+                f"the same length; given: {seen or 'none'}."
+            )
 
     def __len__(self) -> int:
         return int(self.tokens["input_ids"].shape[0])
@@ -169,3 +183,11 @@ class ModelInputs:
             out[region] = part
             start += part.shape[0]
         return out
+
+
+def _form(value: Any) -> str:
+    """A tensor's shape, with its dtype where that is of floats; else the type's name."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    dtype = f"{str(value.dtype).removeprefix('torch.')} " if value.is_floating_point() else ""
+    return f"{dtype}{list(value.shape)}"

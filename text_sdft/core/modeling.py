@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.config import SDFTConfig
@@ -31,22 +31,38 @@ def load_model(name: str, adapter: ModalityAdapter, args: SDFTConfig, peft_confi
     kwargs: dict[str, Any] = {"dtype": torch.float32 if peft_config is None else "auto"}
     if args.trust_remote_code:
         kwargs["trust_remote_code"] = True
-    return adapter.load_model(name, **{**kwargs, **(args.model_init_kwargs or {})})
+    return adapter.load_model(name, **{**kwargs, **cast(dict[str, Any], args.model_init_kwargs or {})})
 
 
-def prepare_model(model: Model, adapter: ModalityAdapter, peft_config: PeftConfig | None) -> Model:
+def prepare_model(model: Model, adapter: ModalityAdapter, peft_config: PeftConfig | None, seed: int) -> Model:
     """Freeze the adapter's ``frozen_modules`` and put LoRA on the rest, if wanted.
+
+    Args:
+        seed: of LoRA's start; `Trainer` sets it when the model is there already.
 
     Raises:
         UserError: a frozen module does not exist, nothing is left to train, or the kind of adapter cannot work.
     """
     frozen = adapter.frozen_modules(model)
+    there = {name for name, _ in [*model.named_modules(), *model.named_parameters()]}  # LLaVA's newline is a bare parameter
+    if missing := [name for name in frozen if name not in there]:
+        raise UserError(
+            f"{type(adapter).__name__}.frozen_modules gives {frozen!r}; the model has no such module as '{missing[0]}'. "
+            "Give a list of names as in model.named_modules()."
+        )
+    if getattr(model, "_hf_peft_config_loaded", False) and not isinstance(model, PeftModel):
+        # transformers leaves it untrainable, and `get_peft_model` would put a new one in its place.
+        raise UserError(
+            "The model is a peft adapter's folder. To train that adapter further give PeftModel.from_pretrained(base, "
+            "folder, is_trainable=True), without peft_config; to train another on top call merge_and_unload() on it first."
+        )
     if peft_config is not None:
         if isinstance(model, PeftModel):
             raise UserError("The model already carries a peft adapter: leave peft_config out, or merge it first.")
         if frozen and getattr(peft_config, "exclude_modules", None) is None:
             pattern = "|".join(re.escape(name) for name in frozen)
             peft_config = replace(peft_config, exclude_modules=rf"(.*\.)?({pattern})(\..*)?")  # type: ignore[call-arg]
+        set_seed(seed)
         model = get_peft_model(model, peft_config)
     if isinstance(model, PeftModel):
         config = model.active_peft_config
@@ -59,19 +75,30 @@ def prepare_model(model: Model, adapter: ModalityAdapter, peft_config: PeftConfi
         if any(f".{part}." in f".{name}." for part in frozen):
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
-        raise UserError("Nothing is left to train: every parameter is frozen.")
+        loaded = (
+            " A peft adapter that is to be trained is loaded with is_trainable=True."
+            if isinstance(model, PeftModel)
+            else ""
+        )
+        raise UserError(f"Nothing is left to train: every parameter is frozen.{loaded}")
     return model
 
 
 def training_summary(model: nn.Module, frozen: list[str]) -> str:
-    """One sentence on what is trained and what stays as it is."""
+    """A sentence on what is trained and what stays as it is; one more where the weights are too coarse for it."""
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     kind = "a LoRA adapter on" if isinstance(model, PeftModel) else "all weights of"
     part = "the language model" if frozen else "the model"
     names = ", ".join(name.removeprefix("base_model.model.") for name in frozen)  # peft's prefix says nothing to a user
     left = f" Untouched: {names}." if frozen else ""
-    return f"Training {trained / 1e6:,.2f} M of {total / 1e6:,.2f} M parameters ({kind} {part}).{left}"
+    coarse = {p.dtype for p in model.parameters() if p.requires_grad} & {torch.bfloat16, torch.float16}
+    lost = "".join(
+        f" Trained weights are {str(dtype).removeprefix('torch.')}: small updates are rounded away. Load the model with "
+        "dtype float32 (bf16: true still computes in bfloat16)."
+        for dtype in coarse
+    )
+    return f"Training {trained / 1e6:,.2f} M of {total / 1e6:,.2f} M parameters ({kind} {part}).{left}{lost}"
 
 
 def loss_summary(args: SDFTConfig) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallbac
 from transformers.trainer_utils import EvalLoopOutput, align_special_tokens
 from transformers.utils import logging
 
-from text_sdft.core.adapter import ModalityAdapter, eval_examples
+from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
 from text_sdft.core.checkpoints import CheckpointedTrainer
+from text_sdft.core.checks import check_adapter, check_rows, checked_args, checked_evals
 from text_sdft.core.confidence import completion_weights
 from text_sdft.core.config import SDFTConfig
 from text_sdft.core.data import Example, Model, TeacherContext
@@ -80,7 +82,7 @@ class SDFTTrainer(CheckpointedTrainer):
 
     def __init__(
         self,
-        model: str | Model,
+        model: str | PathLike[str] | Model,
         args: SDFTConfig | None = None,
         *,
         adapter: ModalityAdapter,
@@ -92,14 +94,12 @@ class SDFTTrainer(CheckpointedTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        args = args if args is not None else SDFTConfig()
-        if args.n_gpu > 1:
-            # `nn.DataParallel` would split a batch's packed images anywhere; one process a GPU splits it by rows.
-            logger.warning(f"Using one of {args.n_gpu} GPUs: start the same command with `accelerate launch` for all.")
-            args._n_gpu = 1
-        module: Model = load_model(model, adapter, args, peft_config) if isinstance(model, str) else model
+        args = checked_args(args)
+        check_adapter(adapter)
+        check_rows(train_dataset)
+        module: Model = load_model(str(model), adapter, args, peft_config) if isinstance(model, str | PathLike) else model
         adapter.bind(module, processing_class)
-        module = prepare_model(module, adapter, peft_config)
+        module = prepare_model(module, adapter, peft_config, args.seed)
         head_of(module, args.temperature)  # refuses an output layer that the divergence cannot take
         self.adapter = adapter
         self.prompt_limit = prompt_limit(module, args)
@@ -111,7 +111,7 @@ class SDFTTrainer(CheckpointedTrainer):
             args=args,
             data_collator=lambda batch: {"examples": batch},
             train_dataset=self.queries,  # type: ignore[arg-type]  # a list is a map-style dataset
-            eval_dataset=eval_examples(adapter, eval_dataset),
+            eval_dataset=checked_evals(args, adapter, eval_dataset),
             processing_class=adapter.processing_class,
             callbacks=[*(callbacks or []), MetricsWriter()],
             optimizers=optimizers,
@@ -377,6 +377,7 @@ class SDFTTrainer(CheckpointedTrainer):
     ) -> EvalLoopOutput:
         """Greedy answers of the student, scored by the adapter: ``eval_accuracy`` over examples with a reference."""
         scores: list[float] = []
+        self.callback_handler.eval_dataloader = dataloader
         for batch in dataloader:
             examples = batch["examples"]
             answers = answer(self.module, self.adapter, self.sampler, examples, self.prompt_limit)
@@ -384,6 +385,7 @@ class SDFTTrainer(CheckpointedTrainer):
             # NaN marks an example without a reference; `gather_for_metrics` needs equal shapes on all processes.
             mine = torch.tensor([float("nan") if score is None else score for score in given], device=self.args.device)
             scores += self.accelerator.gather_for_metrics(mine).tolist()
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         known = [score for score in scores if score == score]
         metrics = {f"{metric_key_prefix}_accuracy": sum(known) / len(known)} if known else {}
         return EvalLoopOutput(predictions=np.array(scores), label_ids=None, metrics=metrics, num_samples=len(scores))

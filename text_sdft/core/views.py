@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from text_sdft.core.adapter import ModalityAdapter
-from text_sdft.core.data import Example, TeacherContext
+from text_sdft.core.data import Conversation, Example, TeacherContext
 from text_sdft.core.errors import UserError
 from text_sdft.core.inputs import ModelInputs
 
@@ -33,7 +33,7 @@ def encode_student(adapter: ModalityAdapter, examples: Sequence[Example], limit:
     Raises:
         UserError: a prompt is longer; names the example.
     """
-    inputs = adapter.encode([adapter.student_messages(example) for example in examples])
+    inputs = _encoded(adapter, [adapter.student_messages(example) for example in examples])
     for example, length in zip(examples, inputs.lengths, strict=True):
         if length > limit:
             raise UserError(
@@ -52,7 +52,7 @@ def encode_teacher(
         UserError: a prompt is too long although it shows at most one demonstration.
     """
     pairs = list(zip(examples, contexts, strict=True))
-    inputs = adapter.encode([adapter.teacher_messages(example, context) for example, context in pairs])
+    inputs = _encoded(adapter, [adapter.teacher_messages(example, context) for example, context in pairs])
     rows, dropped = list(inputs.rows), 0
     for i, (example, context) in enumerate(pairs):
         shown = count = len(adapter.demonstrations(example, context)) if len(rows[i]) > limit else 0
@@ -68,3 +68,16 @@ def encode_teacher(
             rows[i] = adapter.encode([adapter.teacher_messages(example, shorter)]).rows[0]
         dropped += count - shown
     return replace(inputs, rows=rows), dropped
+
+
+def _encoded(adapter: ModalityAdapter, conversations: Sequence[Conversation]) -> ModelInputs:
+    """What the adapter makes of conversations. Raises `UserError` where that is not one row of each."""
+    inputs = adapter.encode(conversations)
+    ours = isinstance(inputs, ModelInputs)
+    if not ours or len(inputs) != len(conversations):
+        given = f"{len(inputs)} rows" if ours else f"a {type(inputs).__name__}"
+        raise UserError(
+            f"{type(adapter).__name__}.encode gives {given} for {len(conversations)} conversations: give ModelInputs with "
+            "one RowInputs for each."
+        )
+    return inputs

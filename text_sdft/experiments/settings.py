@@ -12,7 +12,8 @@ FREE = {"data.cache", "data.image_features_dir", "eval.batch_size"} | {
     f"train.{name}"
     for name in (
         "output_dir", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id", "push_to_hub",
-        "resume_from_checkpoint", "gradient_checkpointing", "gradient_checkpointing_kwargs", "distillation_chunk_size",
+        "resume_from_checkpoint", "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing",
+        "activation_checkpointing_kwargs", "distillation_chunk_size",
         "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
     )
 }  # fmt: skip

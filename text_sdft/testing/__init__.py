@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from text_sdft.core import ModalityAdapter, Model
+from text_sdft.core.adapter import missing_methods
 from text_sdft.core.rollout import evaluating
 from text_sdft.testing.case import Case
 from text_sdft.testing.promises import PROMISES
@@ -33,8 +34,7 @@ def check_adapter(adapter: ModalityAdapter, model: Model, rows: Iterable[Any]) -
     Raises:
         AssertionError: a promise is broken; says which one, by which example, and how.
     """
-    missing = [name for name in sorted(vars(ModalityAdapter)) if not name.startswith("_") and not hasattr(adapter, name)]
-    if missing:
+    if missing := missing_methods(adapter):
         raise AssertionError(f"The adapter lacks {', '.join(missing)} (see text_sdft.core.ModalityAdapter).")
     case = Case(adapter, model, list(rows))
     checked = []
