@@ -28,7 +28,6 @@ from cells import Cells, make_trainer, mixed_types
 from PIL import Image
 from settings import SETTINGS, Setting, of_labels
 from tables import ALONE, ANSWERED, FRESH, LORA, RIVAL, Rows, collect, report, write_pages
-from transformers import set_seed
 
 from text_sdft.core import Example, SDFTTrainer, default_lora
 from text_sdft.experiments.method_trainer import MethodTrainer
@@ -188,7 +187,6 @@ def run(
     trained = method != NOBODY
     kind = partial(MethodTrainer, method=METHODS[method], full_batches=True) if trained else SDFTTrainer
     changes = SETTINGS_OF.get(method, {}) | ({"peft_config": default_lora()} if method.endswith(LORA) else {})
-    set_seed(seed)  # an adapter's start
     trainer = make_trainer(adapter, demos.train, rate, setting.steps, seed, model=setting.model, kind=kind, **changes)  # type: ignore[arg-type]
     if method in CALLBACK_OF:
         trainer.add_callback(CALLBACK_OF[method]())

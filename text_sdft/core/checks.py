@@ -44,29 +44,31 @@ def check_adapter(adapter: Any) -> None:
         )
 
 
-def check_rows(rows: Any) -> None:
-    """Raise `UserError` where rows are a file's name, or splits or columns by name: going through those gives names."""
+def checked_rows(rows: Any) -> Any:
+    """The rows.
+
+    Raises:
+        UserError: they are a file's name, or splits or columns by name: going through those gives names.
+    """
     if isinstance(rows, str):
         raise UserError(f"Rows are given as the string '{rows}': give datasets.load_dataset(…, split=…) or a list of rows.")
     if isinstance(rows, Mapping):
         names = ", ".join(str(name) for name in rows)
         raise UserError(f"Rows are given as a {type(rows).__name__} of {names}: give one split of it, or a list of rows.")
+    return rows
 
 
 def checked_evals(args: SDFTConfig, adapter: ModalityAdapter, rows: Iterable[Any] | dict[str, Iterable[Any]] | None) -> Any:
     """What a Trainer takes as ``eval_dataset``, with examples for rows: one set, several by name, or None.
 
     Raises:
-        UserError: rows are none (`check_rows`), or the metric of the best checkpoint is one that no evaluation would give.
+        UserError: rows are none (`checked_rows`), or no evaluation would give the metric of the best checkpoint.
     """
     if isinstance(rows, dict):
-        for part in rows.values():
-            check_rows(part)
-        examples: Any = {name: adapter.examples(part) for name, part in rows.items()}
+        examples: Any = {name: adapter.examples(checked_rows(part)) for name, part in rows.items()}
         problem = f"each set has its own, choose one of {', '.join(f'{name}_accuracy' for name in rows)}"
     else:
-        check_rows(rows)
-        examples = None if rows is None else adapter.examples(rows)
+        examples = None if rows is None else adapter.examples(checked_rows(rows))
         lacking = bool(examples) and all(example.reference is None for example in examples)
         problem = "no row of eval_dataset has a reference by which answers are scored" if lacking else ""
     if problem and args.eval_strategy != "no" and args.metric_for_best_model in ("accuracy", "eval_accuracy"):

@@ -27,7 +27,7 @@ from transformers.utils import logging
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
 from text_sdft.core.checkpoints import CheckpointedTrainer
-from text_sdft.core.checks import check_adapter, check_rows, checked_args, checked_evals
+from text_sdft.core.checks import check_adapter, checked_args, checked_evals, checked_rows
 from text_sdft.core.confidence import completion_weights
 from text_sdft.core.config import SDFTConfig
 from text_sdft.core.data import Example, Model, TeacherContext
@@ -96,7 +96,7 @@ class SDFTTrainer(CheckpointedTrainer):
     ) -> None:
         args = checked_args(args)
         check_adapter(adapter)
-        check_rows(train_dataset)
+        train_dataset = checked_rows(train_dataset)
         module: Model = load_model(str(model), adapter, args, peft_config) if isinstance(model, str | PathLike) else model
         adapter.bind(module, processing_class)
         module = prepare_model(module, adapter, peft_config, args.seed)
@@ -361,7 +361,7 @@ class SDFTTrainer(CheckpointedTrainer):
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """As in `transformers.Trainer`; rows become examples."""
-        return super().get_test_dataloader(self.adapter.examples(test_dataset))  # type: ignore[arg-type]
+        return super().get_test_dataloader(self.adapter.examples(checked_rows(test_dataset)))  # type: ignore[arg-type]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not estimated: the Trainer's rule needs the tokens of one forward pass, and a step here has several."""

@@ -22,7 +22,7 @@ from typing import Any, cast
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from transformers import PrinterCallback, set_seed
+from transformers import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from text_sdft.core import Conversation, Example, UserError
@@ -254,7 +254,6 @@ class CellRunner:
         return trainer, {"seconds": time.monotonic() - started, "flops": training_flops(trainer)}
 
     def _trainer(self, method: Method, rate: float, seed: int) -> MethodTrainer:
-        set_seed(seed)  # a LoRA adapter's start
         args = copy.copy(self.experiment.args)
         args.seed, args.max_steps = seed, self.comparison.plan["steps"]
         args.learning_rate = rate or args.learning_rate
