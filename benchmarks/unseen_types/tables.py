@@ -48,9 +48,12 @@ PAIRS = (
     *(("SDFT + retention" + ANSWERED, other) for other in ("untrained", "teacher", "SFT", "SFT + retention")),
     ("SDFT + retention" + ANSWERED, "SDFT + retention"),
     ("SDFT + retention" + ANSWERED, "SFT from teacher + retention" + ANSWERED),
-    ("SDFT + retention, half in context", "untrained"),
-    ("SDFT + retention, half in context", "teacher"),
-    ("SDFT + retention, half in context", "SDFT + retention"),
+    *(
+        ("SDFT + retention, half in context" + more, other)
+        for more in ("", ", twice its weight")
+        for other in ("untrained", "teacher", "SDFT + retention")
+    ),
+    ("SDFT + retention, half in context, twice its weight", "SDFT + retention, half in context"),
     ("SDFT + retention, half in context", "SFT from teacher + retention, half in context"),
     ("SFT from teacher + retention, half in context", "untrained"),
     ("SFT from teacher + retention", "untrained"),
@@ -80,7 +83,7 @@ GOALS: dict[str, tuple[str, str, float | None]] = {
     "in-context learning − before": ("in_context", "untrained", -0.02),
 }
 #: Variants of the methods with a teacher that have lines of their own.
-VARIANTS = ("", ", half in context", ANSWERED, ALONE, LORA)
+VARIANTS = ("", ", half in context", ", half in context, twice its weight", ANSWERED, ALONE, LORA)
 #: Lines of the page that is read first: each kind of picture, the better teacher, and disagreeing draws.
 HEADLINES = (
     "objects, noise 90",
