@@ -12,14 +12,13 @@ import pytest
 import torch
 import yaml
 
+from tests.cli_runs import FAST, fails, options
 from tests.families import family_folder
 from tests.image_files import WHOLE, fill
 from tests.tiny_text import save_tiny_text_model
 from text_sdft.core.callbacks import MetricsWriter
 from vlm_sdft.cli import main
 from vlm_sdft.tables import print_results
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +31,6 @@ def model() -> str:
     return str(family_folder("qwen3_vl"))
 
 
-FAST = {"use_cpu": True, "disable_tqdm": True, "max_steps": 1, "max_completion_length": 2, "save_strategy": "no"}
-
-
-def options(settings: dict[str, Any]) -> list[str]:
-    return [part for name, value in settings.items() for part in (f"--train.{name}", str(value).lower())]
-
-
 def written(folder: Path) -> dict[str, Any]:
     return yaml.safe_load((folder / "config.yaml").read_text())
 
@@ -46,14 +38,6 @@ def written(folder: Path) -> dict[str, Any]:
 def config(file: Path, **sections: Any) -> str:
     file.write_text(yaml.safe_dump(sections))
     return str(file)
-
-
-def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """The message of a command that the user got wrong."""
-    assert main(argv) == 2
-    _, ours, message = capsys.readouterr().err.partition("vlm-sdft: ")
-    assert ours and "Traceback" not in message
-    return message
 
 
 # ---- help ----

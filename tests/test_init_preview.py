@@ -8,9 +8,9 @@ import json
 import pytest
 import yaml
 
+from tests.cli_runs import FAST, ROOT, fails, options
 from tests.families import family_folder
 from tests.image_files import WHOLE, fill, save
-from tests.test_cli import FAST, ROOT, fails, options
 from tests.tiny_text import save_tiny_text_model
 from vlm_sdft.cli import main
 
