@@ -89,12 +89,14 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "300 steps": {"steps": 300},
     "5 labelled": {"shots": 5},
     "5 unlabelled": {"unlabelled": 5},
+    "60 unlabelled": {"unlabelled": 60},
     "unlabelled as tested": {"as_tested": True},
     "1 type shown": {"shown": 1},
     "8 random types shown": {"shown": 8, "selection": "random"},
     "builtin model": {"broader": False},
 }
 #: Pictures, and how a setting differs from them.
+MORE = ("60 unlabelled", "300 steps")
 NAMES = (
     "objects, noise 90",
     "objects, noise 150",
@@ -108,6 +110,7 @@ NAMES = (
     "emoji, 1 type shown",
     "handwriting, 1 type shown",
     "fashion, 1 type shown",
+    *(f"{pictures}, 1 type shown, {more}" for pictures in ("objects, noise 150", "fashion") for more in MORE),
     "objects, noise 90, 8 random types shown",
     "objects, noise 90, 8 random types shown, 5 unlabelled",
     "objects, noise 150, 8 random types shown, 5 unlabelled",
@@ -131,6 +134,11 @@ RATES_FROM = {
     "objects, noise 150, 300 steps": "objects, noise 150",
     "objects, noise 90, 5 unlabelled": "objects, noise 90",
     **{f"{source}, 1 type shown, unlabelled as tested": f"{source}, 1 type shown" for source in ("emoji", "handwriting")},
+    **{
+        f"{pictures}, {more}": pictures
+        for pictures in ("objects, noise 150, 1 type shown", "fashion, 1 type shown")
+        for more in MORE
+    },
 }
 
 
