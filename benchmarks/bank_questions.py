@@ -116,7 +116,7 @@ def comparisons(facts: list[Fact]) -> list[dict[str, Any]]:
     by_label: dict[str, list[Fact]] = defaultdict(list)
     for fact in facts:
         by_label[fact.label.casefold()].append(fact)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for label, same in by_label.items():
         for a, b in combinations(same, 2):
             if number_of(a.value) is None or number_of(b.value) is None or number_of(a.value) == number_of(b.value):

@@ -154,7 +154,7 @@ def trl_trainer(
     trainer = Theirs(model=model, args=config, train_dataset=data, processing_class=tokenizer)
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
-    trainer.model_wrapped = trainer.model
+    trainer.model_wrapped = trainer.model  # type: ignore[assignment]
     return trainer
 
 

@@ -88,13 +88,13 @@ def main() -> None:
     columns = ("config", "parameters", "queries a micro-batch", "LoRA", "of it weights", "all weights, fp32")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for name, (image, family, sizes) in MODELS.items():
-        settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+        settings = yaml.safe_load((CONFIGS / f"{name}-new-types.yaml").read_text())
         lora = total(settings, image, model(family, sizes, torch.bfloat16), True)
         full = total(settings, image, model(family, sizes, torch.float32), False)
         count = sum(p.numel() for p in model(family, sizes, torch.bfloat16).parameters())
         cells = (f"{size / 2**30:.0f} GiB" for size in (sum(lora.values()), lora["weights"], sum(full.values())))
         batch = settings["train"]["per_device_train_batch_size"]
-        print(f"| `configs/{name}.yaml` | {count / 1e9:.2f} B | {batch} | {' | '.join(cells)} |")
+        print(f"| `configs/{name}-new-types.yaml` | {count / 1e9:.2f} B | {batch} | {' | '.join(cells)} |")
 
 
 def model(family: str, sizes: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
@@ -109,7 +109,7 @@ def total(settings: dict[str, Any], image: int, module: PreTrainedModel, lora: b
     adapter = ImageAdapter(DemoSet.from_folder(folder))
     args = SDFTConfig(**{**vlm(), **settings["train"], "bf16": False, "use_cpu": True})
     args.bf16 = True  # of the run; this machine need not have it
-    trained = prepare_model(module, adapter, default_lora() if lora else None)
+    trained = prepare_model(module, adapter, default_lora() if lora else None, args.seed)
     copies = [p for p in trained.parameters() if p.requires_grad]  # of a frozen teacher
     shown = settings["demonstrations"]["n_types"] * settings["demonstrations"]["shots"]
     return memory(

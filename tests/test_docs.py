@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -141,3 +142,11 @@ def test_links_lead_somewhere():
     for file in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", file.read_text(encoding="utf-8")):
             assert target.startswith("http") or (file.parent / target).exists(), f"{file.name}: {target}"
+
+
+def test_the_memory_of_the_configs_is_what_the_benchmark_prints(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "benchmarks" / "vlm_memory.py"), run_name="__main__")
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(printed) == 5
+    assert "\n".join(printed) in (ROOT / "docs" / "visual-icl.md").read_text(encoding="utf-8")

@@ -46,7 +46,7 @@ def test_init_takes_the_builtin_model_unless_told(tmp_path, data, capsys):
     assert main(["init", data, "--model=some/model"]) == 0
     hub = yaml.safe_load(capsys.readouterr().out)
     assert hub["model"] == "some/model"
-    shipped = yaml.safe_load((ROOT / "configs" / "qwen3-vl-8b.yaml").read_text(encoding="utf-8"))
+    shipped = yaml.safe_load((ROOT / "configs" / "qwen3-vl-8b-new-types.yaml").read_text(encoding="utf-8"))
     assert hub["data"]["max_pixels"] == shipped["data"]["max_pixels"], "the memory in docs/visual-icl.md is this config's"
     assert {k: v for k, v in hub["train"].items() if k != "output_dir"}.items() <= shipped["train"].items()
 

@@ -32,13 +32,13 @@ class AveragedStudent(TrainerCallback):
     def __init__(self) -> None:
         self._average: AveragedModel | None = None
 
-    def on_step_end(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
+    def on_step_end(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:  # type: ignore[override]
         if self._average is None:
             self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
         self._average.update_parameters(model)
 
     @torch.no_grad()
-    def on_train_end(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
+    def on_train_end(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:  # type: ignore[override]
         assert self._average is not None
         for own, average in zip(model.parameters(), self._average.module.parameters(), strict=True):
             own.copy_(average)

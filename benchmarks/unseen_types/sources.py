@@ -76,7 +76,7 @@ def handwriting() -> Source:
     def sticker(kind: str, rng: np.random.Generator, held_out: bool) -> Image.Image:
         font = fonts(HELD_OUT_HAND if held_out else str(rng.choice(HANDS)))
         left, top, right, bottom = font.getbbox(kind)
-        side = max(right - left, bottom - top) + 4
+        side = int(max(right - left, bottom - top)) + 4
         image = Image.new("RGBA", (side, side))
         ink = (*(int(v) for v in rng.integers(0, 60, 3)), 255)
         place = ((side - left - right) / 2, (side - top - bottom) / 2)
