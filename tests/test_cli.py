@@ -199,6 +199,7 @@ def test_an_unknown_key_names_the_nearest(key, nearest, tmp_path, data, model, c
         ),
         (["--demonstrations.n_types", "0"], ["n_types 0", "at least 1"]),
         (["--demonstrations.template", "quotd"], ["quotd"]),
+        (["--data.types", "dax"], ["data.types", """'["one", "two"]'"""]),
         (["--data.on_bad_image", "skip"], ["data.on_bad_image", "'error', 'drop'"]),
         (["--lora.enabled", "["], ["lora.enabled"]),
         (["--data.options", "{n_types: 2}"], ["options", "builtin data"]),

@@ -132,6 +132,23 @@ def test_without_test_images_some_are_held_out_and_it_is_said(tmp_path):
     assert nothing.test == [] and "nothing is measured" in said(nothing, "There is no test/")
 
 
+def test_a_test_folder_without_images_of_types_is_no_test(tmp_path):
+    fill(tmp_path, {"train/dax": 2, "train/wug": 2, "test": 1})
+    demos = DemoSet.load(tmp_path)
+    assert len(demos.test) == 2 and "2 images of 2 types were held out" in said(demos, "There is no test/")
+    assert "1 images of" in said(demos, "lie in no type's folder")
+
+
+def test_where_no_image_can_be_spared_it_is_said(tmp_path):
+    fill(tmp_path, {"train/dax": 1, "train/wug": 1})
+    assert "nothing is measured" in said(DemoSet.load(tmp_path), "There is no test/")
+
+
+def test_images_beside_the_types_folders_are_named_where_there_are_no_others(tmp_path):
+    fill(tmp_path, {".": 2})
+    assert "2 images of" in error(tmp_path) and "lie in no type's folder" in error(tmp_path)
+
+
 def test_the_draw_is_the_same_every_time_and_does_not_hang_on_other_types(tmp_path):
     fill(tmp_path, {"train/dax": 10, "train/wug": 10})
     first = names(DemoSet.load(tmp_path).test)

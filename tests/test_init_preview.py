@@ -77,6 +77,13 @@ def test_the_report_on_the_data_is_printed(tmp_path, model, capsys):
     assert "held out" in shown and "One labelled image only: wug" in shown and "no type's folder" in shown
 
 
+def test_a_run_with_nothing_to_measure_says_so(tmp_path, model, capsys):
+    root = fill(tmp_path / "data", {"train/dax": 1, "train/wug": 1})
+    argv = ["--model", model, "--data", str(root), "--train.output_dir", str(tmp_path / "run"), *options(FAST)]
+    assert main(["train", *argv]) == 0
+    assert "Nothing was measured" in capsys.readouterr().out
+
+
 def test_preview_without_queries_says_so(tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "Hello?", "retain": True}) + "\n")

@@ -81,6 +81,9 @@ def test_verdicts_without_a_gap():
     assert instead.decision == "try first" and instead.option == "--demonstrations.shots 4"
     unclear = verdict(Evidence(0.1, 0.2, Gap(0.1, -0.1, 0.3, 20)))
     assert unclear.decision == "try first" and unclear.option == "--eval.max_examples 80"
+    few = verdict(Evidence(0.0, 0.0, paired_gap([0.0, 0.0], [0.0, 0.0])))
+    assert few.decision == "try first" and "2 examples" in few.reason and "add test rows" in few.reason
+    assert verdict(Evidence(0.0, 0.0, paired_gap([0.0] * 10, [0.0] * 10))).decision == "do not train"
 
 
 def test_notes_on_a_teacher_that_does_not_follow_its_context():

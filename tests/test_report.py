@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.tiny_text import save_tiny_text_model
 from text_sdft.experiments.report import plots, write_report
-from text_sdft.experiments.report.answers import OTHER, confusion
+from text_sdft.experiments.report.answers import OTHER, _thumbnail, confusion
 from text_sdft.experiments.report.reading import Point
 from vlm_sdft.cli import main
 
@@ -278,6 +278,27 @@ def test_what_is_absent_leaves_its_section_out(run, tmp_path):
     assert "This run has not finished" in page.words and "Before and after" in page.words
     for heading in ("Verdict", "Gallery", "What is taken for what", "Loss"):
         assert heading not in page.words
+
+
+def test_a_probe_of_other_demonstrations_is_not_shown_as_the_runs(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    probe = json.loads((copy / "probe.json").read_text())
+    assert probe["settings"]["demonstrations"]["n_types"] == 3
+    probe["settings"]["demonstrations"]["n_types"] = 1
+    probe["verdict"]["reason"] = "Do not train."
+    (copy / "probe.json").write_text(json.dumps(probe))
+    page = page_of(copy, out=tmp_path / "page.html")
+    assert "Do not train." not in page.words and "Accuracy on new before training" not in page.words
+    assert json.loads((copy / "results.json").read_text())["probe"]["reason"] in page.words, "the short probe's is"
+
+
+def test_what_is_transparent_is_shown_as_the_model_sees_it(tmp_path):
+    file = tmp_path / "clear.png"
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(file)
+    source = _thumbnail(str(file), 8)
+    assert source is not None
+    with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as shown:
+        assert min(shown.getpixel((4, 4))) > 250
 
 
 def test_an_image_that_is_gone_is_named(run, tmp_path):

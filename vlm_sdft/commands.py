@@ -52,6 +52,7 @@ def probe_command(argv: list[str]) -> int:
     experiment.method = "sdft"  # the question is whether there is a teacher, whatever is trained in the end
     _print_report(experiment)
     numbers = probe(make_trainer(experiment), experiment, sweep="--sweep" in argv)
+    numbers["settings"] = experiment.settings
     file = Path(str(experiment.args.output_dir)) / "probe.json"
     write_json(file, numbers)
     print_probe(numbers, file)
@@ -172,7 +173,10 @@ def compare_command(argv: list[str]) -> None:
         raise UserError("`compare` goes on by itself where it was stopped: the same command again, without --resume.")
     experiment, chosen = read_comparison(argv)
     _print_report(experiment)
-    results = compare(experiment, **chosen)
+    try:
+        results = compare(experiment, **chosen)
+    except KeyboardInterrupt as error:
+        raise UserError("Stopped. The same command goes on: cells that are finished are not run again.") from error
     folder = Path(str(experiment.args.output_dir))
     print(markdown(results, plotted=False))
     print(f"Everything is in {folder}/ (compare.md, compare.json, compare.png; finished cells in cells/).")

@@ -134,7 +134,7 @@ class DemoSet:
             question: what is asked about each image.
             retain_questions: what is asked about each retention image; None asks ``question``.
             retain: a further folder of retention images, any nesting.
-            holdout: share of each type's images held out for testing where there is no ``test``; above 0 at least one.
+            holdout: share of each type's images held out where there are none to test on; above 0 at least one of two.
             seed: of that draw.
             on_bad_image: an image that cannot be read is an error, or is dropped and reported.
 
@@ -217,7 +217,7 @@ class DemoSet:
         for row in rows:
             by_split["labelled" if row.split == "train" else row.split].append(row)
         if not by_split["labelled"]:
-            dropped = [sentence for sentence in notes if sentence.startswith("Dropped")]
+            dropped = [sentence for sentence in notes if sentence.startswith(("Dropped", "Not used"))]
             why = "\n".join(["", *dropped[:5], *([f"… and {len(dropped) - 5} more"] if len(dropped) > 5 else [])])
             raise UserError(f"There are no labelled training images: put at least one into train/<type>/.{why}")
         counts = Counter(row.type for row in by_split["labelled"])

@@ -240,7 +240,7 @@ def _with_nearest_key(message: str, known: Sequence[str]) -> str:
     nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     found = re.search(r"unrecognized arguments: --([^\s=]+)|Option '([\w.]+)' is not accepted", message)
     if nested is None and found is None:
-        return message
+        return message if "<class 'list'>" not in message else f'{message}\nA list is written so: \'["one", "two"]\'.'
     key = ".".join(nested.groups()) if nested else next(group for group in found.groups() if group)  # type: ignore[union-attr]
     near = difflib.get_close_matches(key, known, n=1)
     # A key that stands below another section, or lacks it: compare the last parts alone.

@@ -58,7 +58,7 @@ def read_folder(
                 rows.append(ImageRow(_id(path, file), (file,), question, None, type_folder.name, split))  # type: ignore[arg-type]
     types = _types(path / "types.yaml", names)
     rows = [_labelled(row, types, metadata) for row in rows]
-    if "test" not in folders:
+    if not any(row.split == "test" for row in rows):
         rows = _hold_out(rows, holdout, seed, report)
     for file, fields in metadata.get("old", {}).items():
         key = _id(path, file)
@@ -162,7 +162,7 @@ def read_dataset(dataset: Any, image_column: str, label_column: str, question: s
             rows.append(ImageRow(f"{split}/{i}", (record[image_column],), question, None, name, split))  # type: ignore[arg-type]
     types = {name: ObjectType(name, name.replace("_", " ")) for name in names}
     rows = [_labelled(row, types, {}) for row in rows]
-    if "test" not in parts:
+    if not any(row.split == "test" for row in rows):
         rows = _hold_out(rows, holdout, seed, report)
     return rows, types, [*_counts(rows), *report]
 
@@ -218,7 +218,7 @@ def _hold_out(rows: Sequence[ImageRow], share: float, seed: int, report: list[st
     if not 0 <= share < 1:
         raise UserError(f"The share to hold out for testing (holdout) is {share}: use 0 (none) or more, and less than 1.")
     if share == 0:
-        report.append("There is no test/ and holdout is 0: nothing is measured on the new types.")
+        report.append("There is no test/<type>/* and holdout is 0: nothing is measured on the new types.")
         return list(rows)
     by_type: dict[str | None, list[ImageRow]] = defaultdict(list)
     for row in rows:
@@ -230,7 +230,11 @@ def _hold_out(rows: Sequence[ImageRow], share: float, seed: int, report: list[st
         drawn = random.Random(f"{seed}/{name}").sample(sorted(row.id for row in members), count)
         held |= dict.fromkeys(drawn, name)
     kinds = len(set(held.values()))
-    report.append(f"There is no test/: {len(held)} images of {kinds} types were held out of train/ to test on.")
+    report.append(
+        f"There is no test/<type>/*: {len(held)} images of {kinds} types were held out of train/ to test on."
+        if held
+        else "There is no test/<type>/*, and no type has an image to spare: nothing is measured on the new types."
+    )
     return [
         ImageRow(row.id, row.images, row.question, row.answer, row.type, "test") if row.id in held else row for row in rows
     ]

@@ -28,7 +28,9 @@ def print_results(
         n = dict.fromkeys(str(part[name]["n"]) for part in (before, after) if name in part)
         table.add_row(labels.get(name, name), _cell(before.get(name)), _cell(after.get(name)), ", ".join(n))
     console = Console()
-    console.print(table)
+    console.print(
+        table if before or after else "Nothing was measured: the data has no rows to measure (test/<type>/*, data.test)."
+    )
     moved = results.get("drift")
     if moved is not None:
         line = f"On prompts of prior skills: KL from the start {moved['after']['kl']:.3g} nats a token"

@@ -42,6 +42,13 @@ class SDFTConfig(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or below 1 the share of all steps."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many optimiser steps."})
+    save_steps: float = field(
+        default=0.2,
+        metadata={
+            "help": "A checkpoint every so many optimiser steps; below 1: after that share of all, and the newest alone is "
+            "kept, unless save_total_limit is set."
+        },
+    )
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Batches hold no tensors: nothing to pin."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: rows are read by the adapter."})
 
@@ -140,6 +147,8 @@ class SDFTConfig(TrainingArguments):
             self.metric_for_best_model = "accuracy"  # what `SDFTTrainer.evaluate` reports; there is no eval_loss
         if wrong := _wrong_number(self):
             raise ValueError(wrong)
+        if self.save_steps < 1 and self.save_total_limit is None:
+            self.save_total_limit = 1
         super().__post_init__()
         if by_metric and self.greater_is_better:  # both schedules' own default is that less is better
             self.lr_scheduler_kwargs = {"mode": "max", **cast(dict[str, Any], self.lr_scheduler_kwargs or {})}

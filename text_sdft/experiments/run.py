@@ -60,12 +60,12 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
     Returns:
         What ``results.json`` holds: ``before`` and ``after`` ({set: {accuracy, n, low, high}}), ``drift`` (``before`` and
         ``after``, see `drift`; where prior skills are measured), ``probe`` (the verdict of the short probe, where it was
-        asked), ``trained``, ``seconds`` and ``tokens`` of training (of this process, where a run was resumed),
-        ``settings``, ``versions``.
+        asked), ``trained``, ``rows`` (how many of each use), ``seconds`` and ``tokens`` of training (of this process, where
+        a run was resumed: from the step ``resumed_at``), ``settings``, ``versions``.
 
     Raises:
-        UserError: the folder holds another run, or one with other settings, or something in the data, model or settings
-            cannot work.
+        UserError: the folder holds another run, or one with other settings or numbers of rows, or something in the data,
+            model or settings cannot work.
         NotWorthTraining: the short probe's verdict is not to train; nothing was written.
     """
     check_trains(experiment)
@@ -93,6 +93,7 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
             "before": before,
             **({"probe": asdict(found)} if found is not None else {}),
             "trained": training_summary(trainer.module, experiment.adapter.frozen_modules(trainer.module)),
+            "rows": _rows(experiment),
             "seconds": 0.0,
             "tokens": {},
             "settings": experiment.settings,
@@ -105,11 +106,15 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
     start = remember(trainer, prior, settings.batch_size) if prior else None
     if start is not None:
         results.setdefault("drift", {"before": drift(trainer, start)})
+    if checkpoint is not None:
+        results["resumed_at"] = int(checkpoint.name[11:])
     started = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except KeyboardInterrupt as error:
-        raise UserError(f"Stopped. The same command with --resume goes on from the last checkpoint in {folder}.") from error
+        last = newest_checkpoint(folder)
+        where = f"goes on from {last}" if last else "trains from the start: there is no checkpoint yet (train.save_steps)"
+        raise UserError(f"Stopped. The same command with --resume {where}.") from error
     results["seconds"] += time.monotonic() - started
     results["tokens"] = dict(trainer.tokens)
     trainer.save_model(str(folder / "model"))  # before what may fail, such as a judge that is asked over a network
@@ -245,7 +250,9 @@ def _stored(folder: Path, experiment: Experiment, resume: bool) -> Results:
             raise UserError(f"{folder} holds no run to resume: leave --resume out, or check --train.output_dir.")
         results = json.loads(file.read_text(encoding="utf-8"))
         settings = (results["settings"], experiment.settings, experiment.defaults)
-        if changed := first_change(*(resumable(given) for given in settings)):
+        before, now, defaults = (resumable(given) for given in settings)
+        rows = _rows(experiment)
+        if changed := first_change(before | results.get("rows", rows), now | rows, defaults):
             raise UserError(
                 f"{folder} holds a run with {changed}: --resume needs the old value; --train.output_dir runs/OTHER starts "
                 "a new run."
@@ -256,6 +263,12 @@ def _stored(folder: Path, experiment: Experiment, resume: bool) -> Results:
             f"{folder} holds a run already. --resume continues it; --train.output_dir runs/OTHER starts a new one."
         )
     return {}
+
+
+def _rows(experiment: Experiment) -> dict[str, int]:
+    """How many rows of each use the data has: a run that goes on needs the same ones."""
+    sets = {"train": experiment.splits.train, **experiment.splits.evals}
+    return {f"rows of {name}": len(rows) for name, rows in sets.items()}
 
 
 def eval_sets(experiment: Experiment) -> dict[str, list[Example]]:

@@ -21,6 +21,8 @@ SHARE = 0.5
 KNOWN = 0.95
 #: A gap that may be larger than this is worth measuring on more examples.
 WORTH = 0.05
+#: An interval that reaches further is of too few examples to say that there is no gap, whatever these few say.
+OPEN = 0.5
 #: Below this probability under "every position alike", the teacher favours positions.
 UNEVEN = 0.01
 #: What to say where every draw shows an example the same demonstrations.
@@ -157,8 +159,11 @@ def verdict(found: Evidence) -> Verdict:
         return Verdict("try first", reason, best, notes)
     if found.student >= KNOWN:
         return Verdict("do not train", f"Do not train: the model knows this already ({percent}).", None, notes)
-    if gap.mean > 0 and gap.high > WORTH:
-        reason = f"Measure more first: whether demonstrations help is not clear from {gap.n} examples ({percent})."
+    if gap.high > (WORTH if gap.mean > 0 else OPEN):
+        reason = (
+            f"Measure more first: whether demonstrations help is not clear from {gap.n} examples ({percent}). Raise "
+            "eval.max_examples, or add test rows where there are no more."
+        )
         return Verdict("try first", reason, f"--eval.max_examples {4 * gap.n}", notes)
     reason = f"Do not train: with demonstrations the model is no better than without ({percent})."
     if found.answer_alone is not None and found.answer_alone <= max(found.student, 0.5):

@@ -139,14 +139,18 @@ def _overview(run: Run) -> dict[str, Any]:
 
 
 def _costs(run: Run) -> list[tuple[str, str]]:
-    steps = run.steps
+    begun = run.results.get("resumed_at", 0)
+    timed = run.steps - begun
+    since = f" since step {begun}, where it was resumed" if begun else ""
     lengths = [log["completions/mean_length"] for log in run.metrics if "completions/mean_length" in log]
     seconds = run.results["seconds"]
-    costs = [("training", f"{seconds:.0f} s"), ("optimiser steps", f"{steps}")]
-    costs += [("seconds a step", f"{seconds / steps:.2f}")] if steps else []
+    costs = [("optimiser steps", f"{run.steps}")]
+    if "after" in run.results:  # a run's time and tokens are written at its end
+        costs.append((f"training{since}", f"{seconds:.0f} s"))
+        costs += [("seconds a step", f"{seconds / timed:.2f}")] if timed else []
     for use, label in (("student", "tokens that the student read"), ("sampled", "tokens read and written in sampling")):
         if count := run.results.get("tokens", {}).get(use):
-            costs.append((label, f"{count:,}"))
+            costs.append((f"{label}{since}", f"{count:,}"))
     costs += [("tokens a completion, mean", f"{sum(lengths) / len(lengths):.1f}")] if lengths else []
     if run.probe:
         for view in ("student", "teacher"):

@@ -145,7 +145,10 @@ def _thumbnail(name: str, pixels: int) -> str | None:
     try:
         with Image.open(name) as opened:
             opened.draft("RGB", (2 * pixels, 2 * pixels))
-            image = ImageOps.exif_transpose(opened).convert("RGB")
+            image = ImageOps.exif_transpose(opened)
+            if image.has_transparency_data:  # on white, as the model is shown it
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            image = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     image.thumbnail((pixels, pixels))

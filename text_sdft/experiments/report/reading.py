@@ -22,7 +22,7 @@ class Run:
         results: ``results.json``; without ``after`` while the run has not finished.
         metrics: lines of ``metrics.jsonl``: logs of steps.
         answers: lines of ``samples.jsonl`` that are answers before and after training.
-        probe: ``probe.json``, where the run was probed.
+        probe: ``probe.json``, where what was probed is what was trained.
     """
 
     name: str
@@ -58,14 +58,21 @@ def read_run(folder: Path, name: str) -> Run:
             f"{folder} holds no run to report on (no results.json): give what --train.output_dir named, or a folder of "
             "`vlm-sdft compare` or `vlm-sdft sequence`."
         )
-    samples = _lines(folder / "samples.jsonl")
+    samples, results = _lines(folder / "samples.jsonl"), _json(folder / "results.json")
     return Run(
         name=name,
-        results=_json(folder / "results.json"),
+        results=results,
         metrics=_lines(folder / "metrics.jsonl"),
         answers=[sample for sample in samples if "phase" in sample],
-        probe=_json(folder / "probe.json") if (folder / "probe.json").is_file() else None,
+        probe=_probe(folder / "probe.json", results["settings"]),
     )
+
+
+def _probe(file: Path, trained: Record) -> Record | None:
+    """A probe of the run's own model, data and demonstrations; None where it was of others, or there is none."""
+    probe = read_if_there(file)
+    probed = (probe or {}).get("settings", trained)  # those written before they held settings are taken for the run's
+    return probe if all(probed.get(part) == trained.get(part) for part in ("model", "data", "demonstrations")) else None
 
 
 def read_if_there(file: Path) -> Any:
