@@ -26,6 +26,7 @@ from text_sdft.core import (
     UserError,
 )
 from text_sdft.core.errors import first_line
+from text_sdft.reasoning import without_reasoning
 from text_sdft.templates import check_template, render, shows_demonstrations
 
 
@@ -63,7 +64,8 @@ class TextAdapter:
             ``golden_response``, "context" for a ``privileged_context`` string, "turns" for all else.
         system_prompt: first message of both views, for rows without one.
         enable_thinking: passed to the chat template of both views where it is set.
-        scorer: (example, answer) -> score in [0, 1]; None compares with the reference, white space and case aside.
+        scorer: (example, answer) -> score in [0, 1]; None compares with the reference, white space, case and thoughts (up to
+            </think>) aside.
 
     Raises:
         UserError: the template is unknown.
@@ -236,12 +238,13 @@ class TextAdapter:
         return self.processing_class(answer, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
 
     def score(self, example: Example, answer: str) -> float | None:
-        """The scorer's number, or 1 where the answer is the reference (white space and case aside), else 0."""
+        """The scorer's number, or 1 where the answer is the reference (white space, case and thoughts aside), else 0."""
         if example.reference is None:
             return None
         if self._scorer is not None:
             return float(self._scorer(example, answer))
-        return float(" ".join(answer.casefold().split()) == " ".join(example.reference.casefold().split()))
+        said, wanted = (" ".join(text.casefold().split()) for text in (without_reasoning(answer), example.reference))
+        return float(said == wanted)
 
     def _rung_of(self, example: Example, context: TeacherContext) -> int:
         return context.rung if context.rung in self.rungs(example) else 2  # type: ignore[return-value]

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from text_sdft.adapter import TextAdapter
 from text_sdft.columns import load_rows, to_examples, unique
 from text_sdft.core import Conversation, Demonstration, Example, Splits, TeacherContext, UserError
+from text_sdft.reasoning import without_reasoning
 from text_sdft.tasks.answers import states
 from text_sdft.templates import render
 
@@ -175,9 +176,10 @@ class TaskAdapter(TextAdapter):
         return str(example.reference)
 
     def score(self, example: Example, answer: str) -> float | None:
-        """`grade` for the task's rows; for plain rows 1 where the answer states the reference, else 0."""
+        """`grade` for the task's rows; for plain rows 1 where the answer states the reference, else 0. Thoughts do not count."""
         if example.reference is None:
             return None
+        answer = without_reasoning(answer)
         if "gold" in example.meta:
             return self.grade(example, answer)
         return float(states(answer, example.reference))
