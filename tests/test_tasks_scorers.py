@@ -91,6 +91,7 @@ def test_arguments_are_compared_by_content(given, golden, expected):
         'Action: `t`\nAction_Input: {"a": {"b": "}"}}',
         '**Action: t**\nAction Input: {\n  "a": {"b": "}"}\n}',
         'Action:t\n\nAction Input:{"a":{"b":"}"}}',
+        'Action: t\nAction Input:\n{"a": {"b": "}"}}',
     ],
 )
 def test_calls_are_found_in_free_text(answer):
@@ -118,6 +119,24 @@ def test_a_call_without_input_has_no_arguments():
     assert not score("Action: t", [call("t", {"a": 1})])
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        'Action Input:\n{"x": 1}',
+        '**Action Input:** {"x": 1}',
+        '**Action Input**: {"x": 1}',
+        'Action Input : {"x": 1}',
+        'Thought: with x.\nAction Input: {"x": 1}',
+        'Action Input: {}\nAction Input: {"x": 1}',
+        'Action Input:\n```json\n{"x": 1}\n```',
+        'Action Input: `{"x": 1}`',
+    ],
+)
+def test_an_input_that_is_given_is_never_read_as_no_arguments(given):
+    assert not score(f"Action: t\n{given}", [call("t", {})])
+    assert not score(f"Action: t\n{given}\n{written(call('u', {}))}", [call("t", {}), call("u", {})])
+
+
 def test_optional_calls_may_be_missing_but_no_other_may_take_their_place():
     golden = GOLDS[8]
     first, second = written(golden[0]), written({**golden[1], "Action": "setProfile"})
@@ -133,6 +152,25 @@ def test_accepted_values_are_right_and_only_they():
         assert score(written(call("rentBoat", arguments)), golden)
     for arguments in ({"harbour": "Rome"}, {"harbour": "Oslo", "days": 2}, {"days": 1}, {"harbour": "Oslo", "x": 1}):
         assert not score(written(call("rentBoat", arguments)), golden)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"city": "NYC", "unit": "C"}, True),
+        ({"city": "New York", "unit": "celsius"}, True),
+        ({"city": "NYC"}, False),
+        ({"city": "Rome", "unit": "C"}, False),
+        ({"city": "NYC", "unit": "C", "days": 3}, True),
+        ({"city": "NYC", "unit": "C", "days": 4}, False),
+    ],
+)
+def test_accepted_values_stand_beside_the_golden_ones(given, expected):
+    accepted = json.dumps({"city": ["NYC"], "unit": ["celsius"], "days": [3]})
+    assert (
+        score(written(call("t", given)), [{**call("t", {"city": "New York", "unit": "C"}), "Accepted": accepted}])
+        is expected
+    )
 
 
 def test_each_answer_takes_one_golden_call():

@@ -64,8 +64,8 @@ class TextAdapter:
             ``golden_response``, "context" for a ``privileged_context`` string, "turns" for all else.
         system_prompt: first message of both views, for rows without one.
         enable_thinking: passed to the chat template of both views where it is set.
-        scorer: (example, answer) -> score in [0, 1]; None compares with the reference, white space, case and thoughts (up to
-            </think>) aside.
+        scorer: (example, answer) -> score in [0, 1]; None compares with the reference, white space, case and thoughts
+            (up to </think>) aside.
 
     Raises:
         UserError: the template is unknown.

@@ -176,7 +176,7 @@ class TaskAdapter(TextAdapter):
         return str(example.reference)
 
     def score(self, example: Example, answer: str) -> float | None:
-        """`grade` for the task's rows; for plain rows 1 where the answer states the reference, else 0. Thoughts do not count."""
+        """`grade` for the task's rows; for plain rows 1 where the answer, thoughts aside, states the reference, else 0."""
         if example.reference is None:
             return None
         answer = without_reasoning(answer)
