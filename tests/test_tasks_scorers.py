@@ -187,6 +187,8 @@ def test_each_answer_takes_one_golden_call():
 
 def test_words():
     assert same(" The  Sun. ", "the sun") and not same("sun", "suns")
+    assert same("beta blocker", "Beta-blocker") and same("HER2+", "her2 +") and not same("HER2-", "HER2+")
+    assert not same("5", "-5") and not same("> 5", "< 5") and not same("", "+") and not same("", "…")
     assert states("It is 17,500.00 dollars.", "17,500.00 dollars") and not states("It is 17,500.", "17,50")
     assert states("It is Gold Plus.", "gold") and not states("golden", "gold") and not states("anything", "")
 
@@ -237,6 +239,16 @@ def test_a_letter_is_exact(answer, expected):
         ("Oslo, of course.", "Oslo", True, True),
         ("", "Oslo", False, False),
         ("", "3", False, False),
+        ("On 4 March 2025.", "4 May 2025", False, False),
+        ("On May 4th, 2025.", "4 May 2025", True, True),
+        ("In Sept. 2025, as it may.", "September 2025", True, True),
+        ("$1.5 billion", "$1.5 million", False, False),
+        ("It cost $1,500,000.", "$1.5 million", True, True),
+        ("It cost $1.1m.", "$1,100,000", True, True),
+        ("3.2M people", "3.2 million", True, True),
+        ("3 m", "3 m", True, True),
+        ("5 °C", "-5 °C", False, True),
+        ("3-5 days, COVID-19", "3 to 5 and 19", True, True),
     ],
 )
 def test_strict_and_lenient(answer, gold, is_strict, is_lenient):
