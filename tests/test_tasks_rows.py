@@ -238,7 +238,7 @@ def test_the_splits(task, tmp_path):
     data, shown = sections(
         task,
         path=save(tmp_path / "rows.jsonl", rows),
-        test=save(tmp_path / "test.jsonl", rows[:2]),
+        test=save(tmp_path / "test.jsonl", medical_test()[:2] if task == "medical" else rows[:2]),
         holdout=0.3,
         old=save(tmp_path / "old.jsonl", [{"prompt": "What is the capital of France?", "reference": "Paris"}]),
         retain=save(tmp_path / "retain.jsonl", [{"prompt": "Hi"}, {"prompt": "Bye"}]),

@@ -91,6 +91,7 @@ def test_arguments_are_compared_by_content(given, golden, expected):
         'Action: `t`\nAction_Input: {"a": {"b": "}"}}',
         '**Action: t**\nAction Input: {\n  "a": {"b": "}"}\n}',
         'Action:t\n\nAction Input:{"a":{"b":"}"}}',
+        'Action: t\nAction Input:\n{"a": {"b": "}"}}',
     ],
 )
 def test_calls_are_found_in_free_text(answer):
@@ -118,6 +119,24 @@ def test_a_call_without_input_has_no_arguments():
     assert not score("Action: t", [call("t", {"a": 1})])
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        'Action Input:\n{"x": 1}',
+        '**Action Input:** {"x": 1}',
+        '**Action Input**: {"x": 1}',
+        'Action Input : {"x": 1}',
+        'Thought: with x.\nAction Input: {"x": 1}',
+        'Action Input: {}\nAction Input: {"x": 1}',
+        'Action Input:\n```json\n{"x": 1}\n```',
+        'Action Input: `{"x": 1}`',
+    ],
+)
+def test_an_input_that_is_given_is_never_read_as_no_arguments(given):
+    assert not score(f"Action: t\n{given}", [call("t", {})])
+    assert not score(f"Action: t\n{given}\n{written(call('u', {}))}", [call("t", {}), call("u", {})])
+
+
 def test_optional_calls_may_be_missing_but_no_other_may_take_their_place():
     golden = GOLDS[8]
     first, second = written(golden[0]), written({**golden[1], "Action": "setProfile"})
@@ -135,6 +154,25 @@ def test_accepted_values_are_right_and_only_they():
         assert not score(written(call("rentBoat", arguments)), golden)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"city": "NYC", "unit": "C"}, True),
+        ({"city": "New York", "unit": "celsius"}, True),
+        ({"city": "NYC"}, False),
+        ({"city": "Rome", "unit": "C"}, False),
+        ({"city": "NYC", "unit": "C", "days": 3}, True),
+        ({"city": "NYC", "unit": "C", "days": 4}, False),
+    ],
+)
+def test_accepted_values_stand_beside_the_golden_ones(given, expected):
+    accepted = json.dumps({"city": ["NYC"], "unit": ["celsius"], "days": [3]})
+    assert (
+        score(written(call("t", given)), [{**call("t", {"city": "New York", "unit": "C"}), "Accepted": accepted}])
+        is expected
+    )
+
+
 def test_each_answer_takes_one_golden_call():
     """Greedy pairing would give the flexible golden call away first."""
     flexible = {**call("t", {"a": 1}), "Accepted": json.dumps({"a": [1, 2]})}
@@ -149,6 +187,8 @@ def test_each_answer_takes_one_golden_call():
 
 def test_words():
     assert same(" The  Sun. ", "the sun") and not same("sun", "suns")
+    assert same("beta blocker", "Beta-blocker") and same("HER2+", "her2 +") and not same("HER2-", "HER2+")
+    assert not same("5", "-5") and not same("> 5", "< 5") and not same("", "+") and not same("", "…")
     assert states("It is 17,500.00 dollars.", "17,500.00 dollars") and not states("It is 17,500.", "17,50")
     assert states("It is Gold Plus.", "gold") and not states("golden", "gold") and not states("anything", "")
 
@@ -199,6 +239,16 @@ def test_a_letter_is_exact(answer, expected):
         ("Oslo, of course.", "Oslo", True, True),
         ("", "Oslo", False, False),
         ("", "3", False, False),
+        ("On 4 March 2025.", "4 May 2025", False, False),
+        ("On May 4th, 2025.", "4 May 2025", True, True),
+        ("In Sept. 2025, as it may.", "September 2025", True, True),
+        ("$1.5 billion", "$1.5 million", False, False),
+        ("It cost $1,500,000.", "$1.5 million", True, True),
+        ("It cost $1.1m.", "$1,100,000", True, True),
+        ("3.2M people", "3.2 million", True, True),
+        ("3 m", "3 m", True, True),
+        ("5 °C", "-5 °C", False, True),
+        ("3-5 days, COVID-19", "3 to 5 and 19", True, True),
     ],
 )
 def test_strict_and_lenient(answer, gold, is_strict, is_lenient):

@@ -26,6 +26,7 @@ from text_sdft.core import (
     UserError,
 )
 from text_sdft.core.errors import first_line
+from text_sdft.reasoning import without_reasoning
 from text_sdft.templates import check_template, render, shows_demonstrations
 
 
@@ -33,7 +34,7 @@ from text_sdft.templates import check_template, render, shows_demonstrations
 class TextData:
     """Section ``data`` of ``adapter: text``."""
 
-    path: str = field(metadata={"help": "Training rows: a .jsonl, .json, .parquet or .csv file, or a hub data set."})
+    path: str = field(metadata={"help": "Training rows: a .jsonl, .json, .parquet or .csv file, or a data set NAME:SPLIT."})
     test: str | None = field(default=None, metadata={"help": "Rows with 'reference': what is to be learnt, measured."})
     old: str | None = field(default=None, metadata={"help": "Rows with 'reference' that the model solves already."})
     retain: str | None = field(
@@ -63,7 +64,8 @@ class TextAdapter:
             ``golden_response``, "context" for a ``privileged_context`` string, "turns" for all else.
         system_prompt: first message of both views, for rows without one.
         enable_thinking: passed to the chat template of both views where it is set.
-        scorer: (example, answer) -> score in [0, 1]; None compares with the reference, white space and case aside.
+        scorer: (example, answer) -> score in [0, 1]; None compares with the reference, white space, case and thoughts
+            (up to </think>) aside.
 
     Raises:
         UserError: the template is unknown.
@@ -108,10 +110,13 @@ class TextAdapter:
         report = [
             f"Found {len(train)} training rows, {len(retained)} retention prompts" + (f", {counts}." if counts else ".")
         ]
-        report += _shown_nothing(data.path, _checked(adapter, data.path, train))
+        queries = _checked(adapter, data.path, train)
+        report += _shown_nothing(data.path, queries)
         _checked(adapter, str(data.retain), retained)
         for name, file in (("new", data.test), ("old", data.old)):
-            report += _not_scored(str(file), _checked(adapter, str(file), evals[name])) if file else []
+            if file:
+                measured = _checked(adapter, file, evals[name])
+                report += [*not_scored(file, measured), *(trained_on(name, measured, queries) if name == "new" else [])]
         return adapter, Splits([*train, *retained], evals, report)
 
     def load_model(self, name: str, **kwargs: Any) -> PreTrainedModel:
@@ -236,12 +241,13 @@ class TextAdapter:
         return self.processing_class(answer, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
 
     def score(self, example: Example, answer: str) -> float | None:
-        """The scorer's number, or 1 where the answer is the reference (white space and case aside), else 0."""
+        """The scorer's number, or 1 where the answer is the reference (white space, case and thoughts aside), else 0."""
         if example.reference is None:
             return None
         if self._scorer is not None:
             return float(self._scorer(example, answer))
-        return float(" ".join(answer.casefold().split()) == " ".join(example.reference.casefold().split()))
+        said, wanted = (" ".join(text.casefold().split()) for text in (without_reasoning(answer), example.reference))
+        return float(said == wanted)
 
     def _rung_of(self, example: Example, context: TeacherContext) -> int:
         return context.rung if context.rung in self.rungs(example) else 2  # type: ignore[return-value]
@@ -256,21 +262,37 @@ def _checked(adapter: TextAdapter, file: str, rows: Iterable[Any]) -> list[Examp
 
 
 def _shown_nothing(file: str, examples: Sequence[Example]) -> list[str]:
-    """A sentence where queries have nothing to show the teacher."""
+    """A sentence where queries have nothing to show the teacher. Raises `UserError` where none has anything."""
     queries = [e for e in examples if not e.retain]
     bare = [e for e in queries if not (e.demonstrations or e.privileged_context or e.meta.get("teacher_messages"))]
     columns = "golden_response, privileged_context, demonstrations, teacher_prompt"
-    if not bare:
-        return []
-    return [f"{len(bare)} of {len(queries)} queries of {file} have none of {columns}: from these nothing is learnt."]
+    if bare and len(bare) == len(queries):
+        raise UserError(
+            f"{file}: no query has {columns}: the teacher would see what the student sees, and nothing be learnt. "
+            "The expert's answers (in TRL's files: completion) go into golden_response."
+        )
+    return (
+        []
+        if not bare
+        else [f"{len(bare)} of {len(queries)} queries of {file} have none of {columns}: from these nothing is learnt."]
+    )
 
 
-def _not_scored(file: str, examples: Sequence[Example]) -> list[str]:
+def not_scored(file: str, examples: Sequence[Example], column: str = "reference") -> list[str]:
     """A sentence where rows have no reference to score answers by. Raises `UserError` where none has one."""
     bare = sum(example.reference is None for example in examples)
     if bare == len(examples):
-        raise UserError(f"{file}: no row has a 'reference', by which answers are scored. Give it, or leave the file out.")
-    return [f"{bare} of {len(examples)} rows of {file} have no 'reference' and are not scored."] if bare else []
+        raise UserError(f"{file}: no row has a '{column}', by which answers are scored. Give it, or leave the file out.")
+    return [f"{bare} of {len(examples)} rows of {file} have no '{column}' and are not scored."] if bare else []
+
+
+def trained_on(name: str, measured: Sequence[Example], trained: Sequence[Example]) -> list[str]:
+    """A sentence where rows of the set ``name`` ask what is asked in training."""
+    asked = {repr(example.messages) for example in trained if not example.retain}
+    both = sum(repr(example.messages) in asked for example in measured)
+    if not both:
+        return []
+    return [f"{both} of {len(measured)} rows of '{name}' have a prompt that is trained on: they measure memory alone."]
 
 
 def _known_answer(example: Example) -> str | None:

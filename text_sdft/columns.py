@@ -39,7 +39,10 @@ KINDS = (".jsonl", ".json", ".parquet", ".csv")
 
 
 def load_rows(path: str) -> list[dict[str, Any]]:
-    """Rows of a JSONL, JSON, Parquet or CSV file, of a folder that ``datasets`` saved, or of a hub dataset's train split.
+    """Rows of a JSONL, JSON, Parquet or CSV file, or of a data set: a folder that ``datasets`` saved, or a hub's name.
+
+    Args:
+        path: behind a data set's name ``:SPLIT`` names one of its splits; without it, that is ``train``.
 
     Raises:
         UserError: the file does not exist or cannot be read.
@@ -56,10 +59,13 @@ def load_rows(path: str) -> list[dict[str, Any]]:
             return list(datasets.load_dataset("parquet", data_files=str(file), split="train"))
         except Exception as error:
             raise UserError(f"{file} cannot be read as parquet: {error}") from error
+    name, _, split = (path, "", "") if file.exists() else path.partition(":")
     try:
-        if (file / "dataset_info.json").is_file():
-            return list(datasets.load_from_disk(path))
-        return list(datasets.load_dataset(path, split="train"))
+        if (Path(name) / "dataset_info.json").is_file():
+            return list(datasets.load_from_disk(name))
+        if (Path(name) / "dataset_dict.json").is_file():
+            return list(datasets.load_from_disk(name)[split or "train"])
+        return list(datasets.load_dataset(name, split=split or "train"))
     except Exception as error:
         raise UserError(
             f"'{path}' is neither a file ({', '.join(KINDS)}) nor a data set that can be loaded: {error}"
@@ -77,6 +83,7 @@ def to_example(row: Any, number: int, system_prompt: str | None = None) -> Examp
     if not isinstance(row, Mapping):
         raise UserError(f"Row {number} is a {type(row).__name__}; it must be a mapping with the column 'prompt'.")
     _check_names(row, number)
+    row = {name: value for name, value in row.items() if not _is_nan(value)}  # as pandas writes missing values
     messages = _with_system(messages_of(row.get("prompt"), "prompt", number), system_prompt)
     golden = row.get("golden_response")
     answers = [golden] if isinstance(golden, str) else golden or []
@@ -163,6 +170,10 @@ def _context(given: Any, number: int) -> str | Conversation | None:
     if _are_messages(given):
         return _texts(given, "privileged_context", number)
     raise UserError(f"Row {number}: 'privileged_context' must be a string, or messages with role and content.")
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and value != value
 
 
 def _flag(given: Any, number: int) -> bool:

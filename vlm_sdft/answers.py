@@ -10,6 +10,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from text_sdft.reasoning import without_reasoning
+
 _EDGES = " \t\n\r\"'`´‘’“”«».,;:!?()[]{}*_"
 
 
@@ -20,5 +22,5 @@ def normalise(text: str) -> str:
 
 
 def is_right(answer: str, reference: str, synonyms: Iterable[str] = ()) -> bool:
-    """Whether the answer equals the reference or one of its synonyms, normalised."""
-    return normalise(answer) in {normalise(word) for word in (reference, *synonyms)}
+    """Whether the answer, thoughts aside, equals the reference or one of its synonyms, normalised."""
+    return normalise(without_reasoning(answer)) in {normalise(word) for word in (reference, *synonyms)}

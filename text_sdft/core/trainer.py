@@ -42,7 +42,7 @@ from text_sdft.core.rollout import Rollout, Sampler, draw_seed, eos_ids, evaluat
 from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_of
 from text_sdft.core.sharding import gathered, place_for_zero, shard
 from text_sdft.core.teacher import FrozenTeacher, LiveTeacher, make_teacher
-from text_sdft.core.views import encode_student, encode_teacher
+from text_sdft.core.views import encode_student, encode_teacher, read_views
 from text_sdft.core.vllm_sampler import OWN_SAMPLERS, make_sampler
 
 logger = logging.get_logger(__name__)
@@ -333,15 +333,16 @@ class SDFTTrainer(CheckpointedTrainer):
                 "The model names no end token, so every completion is cut by the length limit, and cut ones are left out: "
                 "nothing would be learnt. Set generation_config.eos_token_id, or mask_truncated_completions to false."
             )
-        dropped = 0
+        contexts = [TeacherContext(draw_seed(self.args.seed, 0, example.id, 0)) for example in self.queries]
+        shown = contexts if self.shows_context else None
         with gathered(self.module):  # retrieval may embed images with the model
-            for example in self.queries:
-                encode_student(self.adapter, [example], self.prompt_limit)
-                if self.shows_context:
-                    context = TeacherContext(draw_seed(self.args.seed, 0, example.id, 0))
-                    dropped += encode_teacher(self.adapter, [example], [context], self.prompt_limit)[1]
+            dropped, alike = read_views(self.adapter, self.queries, shown, self.prompt_limit)
             for example in self.retained:
                 encode_student(self.adapter, [example], self.prompt_limit)
+        if alike:
+            logger.warning(
+                "For every query the teacher reads only what the student reads, so nothing is learnt: show it more."
+            )
         if dropped:
             logger.warning(
                 f"Teacher prompts exceed {self.prompt_limit} tokens: {dropped} demonstrations left out over "

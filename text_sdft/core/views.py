@@ -70,6 +70,27 @@ def encode_teacher(
     return replace(inputs, rows=rows), dropped
 
 
+def read_views(
+    adapter: ModalityAdapter, examples: Sequence[Example], contexts: Sequence[TeacherContext] | None, limit: int
+) -> tuple[int, bool]:
+    """Encode each example in the student's view and, unless ``contexts`` is None, in the teacher's.
+
+    Returns:
+        how many demonstrations had to be left out, and whether the teacher reads the student's tokens in all examples.
+
+    Raises:
+        UserError: as `encode_student` and `encode_teacher`.
+    """
+    dropped, alike = 0, contexts is not None
+    for i, example in enumerate(examples):
+        student = encode_student(adapter, [example], limit)
+        if contexts is not None:
+            teacher, left_out = encode_teacher(adapter, [example], [contexts[i]], limit)
+            ids, theirs = (view.rows[0].tokens["input_ids"].tolist() for view in (student, teacher))
+            dropped, alike = dropped + left_out, alike and ids == theirs
+    return dropped, alike
+
+
 def _encoded(adapter: ModalityAdapter, conversations: Sequence[Conversation]) -> ModelInputs:
     """What the adapter makes of conversations. Raises `UserError` where that is not one row of each."""
     inputs = adapter.encode(conversations)

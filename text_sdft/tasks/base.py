@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from text_sdft.adapter import TextAdapter
+from text_sdft.adapter import TextAdapter, not_scored, trained_on
 from text_sdft.columns import load_rows, to_examples, unique
 from text_sdft.core import Conversation, Demonstration, Example, Splits, TeacherContext, UserError
+from text_sdft.reasoning import without_reasoning
 from text_sdft.tasks.answers import states
 from text_sdft.templates import render
 
@@ -24,7 +25,7 @@ TeacherSees = Literal["demonstration", "answer", "nothing", "wrong"]
 class TaskData:
     """Section ``data`` of a task."""
 
-    path: str = field(metadata={"help": "Training rows: a .jsonl, .json, .parquet or .csv file, or a hub data set."})
+    path: str = field(metadata={"help": "Training rows: a .jsonl, .json, .parquet or .csv file, or a data set NAME:SPLIT."})
     test: str | None = field(default=None, metadata={"help": "Rows of the task that are measured (the set 'new')."})
     validation: str | None = field(
         default=None, metadata={"help": "Rows for choosing settings; unset: a part of the training rows, held out."}
@@ -75,6 +76,8 @@ class TaskAdapter(TextAdapter):
 
     #: The task's own teacher prompt (`text_sdft.templates`).
     template: ClassVar[str] = "paper"
+    #: The column with the right answer.
+    answer: ClassVar[str] = "answer"
 
     def __init__(self, *, teacher_sees: str = "demonstration", **settings: Any) -> None:
         super().__init__(
@@ -129,6 +132,13 @@ class TaskAdapter(TextAdapter):
         evals = {name: self._task_examples(file) for name, file in files.items() if file}
         if data.old:
             evals["old"] = to_examples(load_rows(data.old), self._system_prompt)
+        unscored = [
+            told
+            for name, part in evals.items()
+            for told in (
+                not_scored(str(files[name]), part, self.answer) if name in files else not_scored(str(data.old), part)
+            )
+        ]
         if validation:
             evals["validation"] = validation
         self._others = train
@@ -136,6 +146,8 @@ class TaskAdapter(TextAdapter):
         retained = to_examples([{**row, "id": f"retain {i}", "retain": True} for i, row in enumerate(rows)])
         report = [f"Found {len(train)} training rows" + (f", {len(retained)} retention prompts" if retained else "") + "."]
         report += [f"{len(part)} rows to measure '{name}'." for name, part in evals.items()]
+        report += unscored
+        report += [told for name, part in evals.items() if name != "old" for told in trained_on(name, part, train)]
         if any(not e.demonstrations and not e.privileged_context for e in evals.get("new", ())):
             report.append("Rows of data.test without a demonstration: there the teacher sees their right answer instead.")
         return Splits([*train, *retained], evals, report)
@@ -175,9 +187,10 @@ class TaskAdapter(TextAdapter):
         return str(example.reference)
 
     def score(self, example: Example, answer: str) -> float | None:
-        """`grade` for the task's rows; for plain rows 1 where the answer states the reference, else 0."""
+        """`grade` for the task's rows; for plain rows 1 where the answer, thoughts aside, states the reference, else 0."""
         if example.reference is None:
             return None
+        answer = without_reasoning(answer)
         if "gold" in example.meta:
             return self.grade(example, answer)
         return float(states(answer, example.reference))

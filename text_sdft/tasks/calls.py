@@ -18,7 +18,10 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 
 ACTION = re.compile(r"\bAction:[ \t]*(?P<name>[^\n]*?)[ \t]*(?:\n|$|(?=\bAction[ _]Input:))")
 OPTIONAL = "[Optional]"
-INPUT = re.compile(r"\s*\bAction[ _]Input:[ \t]*")
+#: On its action's line or below it; what begins like JSON, or quotes it, may stand on a line of its own.
+INPUT = re.compile(r"\s*\bAction[ _]Input:(?:\s*(?=[{\[`\"])|[ \t]*)")
+#: An input written or placed otherwise: unread, it must not count as no arguments.
+UNREAD = re.compile(r"\bAction[ _]Input\W{0,4}:")
 
 Pairs = tuple[tuple[str, Any], ...]
 
@@ -42,7 +45,7 @@ class GoldCall:
 
     Attributes:
         call: the call.
-        accepted: argument -> values that are right for it; the empty string stands for leaving it out.
+        accepted: argument -> further values that are right for it; the empty string stands for leaving it out.
         optional: the call may be left out (ToolAlpaca writes "[Optional]" before such an action's name).
     """
 
@@ -54,19 +57,24 @@ class GoldCall:
         """Whether the call is this one, or differs in accepted values only."""
         if call == self.call:
             return True
-        if call.action != self.call.action or not self.accepted:
+        given, own = dict(call.arguments), dict(self.call.arguments)
+        repeated = len(given) != len(call.arguments) or len(own) != len(self.call.arguments)
+        if call.action != self.call.action or repeated:
             return False
-        given = dict(call.arguments)
-        if len(given) != len(call.arguments) or not given.keys() <= self.accepted.keys():
-            return False
-        return all(given.get(name, "") in values for name, values in self.accepted.items())
+        absent = object()
+        return all(
+            given.get(name, absent) == own.get(name, absent) or given.get(name, "") in self.accepted.get(name, ())
+            for name in given.keys() | own.keys()
+        )
 
 
 def parse_calls(answer: str) -> list[Call] | None:
-    """The calls of an answer in their order; None where one has an input that is no JSON object."""
+    """The calls of an answer in their order; None where one has an input that is no JSON object, or elsewhere."""
     calls: list[Call] = []
     position = 0
     while action := ACTION.search(answer, position):
+        if calls and UNREAD.search(answer, position, action.start()):
+            return None
         given = INPUT.match(answer, action.end())
         position = given.end() if given else action.end()
         arguments: Pairs = ()
@@ -78,7 +86,7 @@ def parse_calls(answer: str) -> list[Call] | None:
             if not isinstance(arguments, _Object):
                 return None
         calls.append(Call(action["name"].removeprefix(OPTIONAL).strip("`* "), tuple(arguments)))
-    return calls
+    return None if calls and UNREAD.search(answer, position) else calls
 
 
 def parse_gold(golden: Any) -> list[GoldCall]:

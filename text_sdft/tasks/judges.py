@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from text_sdft.core import UserError
+from text_sdft.reasoning import without_reasoning
 from text_sdft.tasks.answers import same, tagged
 
 #: What an endpoint is asked; our own words.
@@ -71,9 +72,7 @@ class EndpointJudge:
             text = reply["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError) as error:
             raise UserError(f"The judge at {self.url} sent no answer: {str(reply)[:200]}") from error
-        # A thinking model's reasoning comes first and may name either word; cut within it, it says neither.
-        said = re.sub(r"<think>.*", "", str(text).rpartition("</think>")[2], flags=re.DOTALL)
-        verdict = re.findall(r"\b(yes|no)\b", said.casefold())
+        verdict = re.findall(r"\b(yes|no)\b", without_reasoning(str(text)).casefold())  # thoughts may name either word
         if not verdict:
             self.unclear.append(str(text)[:200])
         return float(verdict[-1:] == ["yes"])

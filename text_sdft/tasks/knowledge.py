@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from text_sdft.columns import messages_of
 from text_sdft.core import Conversation, Demonstration, Example, Splits, TeacherContext, UserError
-from text_sdft.tasks.answers import quantities, states
+from text_sdft.tasks.answers import MONTH, quantities, states
 from text_sdft.tasks.base import TaskAdapter, TaskData, TaskDemonstrations, required, row_id
 from text_sdft.templates import render
 
@@ -128,4 +128,5 @@ def lenient(answer: str, gold: str, distractors: list[str]) -> bool:
     """Whether the gold's numbers are in the answer, signs and other numbers aside; a gold in words as under `strict`."""
     if not quantities(gold):
         return strict(answer, gold, distractors)
-    return {number for _, number in quantities(gold)} <= {number for _, number in quantities(answer)}
+    wanted, said = ({(sign == MONTH, abs(number)) for sign, number in quantities(text)} for text in (gold, answer))
+    return wanted <= said

@@ -45,6 +45,8 @@ class MedicalAdapter(TaskAdapter):
         settings: see `TaskAdapter`.
     """
 
+    answer = "Ground-True Answer"
+
     def __init__(self, *, judge: Judge | None = None, **settings: Any) -> None:
         super().__init__(**settings)
         self.judge: Judge = judge or ExactJudge()
