@@ -27,8 +27,8 @@ from transformers.utils import logging
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
 from text_sdft.core.checkpoints import CheckpointedTrainer
-from text_sdft.core.checks import check_adapter, checked_args, checked_evals, checked_rows
-from text_sdft.core.confidence import completion_weights
+from text_sdft.core.checks import check_adapter, checked_args, checked_evals, checked_rows, unique
+from text_sdft.core.confidence import Reading, completion_weights
 from text_sdft.core.config import SDFTConfig
 from text_sdft.core.data import Example, Model, TeacherContext
 from text_sdft.core.divergence import Head, divergence
@@ -94,7 +94,7 @@ class SDFTTrainer(CheckpointedTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        args = checked_args(args)
+        args = checked_args(args, model)
         check_adapter(adapter)
         train_dataset = checked_rows(train_dataset)
         module: Model = load_model(str(model), adapter, args, peft_config) if isinstance(model, str | PathLike) else model
@@ -103,7 +103,7 @@ class SDFTTrainer(CheckpointedTrainer):
         head_of(module, args.temperature)  # refuses an output layer that the divergence cannot take
         self.adapter = adapter
         self.prompt_limit = prompt_limit(module, args)
-        examples = adapter.examples(train_dataset) if train_dataset is not None else []
+        examples = unique(adapter.examples(train_dataset)) if train_dataset is not None else []
         self.queries = [example for example in examples if not example.retain]
         self.retained = [example for example in examples if example.retain]
         super().__init__(
@@ -147,12 +147,13 @@ class SDFTTrainer(CheckpointedTrainer):
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
+    ) -> Any:
         """Loss of one micro-batch: its share of the mean over all queries of the optimiser step.
 
         Args:
             model: the wrapped student.
             inputs: ``{"examples": queries}``.
+            return_outputs: give the completions (`Rollout`: the queries', then retention prompts') beside the loss.
             num_items_in_batch: rollouts of all micro-batches and processes of this step.
         """
         args, module, step = self.args, self.module, self.state.global_step
@@ -177,7 +178,9 @@ class SDFTTrainer(CheckpointedTrainer):
         sides = [_Side(slice(0, n), self.query_teacher, teacher_inputs, weight=1.0)]
         if retained:
             view = student_inputs.select(range(n, len(examples)))
-            sides.append(_Side(slice(n, len(examples)), self.start_teacher, view, self._retain_weight()))
+            # All together weigh `retain_weight` against the queries' 1.
+            weight = args.retain_weight * args.num_generations / args.retain_ratio
+            sides.append(_Side(slice(n, len(examples)), self.start_teacher, view, weight))
         teacher_states = [self._read_as_teacher(side, rollout) for side in sides]
         scored = self.scored_tokens(examples, rollout)
         trust = self._trust(examples[:n], seeds[:n], rollout, teacher_states[0], scored[:n]) + [1.0] * len(retained)
@@ -223,7 +226,8 @@ class SDFTTrainer(CheckpointedTrainer):
         self.metrics.record(self.adapter, step, examples, rollout, losses_B, dropped)
         total = num_items_in_batch if num_items_in_batch is not None else len(queries) * self.accelerator.num_processes
         # Data parallelism averages gradients over processes; the total already counts all of them.
-        return loss * self.accelerator.num_processes / total
+        loss = loss * self.accelerator.num_processes / total
+        return (loss, rollout) if return_outputs else loss
 
     # What the methods that SDFT is compared with do otherwise (`text_sdft.experiments.methods`).
 
@@ -261,7 +265,7 @@ class SDFTTrainer(CheckpointedTrainer):
         """Weighted sum of the tokens' losses, and each one's (no gradient), where there is no `query_teacher`."""
         raise NotImplementedError("a trainer without a teacher for its queries defines their loss")
 
-    def _read_as_teacher(self, side: _Side, rollout: Rollout) -> tuple[Tensor, Head] | None:
+    def _read_as_teacher(self, side: _Side, rollout: Rollout) -> Reading | None:
         """The teacher's hidden states [N, H] at a side's completions, and its output layer."""
         if side.teacher is None or side.view is None:
             return None
@@ -274,18 +278,13 @@ class SDFTTrainer(CheckpointedTrainer):
             return teacher_NH, frozen_head(self.module, self.args.temperature)
 
     def _trust(
-        self,
-        queries: list[Example],
-        seeds: list[int],
-        rollout: Rollout,
-        teacher: tuple[Tensor, Head] | None,
-        scored: list[Tensor],
+        self, queries: list[Example], seeds: list[int], rollout: Rollout, teacher: Reading | None, scored: list[Tensor]
     ) -> list[float]:
         """The weight of each query's completion by the teacher's confidence (`text_sdft.core.confidence`)."""
         if self.args.confidence == "none" or teacher is None:
             return [1.0] * len(queries)
 
-        def again() -> tuple[Tensor, Head] | None:  # the same demonstrations in another order, or another draw of them
+        def again() -> Reading | None:  # the same demonstrations in another order, or another draw of them
             contexts = self.contexts(queries, [draw_seed(seed, "again") for seed in seeds])
             view, _ = encode_teacher(self.adapter, queries, contexts, self.prompt_limit)
             return self._read_as_teacher(_Side(slice(0, len(queries)), self.query_teacher, view, weight=1.0), rollout)
@@ -306,10 +305,6 @@ class SDFTTrainer(CheckpointedTrainer):
             if rng.random() < self.args.retain_ratio:
                 drawn.append((rng.choice(self.retained), seed))
         return drawn
-
-    def _retain_weight(self) -> float:
-        """Weight of one retention prompt, so that all together weigh ``retain_weight`` against the queries' 1."""
-        return self.args.retain_weight * self.args.num_generations / self.args.retain_ratio
 
     # ---- hooks of transformers' Trainer ----
 
