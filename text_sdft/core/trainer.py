@@ -39,7 +39,7 @@ from text_sdft.core.metrics import StepMetrics
 from text_sdft.core.modeling import load_model, loss_summary, prepare_model, prompt_limit, training_summary
 from text_sdft.core.prefix import PrefixStore
 from text_sdft.core.rollout import Rollout, Sampler, draw_seed, eos_ids, evaluating
-from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_of
+from text_sdft.core.scoring import check_logits, completion_hidden_states, frozen_head, head_of
 from text_sdft.core.sharding import gathered, place_for_zero, shard
 from text_sdft.core.teacher import FrozenTeacher, LiveTeacher, make_teacher
 from text_sdft.core.views import encode_student, encode_teacher
@@ -329,7 +329,8 @@ class SDFTTrainer(CheckpointedTrainer):
                 "nothing would be learnt. Set generation_config.eos_token_id, or mask_truncated_completions to false."
             )
         dropped = 0
-        with gathered(self.module):  # retrieval may embed images with the model
+        with gathered(self.module), evaluating(self.module):  # retrieval may embed images with the model
+            check_logits(self.module, encode_student(self.adapter, self.queries[:1], self.prompt_limit))
             for example in self.queries:
                 encode_student(self.adapter, [example], self.prompt_limit)
                 if self.shows_context:
