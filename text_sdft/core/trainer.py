@@ -191,6 +191,9 @@ class SDFTTrainer(CheckpointedTrainer):
         head = head_of(module, args.temperature)
 
         # 4. Token divergence, mean over a completion's scored tokens, then over completions.
+        total = num_items_in_batch if num_items_in_batch is not None else len(queries) * self.accelerator.num_processes
+        # fp16: the divergence rounds its gradient in the forward, so what the scaler will multiply it by comes before.
+        scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale() / float(total)
         dtype = torch.promote_types(student_NH.dtype, torch.float32)
         loss = student_NH.new_zeros((), dtype=dtype)
         losses_B: list[float] = []
@@ -198,7 +201,7 @@ class SDFTTrainer(CheckpointedTrainer):
             keep_N = torch.cat(scored[side.rows]).to(student_NH.device)
             counts = [int(mask.sum()) for mask in scored[side.rows]]
             weights = [
-                torch.full((count,), side.weight * sure / count, dtype=dtype)
+                torch.full((count,), scale * side.weight * sure / count, dtype=dtype)
                 for count, sure in zip(counts, trust[side.rows], strict=True)
                 if count
             ]
@@ -224,9 +227,8 @@ class SDFTTrainer(CheckpointedTrainer):
             losses_B += [float(row.mean()) if len(row) else 0.0 for row in loss_N.split(counts)]
 
         self.metrics.record(self.adapter, step, examples, rollout, losses_B, dropped)
-        total = num_items_in_batch if num_items_in_batch is not None else len(queries) * self.accelerator.num_processes
         # Data parallelism averages gradients over processes; the total already counts all of them.
-        loss = loss * self.accelerator.num_processes / total
+        loss = loss * self.accelerator.num_processes / total / scale
         return (loss, rollout) if return_outputs else loss
 
     # What the methods that SDFT is compared with do otherwise (`text_sdft.experiments.methods`).
