@@ -228,3 +228,23 @@ def rows_of(ids_of):
 def test_rows_encoded_in_another_form_are_refused(tmp_path, form, seen):
     with pytest.raises(UserError, match=seen):
         make(tmp_path, adapter=Other(form)).train()
+
+
+def test_two_rows_of_one_id_are_refused(tmp_path):
+    """Their completions, and the draws of their demonstrations, would be the same."""
+    rows = toy_rows(3, retained=1)
+    rows[3]["id"] = rows[1]["id"]
+    with pytest.raises(UserError, match="Two rows have the id 'q1'"):
+        make(tmp_path, rows=rows)
+
+
+def test_settings_of_a_models_loading_are_refused_where_it_is_loaded(tmp_path):
+    with pytest.raises(UserError, match=r"model_init_kwargs .*float32.* loaded already"):
+        make(tmp_path, model_init_kwargs={"dtype": "float32"})
+
+
+def test_a_step_gives_its_completions_where_outputs_are_asked_for(tmp_path):
+    trainer = make(tmp_path, rows=toy_rows(4))
+    loss, rollout = trainer.compute_loss(trainer.model, {"examples": trainer.queries}, return_outputs=True)
+    assert torch.equal(loss, trainer.compute_loss(trainer.model, {"examples": trainer.queries}))
+    assert len(rollout.ids) == 4

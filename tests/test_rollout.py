@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, FalconMambaConfig, MiniMaxConfig, Qwen3_5TextConfig
 
 from tests.test_families import answer, encode_row, family_name, loaded, picture, turn  # noqa: F401  # a fixture
 from tests.test_prefix import sliding
@@ -171,6 +172,33 @@ def test_equal_prompts_of_text_models_are_read_once(kind: str):
         alone = TransformersSampler(8).sample(model, inputs(row), [seeds[i]])
         assert together.ids[i].tolist() == alone.ids[0].tolist()
         torch.testing.assert_close(together.logps[i], alone.logps[0], rtol=0, atol=1e-5)
+
+
+SHAPE = {
+    "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": EOS,
+}  # fmt: skip
+RECURRENT = {
+    Qwen3_5TextConfig: {
+        "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    },
+    FalconMambaConfig: {"state_size": 8},
+    MiniMaxConfig: {"layer_types": ["linear_attention", "full_attention"], "num_local_experts": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config_class", RECURRENT)
+def test_equal_prompts_of_models_that_keep_a_state(config_class: Any):
+    """(MiniMax makes a cache of its own while it reads the prompts.)"""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config_class(**SHAPE, **RECURRENT[config_class])).eval()
+    rows = [[3, 4, 5, 6, 7], [8, 9, 10, 11, 12], [3, 4, 5, 6, 7]]
+    together = TransformersSampler(6).sample(model, inputs(*rows), [1, 2, 3])
+    for i, row in enumerate(rows):
+        alone = TransformersSampler(6).sample(model, inputs(row), [i + 1])
+        assert together.ids[i].tolist() == alone.ids[0].tolist()
+        torch.testing.assert_close(together.logps[i], alone.logps[0], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3", "lora"])

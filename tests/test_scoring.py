@@ -1,4 +1,4 @@
-"""Rows of very different lengths: batches with little padding, and what each row alone gives."""
+"""Rows of very different lengths: batches with little padding, and what each row alone gives; heads that can be scored."""
 
 from __future__ import annotations
 
@@ -6,9 +6,18 @@ import random
 
 import pytest
 import torch
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    InklingTextConfig,
+    PreTrainedConfig,
+    RecurrentGemmaConfig,
+)
 
-from tests.toy import EOS, toy_model
-from text_sdft.core import ModelInputs, RowInputs, scoring
+from tests.toy import EOS, ToyAdapter, toy_args, toy_model, toy_rows
+from text_sdft.core import ModelInputs, RowInputs, SDFTTrainer, UserError, scoring
 from text_sdft.core.scoring import by_length, completion_hidden_states
 
 
@@ -38,3 +47,33 @@ def test_splitting_changes_neither_states_nor_gradients(monkeypatch: pytest.Monk
     lengths = [len(p) + len(c) - 1 for p, c in zip(prompts, completions, strict=True)]
     assert len(by_length(lengths)) > 2
     torch.testing.assert_close(results[0], results[1], atol=1e-10, rtol=1e-8)
+
+
+SHAPE = {
+    "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": EOS,
+}  # fmt: skip
+SCORED = [
+    GraniteConfig(**SHAPE, logits_scaling=8.0),
+    CohereConfig(**SHAPE, logit_scale=0.06),
+    Gemma2Config(**SHAPE, final_logit_softcapping=2.0),
+]
+EXPERTS = {"n_routed_experts": 2, "moe_intermediate_size": 8, "num_experts_per_tok": 1}
+OWN = [
+    RecurrentGemmaConfig(**SHAPE, lru_width=32, attention_window_size=8),  # caps under another name
+    InklingTextConfig(**SHAPE, **EXPERTS, unpadded_vocab_size=30),  # cuts the padding of its vocabulary off
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", [*SCORED, *OWN], ids=lambda config: config.model_type)
+def test_logits_that_the_divergence_would_not_compute_are_refused(config: PreTrainedConfig, dtype: torch.dtype, tmp_path):
+    """(Without a word others would be compared: a model's own cap would bend hidden states in the logits' place.)"""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    trainer = SDFTTrainer(model, toy_args(tmp_path), adapter=ToyAdapter(), train_dataset=toy_rows(2))
+    if config in OWN:
+        with pytest.raises(UserError, match=f"{type(model).__name__} changes its logits"):
+            trainer.check_prompts()
+    else:
+        trainer.check_prompts()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from text_sdft.core import Conversation, Demonstration, Example, Message, UserError
+from text_sdft.core.checks import unique
 from text_sdft.core.errors import does_not_exist
 from text_sdft.row_files import read_rows
 
@@ -117,16 +118,6 @@ def to_example(row: Any, number: int, system_prompt: str | None = None) -> Examp
 def to_examples(rows: Iterable[Any], system_prompt: str | None = None) -> list[Example]:
     """All rows as examples, with unique ids. Raises `UserError`."""
     return unique([to_example(row, number, system_prompt) for number, row in enumerate(rows)])
-
-
-def unique(examples: list[Example]) -> list[Example]:
-    """The examples, after a look at their ids. Raises `UserError` where two are the same."""
-    seen: set[str] = set()
-    for example in examples:
-        if example.id in seen:
-            raise UserError(f"Two rows have the id '{example.id}': ids must be unique, or left out.")
-        seen.add(example.id)
-    return examples
 
 
 def _check_names(row: Mapping[str, Any], number: int) -> None:

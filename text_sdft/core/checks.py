@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from os import PathLike
 from typing import Any
 
 from transformers import TrainingArguments
@@ -10,21 +11,30 @@ from transformers.utils import logging
 
 from text_sdft.core.adapter import ModalityAdapter, missing_methods
 from text_sdft.core.config import SDFTConfig
+from text_sdft.core.data import Example
 from text_sdft.core.errors import UserError
 
 logger = logging.get_logger(__name__)
 
 
-def checked_args(args: SDFTConfig | None) -> SDFTConfig:
+def checked_args(args: SDFTConfig | None, model: Any) -> SDFTConfig:
     """The settings, or the default ones; one GPU a process.
 
+    Args:
+        model: a name or folder, or a loaded module.
+
     Raises:
-        UserError: they are another trainer's.
+        UserError: they are another trainer's, or say how to load a model that is loaded already.
     """
     args = SDFTConfig() if args is None else args
     if not isinstance(args, SDFTConfig):
         same = ", which takes the same settings" if isinstance(args, TrainingArguments) else ""
         raise UserError(f"args is a {type(args).__name__}: give an SDFTConfig{same}.")
+    if args.model_init_kwargs and not isinstance(model, str | PathLike):
+        raise UserError(
+            f"model_init_kwargs {args.model_init_kwargs} come too late: the model is loaded already. Give them to its "
+            "from_pretrained, or give SDFTTrainer the model's name."
+        )
     if args.n_gpu > 1:
         # `nn.DataParallel` would split a batch's packed images anywhere; one process a GPU splits it by rows.
         logger.warning(f"Using one of {args.n_gpu} GPUs: start the same command with `accelerate launch` for all.")
@@ -56,6 +66,16 @@ def checked_rows(rows: Any) -> Any:
         names = ", ".join(str(name) for name in rows)
         raise UserError(f"Rows are given as a {type(rows).__name__} of {names}: give one split of it, or a list of rows.")
     return rows
+
+
+def unique(examples: list[Example]) -> list[Example]:
+    """The examples. Raises `UserError` where two have one id, by which draws are keyed and answers are kept."""
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise UserError(f"Two rows have the id '{example.id}': ids must be unique, or left out.")
+        seen.add(example.id)
+    return examples
 
 
 def checked_evals(args: SDFTConfig, adapter: ModalityAdapter, rows: Iterable[Any] | dict[str, Iterable[Any]] | None) -> Any:

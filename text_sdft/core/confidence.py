@@ -20,8 +20,7 @@ from text_sdft.core.divergence import DivergenceSettings, Head, divergence
 Confidence: TypeAlias = Literal["none", "entropy", "agreement"]
 #: Jensen-Shannon divergence of distributions that have nothing in common, nats.
 APART = math.log(2)
-
-
+#: A teacher's hidden states [N, H] at the tokens of completions, and its output layer.
 Reading: TypeAlias = tuple[Tensor, Head]
 
 

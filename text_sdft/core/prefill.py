@@ -30,8 +30,9 @@ def common_tokens_read_once(model: Model, inputs: ModelInputs) -> Iterator[None]
     """Within this context ``model.generate`` over these inputs reads what its prompts have in common once.
 
     Its first forward is given the distinct rows, from where they differ; then keys and values are laid out as `generate`
-    expects them and repeated for all rows. Rows that carry pixels are left as they are: `generate` may have encoded them
-    before. A common beginning is used by models of text whose layers all keep every token.
+    expects them and repeated for all rows. Rows that carry pixels are left as they are (`generate` may have encoded them
+    before), and so are those of a model that makes a cache of its own. A common beginning is used by models of text whose
+    layers all keep every token.
     """
     rows_of: dict[Hashable, int] = {}
     index_B = [rows_of.setdefault(_key(row), len(rows_of)) for row in inputs.rows]
@@ -48,6 +49,9 @@ def common_tokens_read_once(model: Model, inputs: ModelInputs) -> Iterator[None]
     pads_D = batch["input_ids"].shape[1] - torch.tensor(distinct.lengths, device=model.device)
 
     def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if _cache(kwargs) is None:  # the model will make one of a kind of its own
+            release()
+            return args, kwargs
         positions = kwargs.get("position_ids")  # [B, P], or [axes, B, P]
         own = {**batch} if positions is None else {**batch, "position_ids": positions[..., firsts_D, :]}
         if common is not None:
@@ -58,14 +62,17 @@ def common_tokens_read_once(model: Model, inputs: ModelInputs) -> Iterator[None]
         return args, {**kwargs, **own}
 
     def after(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        for handle in handles:
-            handle.remove()
+        release()
         cache = _cache(kwargs)
         if common is not None:
             _pad_first(cache, pads_D, K)
-        cache.batch_select_indices(torch.tensor(index_B, device=output.logits.device))
+        cache.reorder_cache(torch.tensor(index_B, device=output.logits.device))  # of every kind: recurrent states too
         output.logits = output.logits[index_B]
         return output
+
+    def release() -> None:
+        for handle in handles:
+            handle.remove()
 
     called: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     handles = [
@@ -75,8 +82,7 @@ def common_tokens_read_once(model: Model, inputs: ModelInputs) -> Iterator[None]
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        release()
 
 
 def _key(row: RowInputs) -> Hashable:
@@ -85,7 +91,7 @@ def _key(row: RowInputs) -> Hashable:
 
 
 def _cache(kwargs: dict[str, Any]) -> Any:
-    return kwargs["cache"] if "cache" in kwargs else kwargs["past_key_values"]  # its name before transformers 5.23
+    return kwargs.get("cache", kwargs.get("past_key_values"))  # its name before transformers 5.23
 
 
 def _common_beginning(model: Model, distinct: ModelInputs) -> list[Any] | None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -26,6 +27,8 @@ from text_sdft.core.sharding import is_sharded
 SMALL = 2048
 #: Share of a larger batch that must be tokens.
 PADDING = 0.9
+#: Hidden states are multiplied by it where logits are checked, so that caps show in half precision too.
+LARGE = 100.0
 
 
 def completion_hidden_states(model: nn.Module, module: Model, inputs: ModelInputs, completions: Sequence[Tensor]) -> Tensor:
@@ -94,6 +97,36 @@ def head_of(module: Model, temperature: float) -> Head:
         )
     softcap = getattr(module.config.get_text_config(), "final_logit_softcapping", None)
     return Head(layer.weight, layer.bias, softcap, temperature)
+
+
+@torch.no_grad()
+def check_logits(module: Model, inputs: ModelInputs) -> None:
+    """Compare the model's own logits with what `Head` makes of its hidden states.
+
+    Args:
+        inputs: one prompt; the model is evaluating.
+
+    Raises:
+        UserError: the model caps, masks or cuts its logits behind the output layer in a way that `Head` does not know.
+    """
+    batch = {**inputs.batch(device=module.device), "use_cache": False, "logits_to_keep": 1}
+    layer = module.get_output_embeddings()
+    with layer.register_forward_pre_hook(lambda _, args: (LARGE * args[0],)):
+        theirs_BV = module(**batch).logits[:, -1].float()
+        try:
+            with without_head(module):
+                hidden_BH = module(**batch).logits[:, -1]
+            ours_BV = head_of(module, 1.0).logits(hidden_BH).float()
+            agree = bool((ours_BV - theirs_BV).abs().max() < 0.1 * theirs_BV.abs().max())
+        except (IndexError, RuntimeError, TypeError):  # what stands behind the layer needs a vocabulary, or a cap
+            agree = False
+    if not agree:
+        name = type(module.get_base_model() if isinstance(module, PeftModel) else module).__name__
+        raise UserError(
+            f"{name} changes its logits behind the output layer in a way that the divergence does not know (it knows a "
+            "factor, and a config's final_logit_softcapping), so that other distributions would be compared than are "
+            "sampled from. Choose another model."
+        )
 
 
 def frozen_head(module: Model, temperature: float) -> Head:

@@ -27,8 +27,8 @@ from transformers.utils import logging
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
 from text_sdft.core.checkpoints import CheckpointedTrainer
-from text_sdft.core.checks import check_adapter, checked_args, checked_evals, checked_rows
-from text_sdft.core.confidence import completion_weights
+from text_sdft.core.checks import check_adapter, checked_args, checked_evals, checked_rows, unique
+from text_sdft.core.confidence import Reading, completion_weights
 from text_sdft.core.config import SDFTConfig
 from text_sdft.core.data import Example, Model, TeacherContext
 from text_sdft.core.divergence import Head, divergence
@@ -39,7 +39,7 @@ from text_sdft.core.metrics import StepMetrics
 from text_sdft.core.modeling import load_model, loss_summary, prepare_model, prompt_limit, training_summary
 from text_sdft.core.prefix import PrefixStore
 from text_sdft.core.rollout import Rollout, Sampler, draw_seed, eos_ids, evaluating
-from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_of
+from text_sdft.core.scoring import check_logits, completion_hidden_states, frozen_head, head_of
 from text_sdft.core.sharding import gathered, place_for_zero, shard
 from text_sdft.core.teacher import FrozenTeacher, LiveTeacher, make_teacher
 from text_sdft.core.views import encode_student, encode_teacher, read_views
@@ -94,7 +94,7 @@ class SDFTTrainer(CheckpointedTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        args = checked_args(args)
+        args = checked_args(args, model)
         check_adapter(adapter)
         train_dataset = checked_rows(train_dataset)
         module: Model = load_model(str(model), adapter, args, peft_config) if isinstance(model, str | PathLike) else model
@@ -103,7 +103,7 @@ class SDFTTrainer(CheckpointedTrainer):
         head_of(module, args.temperature)  # refuses an output layer that the divergence cannot take
         self.adapter = adapter
         self.prompt_limit = prompt_limit(module, args)
-        examples = adapter.examples(train_dataset) if train_dataset is not None else []
+        examples = unique(adapter.examples(train_dataset)) if train_dataset is not None else []
         self.queries = [example for example in examples if not example.retain]
         self.retained = [example for example in examples if example.retain]
         super().__init__(
@@ -147,12 +147,13 @@ class SDFTTrainer(CheckpointedTrainer):
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
+    ) -> Any:
         """Loss of one micro-batch: its share of the mean over all queries of the optimiser step.
 
         Args:
             model: the wrapped student.
             inputs: ``{"examples": queries}``.
+            return_outputs: give the completions (`Rollout`: the queries', then retention prompts') beside the loss.
             num_items_in_batch: rollouts of all micro-batches and processes of this step.
         """
         args, module, step = self.args, self.module, self.state.global_step
@@ -177,7 +178,9 @@ class SDFTTrainer(CheckpointedTrainer):
         sides = [_Side(slice(0, n), self.query_teacher, teacher_inputs, weight=1.0)]
         if retained:
             view = student_inputs.select(range(n, len(examples)))
-            sides.append(_Side(slice(n, len(examples)), self.start_teacher, view, self._retain_weight()))
+            # All together weigh `retain_weight` against the queries' 1.
+            weight = args.retain_weight * args.num_generations / args.retain_ratio
+            sides.append(_Side(slice(n, len(examples)), self.start_teacher, view, weight))
         teacher_states = [self._read_as_teacher(side, rollout) for side in sides]
         scored = self.scored_tokens(examples, rollout)
         trust = self._trust(examples[:n], seeds[:n], rollout, teacher_states[0], scored[:n]) + [1.0] * len(retained)
@@ -188,6 +191,9 @@ class SDFTTrainer(CheckpointedTrainer):
         head = head_of(module, args.temperature)
 
         # 4. Token divergence, mean over a completion's scored tokens, then over completions.
+        total = num_items_in_batch if num_items_in_batch is not None else len(queries) * self.accelerator.num_processes
+        # fp16: the divergence rounds its gradient in the forward, so what the scaler will multiply it by comes before.
+        scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale() / float(total)
         dtype = torch.promote_types(student_NH.dtype, torch.float32)
         loss = student_NH.new_zeros((), dtype=dtype)
         losses_B: list[float] = []
@@ -195,7 +201,7 @@ class SDFTTrainer(CheckpointedTrainer):
             keep_N = torch.cat(scored[side.rows]).to(student_NH.device)
             counts = [int(mask.sum()) for mask in scored[side.rows]]
             weights = [
-                torch.full((count,), side.weight * sure / count, dtype=dtype)
+                torch.full((count,), scale * side.weight * sure / count, dtype=dtype)
                 for count, sure in zip(counts, trust[side.rows], strict=True)
                 if count
             ]
@@ -221,9 +227,9 @@ class SDFTTrainer(CheckpointedTrainer):
             losses_B += [float(row.mean()) if len(row) else 0.0 for row in loss_N.split(counts)]
 
         self.metrics.record(self.adapter, step, examples, rollout, losses_B, dropped)
-        total = num_items_in_batch if num_items_in_batch is not None else len(queries) * self.accelerator.num_processes
         # Data parallelism averages gradients over processes; the total already counts all of them.
-        return loss * self.accelerator.num_processes / total
+        loss = loss * self.accelerator.num_processes / total / scale
+        return (loss, rollout) if return_outputs else loss
 
     # What the methods that SDFT is compared with do otherwise (`text_sdft.experiments.methods`).
 
@@ -261,7 +267,7 @@ class SDFTTrainer(CheckpointedTrainer):
         """Weighted sum of the tokens' losses, and each one's (no gradient), where there is no `query_teacher`."""
         raise NotImplementedError("a trainer without a teacher for its queries defines their loss")
 
-    def _read_as_teacher(self, side: _Side, rollout: Rollout) -> tuple[Tensor, Head] | None:
+    def _read_as_teacher(self, side: _Side, rollout: Rollout) -> Reading | None:
         """The teacher's hidden states [N, H] at a side's completions, and its output layer."""
         if side.teacher is None or side.view is None:
             return None
@@ -274,18 +280,13 @@ class SDFTTrainer(CheckpointedTrainer):
             return teacher_NH, frozen_head(self.module, self.args.temperature)
 
     def _trust(
-        self,
-        queries: list[Example],
-        seeds: list[int],
-        rollout: Rollout,
-        teacher: tuple[Tensor, Head] | None,
-        scored: list[Tensor],
+        self, queries: list[Example], seeds: list[int], rollout: Rollout, teacher: Reading | None, scored: list[Tensor]
     ) -> list[float]:
         """The weight of each query's completion by the teacher's confidence (`text_sdft.core.confidence`)."""
         if self.args.confidence == "none" or teacher is None:
             return [1.0] * len(queries)
 
-        def again() -> tuple[Tensor, Head] | None:  # the same demonstrations in another order, or another draw of them
+        def again() -> Reading | None:  # the same demonstrations in another order, or another draw of them
             contexts = self.contexts(queries, [draw_seed(seed, "again") for seed in seeds])
             view, _ = encode_teacher(self.adapter, queries, contexts, self.prompt_limit)
             return self._read_as_teacher(_Side(slice(0, len(queries)), self.query_teacher, view, weight=1.0), rollout)
@@ -306,10 +307,6 @@ class SDFTTrainer(CheckpointedTrainer):
             if rng.random() < self.args.retain_ratio:
                 drawn.append((rng.choice(self.retained), seed))
         return drawn
-
-    def _retain_weight(self) -> float:
-        """Weight of one retention prompt, so that all together weigh ``retain_weight`` against the queries' 1."""
-        return self.args.retain_weight * self.args.num_generations / self.args.retain_ratio
 
     # ---- hooks of transformers' Trainer ----
 
@@ -335,7 +332,8 @@ class SDFTTrainer(CheckpointedTrainer):
             )
         contexts = [TeacherContext(draw_seed(self.args.seed, 0, example.id, 0)) for example in self.queries]
         shown = contexts if self.shows_context else None
-        with gathered(self.module):  # retrieval may embed images with the model
+        with gathered(self.module), evaluating(self.module):  # retrieval may embed images with the model
+            check_logits(self.module, encode_student(self.adapter, self.queries[:1], self.prompt_limit))
             dropped, alike = read_views(self.adapter, self.queries, shown, self.prompt_limit)
             for example in self.retained:
                 encode_student(self.adapter, [example], self.prompt_limit)

@@ -95,7 +95,9 @@ class MethodTrainer(SDFTTrainer):
         # Without rows the model is only measured.
         queries, retained, self._old = rows_for(self.method, adapter, examples) if examples else ([], [], [])
         if self.method.attention_only:
-            model = load_model(model, adapter, args, peft_config) if isinstance(model, str) else model
+            if isinstance(model, str):
+                model = load_model(model, adapter, args, peft_config)
+                args.model_init_kwargs = None  # they have been used
             peft_config = attention_only(model, adapter.frozen_modules(model), peft_config)
         if self.method.completions == "context":
             adapter = PlainTextAdapter(adapter)
@@ -120,7 +122,7 @@ class MethodTrainer(SDFTTrainer):
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
+    ) -> Any:
         """As `SDFTTrainer.compute_loss`, with what the method puts beside the queries, or in their place."""
         queries = inputs["examples"]
         if num_items_in_batch is None:

@@ -197,7 +197,9 @@ def make_trainer(experiment: Experiment, full_batches: bool = False) -> MethodTr
         )
     if args.metric_for_best_model == "accuracy":
         args.metric_for_best_model = "new_accuracy"
-    model = experiment.model if experiment.start is None else experiment.start
+    model: str | Model = experiment.model
+    if experiment.start is not None:
+        model, args.model_init_kwargs = experiment.start, None  # which were of use when it was loaded
     method, wanted = find_method(experiment.method), getattr(experiment.adapter, "policy", None) == "ladder"
     ladder = wanted and method.completions == "student"  # SDFT and its variants
     if wanted and method.trains and not ladder:
@@ -306,10 +308,10 @@ def _local(args: SDFTConfig) -> SDFTConfig:
 
 
 def measuring(args: SDFTConfig) -> SDFTConfig:
-    """Settings of a trainer that only measures: without what is done while training, without a teacher's weights."""
+    """Settings of a trainer that only measures a loaded model: nothing is done beside it, no teacher's weights are kept."""
     args = _local(args)
     args.eval_strategy, args.save_strategy, args.load_best_model_at_end = IntervalStrategy.NO, SaveStrategy.NO, False
-    args.teacher_model_kind = "live"
+    args.teacher_model_kind, args.model_init_kwargs = "live", None
     return args
 
 
