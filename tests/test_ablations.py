@@ -34,7 +34,7 @@ def test_one_step_of_each_method_runs(line, tmp_path, monkeypatch):
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 1,
         "max_completion_length": 8,
-        "gradient_checkpointing": "false",
+        "activation_checkpointing": "false",
         "bf16": "false",
         "use_cpu": "true",
         "disable_tqdm": "true",

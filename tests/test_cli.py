@@ -151,7 +151,7 @@ def test_a_full_memory_says_what_to_lower(data, model, tmp_path, monkeypatch, ca
     monkeypatch.setattr(MetricsWriter, "on_step_begin", on_step_begin)
     run = str(tmp_path / "run")
     message = fails(capsys, "train", "--force", "--model", model, "--data", data, "--train.output_dir", run, *options(FAST))
-    for key in ("train.per_device_train_batch_size", "gradient_accumulation_steps", "train.gradient_checkpointing true"):
+    for key in ("train.per_device_train_batch_size", "gradient_accumulation_steps", "train.activation_checkpointing true"):
         assert key in message
     for words in (
         "data.max_pixels",
@@ -202,6 +202,10 @@ def test_an_unknown_key_names_the_nearest(key, nearest, tmp_path, data, model, c
         (["--data.types", "dax"], ["data.types", """'["one", "two"]'"""]),
         (["--data.on_bad_image", "skip"], ["data.on_bad_image", "'error', 'drop'"]),
         (["--lora.enabled", "["], ["lora.enabled"]),
+        (
+            ["--train.activation_checkpointing", "true", "--train.gradient_checkpointing", "false"],
+            ["train.gradient_checkpointing is the old name"],
+        ),
         (["--data.options", "{n_types: 2}"], ["options", "builtin data"]),
         (["--adapter", "imag"], ["No adapter 'imag'. Did you mean 'image'?", "Installed: image, "]),
         (["more"], ["more"]),

@@ -41,3 +41,10 @@ def test_a_logger_that_transformers_can_use_is_taken_where_it_does_not_list_it(t
 def test_a_run_needs_a_folder():
     with pytest.raises(ValueError, match="output_dir"):
         SDFTConfig("")
+
+
+@pytest.mark.parametrize(("given", "saved"), [({"eval_steps": 20}, 20), ({"eval_steps": 0.1}, 0.2), ({}, 10)])
+def test_the_best_model_is_one_that_was_measured(tmp_path, given, saved):
+    """(A checkpoint after each fifth of a run is the default: whole steps of evaluation are not mixed with it.)"""
+    args = SDFTConfig(str(tmp_path), load_best_model_at_end=True, eval_strategy="steps", **given)
+    assert args.save_steps == saved

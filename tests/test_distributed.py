@@ -37,7 +37,7 @@ IN_SHARDS = {
     "ema": {"tied": True},
     "base": {"tied": False, "args": BASE},
     "live, two micro-batches": {"tied": False, "rows": 2, "args": LIVE},
-    "checkpointed, two micro-batches": {"tied": True, "rows": 2, "args": {"gradient_checkpointing": True, **EACH_BATCH}},
+    "checkpointed, two micro-batches": {"tied": True, "rows": 2, "args": {"activation_checkpointing": True, **EACH_BATCH}},
     "lora, ema": {"tied": True, "lora": True},
     "lora, base": {"tied": False, "lora": True, "args": BASE},
     "stored answers": {"tied": False, "method": "sft_teacher"},
@@ -54,7 +54,7 @@ IMAGES |= {"the tower too": ["--data.train_vision", "true"], "rung 4": ["--demon
 #: Whether each image's one run through the tower reaches the wrapper's gradients, which it finds in two ways.
 TOWERS = {
     "the tower too": IMAGES["the tower too"],
-    "the tower too, not checkpointed": [*IMAGES["the tower too"], "--train.gradient_checkpointing", "false"],
+    "the tower too, not checkpointed": [*IMAGES["the tower too"], "--train.activation_checkpointing", "false"],
 }
 
 
@@ -112,7 +112,7 @@ def config(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("config")
     train = {"max_steps": 3, "save_strategy": "no", "optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 3e-2}
     settings = {**SETTINGS, "data": {**SETTINGS["data"], "cache": str(folder / "data")}}
-    settings["train"] = {**SETTINGS["train"], "weight_decay": 0.0, "gradient_checkpointing": True, **train}
+    settings["train"] = {**SETTINGS["train"], "weight_decay": 0.0, "activation_checkpointing": True, **train}
     (folder / "images.yaml").write_text(yaml.safe_dump(settings))
     return folder / "images.yaml"
 

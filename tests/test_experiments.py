@@ -376,7 +376,7 @@ def test_a_run_goes_on_with_smaller_micro_batches(config, finished, tmp_path, mo
         assert main(["train", config, "--train.output_dir", str(run)]) == 2
     train(
         config, run, "--resume", "--train.per_device_train_batch_size", "2", "--train.gradient_accumulation_steps", "2",
-        "--train.gradient_checkpointing", "true", "--train.logging_steps", "1", "--eval.batch_size", "4",
+        "--train.activation_checkpointing", "true", "--train.logging_steps", "1", "--eval.batch_size", "4",
     )  # fmt: skip
     for ours, theirs in zip(steps(run), steps(finished), strict=True):
         assert ours["step"] == theirs["step"] and ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)

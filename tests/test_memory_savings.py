@@ -1,4 +1,4 @@
-"""What saves memory leaves the result: gradient checkpointing to the last digits, bf16 as far as bf16 goes."""
+"""What saves memory leaves the result: activation checkpointing to the last digits, bf16 as far as bf16 goes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def train(
         model, config, adapter=adapter, train_dataset=rows, processing_class=processing, peft_config=peft, sampler=sampler
     )  # fmt: skip
     trainer.train()
-    assert trainer.module.is_gradient_checkpointing == config.gradient_checkpointing
+    assert trainer.module.is_activation_checkpointing == config.activation_checkpointing
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return losses, {name: p.detach().clone() for name, p in trainer.module.named_parameters() if p.requires_grad}
 
@@ -71,25 +71,23 @@ def demos(tmp_path: Path) -> DemoSet:
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_gradient_checkpointing_of_a_text_model(tmp_path: Path, lora: bool):
+def test_activation_checkpointing_of_a_text_model(tmp_path: Path, lora: bool):
     results = []
     for checkpointing in (False, True):
         model, tokenizer = tiny_text_model()
         folder = tmp_path / str(checkpointing)
-        results.append(train(folder, model, TextAdapter(), ROWS, lora, tokenizer, gradient_checkpointing=checkpointing))
+        results.append(train(folder, model, TextAdapter(), ROWS, lora, tokenizer, activation_checkpointing=checkpointing))
     assert_same(*results, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_gradient_checkpointing_of_every_family(tmp_path: Path, demos: DemoSet, family_name: str, lora: bool):  # noqa: F811
+def test_activation_checkpointing_of_every_family(tmp_path: Path, demos: DemoSet, family_name: str, lora: bool):  # noqa: F811
     results = []
-    for checkpointing in (False, True):
+    for on in (False, True):
         model, processor, _ = loaded(family_name)
         adapter = ImageAdapter(demos, n_types=2, shots=1)
-        folder = tmp_path / str(checkpointing)
-        results.append(
-            train(folder, copy.deepcopy(model), adapter, demos.train, lora, processor, gradient_checkpointing=checkpointing)
-        )
+        own = copy.deepcopy(model)
+        results.append(train(tmp_path / str(on), own, adapter, demos.train, lora, processor, activation_checkpointing=on))
     assert_same(*results, tolerance=1e-5)
 
 

@@ -336,7 +336,7 @@ def small(settings: dict, model: str) -> list[str]:
         "1500",
         "--train.max_completion_length",
         "8",
-        "--train.gradient_checkpointing",
+        "--train.activation_checkpointing",
         "false",
     ]
     absent = [key for key in ("validation", "ood", "old", "retain") if key in settings["data"]]

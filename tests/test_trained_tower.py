@@ -103,9 +103,9 @@ def test_losses_and_gradients_are_those_of_pixels(family_name: str, teacher: str
     assert bool(rows[0].images) == loaded(family_name)[2].reuses_features and not rows[1].images
 
 
-@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize("changes", [{}, {"activation_checkpointing": True}], ids=["plain", "checkpointed"])
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "all weights"])
-def test_with_lora_and_gradient_checkpointing(changes: dict[str, Any], lora: LoraConfig | None, tmp_path: Any):
+def test_with_lora_and_activation_checkpointing(changes: dict[str, Any], lora: LoraConfig | None, tmp_path: Any):
     settings = {"lora": lora, "teacher_model_kind": "ema", **changes}
     assert_same(*(trained("qwen3_vl", tmp_path / str(gib), gib, **settings) for gib in (1.0, 0.0)))
 

@@ -45,8 +45,8 @@ examples:
 
 OUT_OF_MEMORY = """\
 The GPU's memory is full. Halve train.per_device_train_batch_size and double train.gradient_accumulation_steps, or set
-train.gradient_checkpointing true; where that was in measuring, lower eval.batch_size. With these --resume goes on from the
-last checkpoint. In a new run, data.max_pixels, demonstrations.n_types and demonstrations.shots can be lowered too."""
+train.activation_checkpointing true; where that was in measuring, lower eval.batch_size. With these --resume goes on from
+the last checkpoint. In a new run, data.max_pixels, demonstrations.n_types and demonstrations.shots can be lowered too."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

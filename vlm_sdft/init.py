@@ -38,7 +38,7 @@ _HUB = """\
   per_device_train_batch_size: 4
   gradient_accumulation_steps: 4
   bf16: true
-  gradient_checkpointing: true   # less memory for more time; `vlm-sdft preview` says how much memory
+  activation_checkpointing: true   # less memory for more time; `vlm-sdft preview` says how much memory
 """
 
 

@@ -70,6 +70,9 @@ def _read(command: str, argv: list[str]) -> tuple[Experiment, Namespace]:
         namespace = parser.parse_args(argv)
     except ArgumentError as error:
         raise UserError(_with_nearest_key(str(error), [action.dest for action in parser._actions])) from error
+    old, new = (namespace.train[f"{name}_checkpointing"] for name in ("gradient", "activation"))
+    if None not in (old, new) and old != new:  # transformers would take the new name's
+        raise UserError("train.gradient_checkpointing is the old name of train.activation_checkpointing: give one of them.")
     try:
         values = parser.instantiate(namespace)
     except (ValueError, TypeError) as error:
@@ -178,7 +181,7 @@ SECTIONS = ("data", "demonstrations", "lora", "eval", "train")
 COMMON = {
     "output_dir", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
     "max_steps", "save_strategy", "save_steps", "save_total_limit", "logging_steps", "eval_strategy", "eval_steps", "seed",
-    "bf16", "gradient_checkpointing", "optim", "warmup_steps", "lr_scheduler_type", "report_to", "push_to_hub",
+    "bf16", "activation_checkpointing", "optim", "warmup_steps", "lr_scheduler_type", "report_to", "push_to_hub",
     "hub_model_id", "use_cpu",
 }  # fmt: skip
 

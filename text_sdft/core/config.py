@@ -149,6 +149,9 @@ class SDFTConfig(TrainingArguments):
             raise ValueError(wrong)
         if self.save_steps < 1 and self.save_total_limit is None:
             self.save_total_limit = 1
+        measured_every = self.eval_steps or self.logging_steps
+        if self.load_best_model_at_end and self.save_steps < 1 <= measured_every:  # else transformers refuses the mixture
+            self.save_steps = measured_every
         super().__post_init__()
         if by_metric and self.greater_is_better:  # both schedules' own default is that less is better
             self.lr_scheduler_kwargs = {"mode": "max", **cast(dict[str, Any], self.lr_scheduler_kwargs or {})}

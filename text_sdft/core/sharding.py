@@ -37,7 +37,7 @@ def shard(trainer: Trainer, frozen: list[str]) -> None:
     plugin = accelerator.state.fsdp_plugin
     for good, complaint in (
         (plugin.fsdp_version == 2, "set fsdp_version to 2: FSDP 1 keeps several weights in one flat tensor"),
-        (not plugin.activation_checkpointing, "set train.gradient_checkpointing, and not fsdp_activation_checkpointing"),
+        (not plugin.activation_checkpointing, "set train.activation_checkpointing, and not fsdp_activation_checkpointing"),
         (
             not (frozen and plugin.cpu_ram_efficient_loading),
             f"set fsdp_cpu_ram_efficient_loading to false: every process loads {', '.join(frozen)}, which stays whole",

@@ -39,7 +39,7 @@ def memory(
     tokens = rows * (student_tokens + args.max_completion_length)
     # Kept for the backward pass of one layer: about 16 hidden-sized and 3 MLP-sized tensors a token; with checkpointing 1.
     mlp = getattr(text, "intermediate_size", None) or 4 * text.hidden_size  # what GPT-2 and its like have
-    per_layer = text.hidden_size if args.gradient_checkpointing else 16 * text.hidden_size + 3 * mlp
+    per_layer = text.hidden_size if args.activation_checkpointing else 16 * text.hidden_size + 3 * mlp
     return {
         "weights": sum(p.numel() * p.element_size() for p in module.parameters()),
         "gradients": sum(p.numel() * p.element_size() for p in trained),
