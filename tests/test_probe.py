@@ -218,8 +218,8 @@ def test_only_rows_that_show_the_teacher_something_are_probed(tmp_path, monkeypa
     Path("rows.jsonl").write_text("\n".join(json.dumps(row) for row in [*bare, shown]))
     assert main(args) == 3
     assert json.loads(Path("runs/rows/probe.json").read_text())["gap"]["n"] == 1
-    Path("rows.jsonl").write_text("\n".join(json.dumps(row) for row in bare))
-    assert main(args) == 2
+    Path("bare.jsonl").write_text("\n".join(json.dumps(row) for row in bare))
+    assert main([*args[:-1], "bare.jsonl"]) == 2
     assert "Give rows of data.test a golden_response, privileged_context" in capsys.readouterr().err
 
 
