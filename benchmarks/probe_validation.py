@@ -1,4 +1,4 @@
-"""Does the probe's gap before training predict what training gains? `python benchmarks/probe_validation.py --seeds 4`.
+"""Does the probe's gap before training predict what training gains? `python benchmarks/probe_validation.py --seeds 5`.
 
 Each cell is a model, a source of images, a noise level, a number of demonstrations a type and a rung of the privilege
 ladder. Measured: the gap (teacher minus student, as `vlm-sdft probe` does) and the student's gain by 100 steps of SDFT with
@@ -92,7 +92,7 @@ CELLS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/probe_validation.json"))
     parser.add_argument("--plot", type=Path, default=Path("docs/probe_validation.svg"))
     args = parser.parse_args()
