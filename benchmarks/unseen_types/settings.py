@@ -95,8 +95,9 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "8 random types shown": {"shown": 8, "selection": "random"},
     "builtin model": {"broader": False},
 }
-#: Pictures, and how a setting differs from them.
+#: What was tried where the teacher is not reached.
 MORE = ("60 unlabelled", "300 steps")
+#: Pictures, and how a setting differs from them.
 NAMES = (
     "objects, noise 90",
     "objects, noise 150",
