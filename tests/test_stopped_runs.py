@@ -72,6 +72,7 @@ def test_checkpoints_at_steps_of_ones_own_are_all_kept():
     usual, own = SDFTConfig("x", use_cpu=True), SDFTConfig("x", use_cpu=True, save_steps=50)
     assert (usual.save_total_limit, own.save_total_limit) == (1, None)
     assert SDFTConfig("x", use_cpu=True, save_total_limit=3).save_total_limit == 3
+    assert SDFTConfig("x", use_cpu=True, save_strategy="epoch").save_total_limit is None
 
 
 def test_a_stopped_comparison_says_how_it_goes_on(tmp_path, monkeypatch, capsys):

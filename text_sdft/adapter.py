@@ -266,16 +266,14 @@ def _shown_nothing(file: str, examples: Sequence[Example]) -> list[str]:
     queries = [e for e in examples if not e.retain]
     bare = [e for e in queries if not (e.demonstrations or e.privileged_context or e.meta.get("teacher_messages"))]
     columns = "golden_response, privileged_context, demonstrations, teacher_prompt"
-    if bare and len(bare) == len(queries):
+    if not bare:
+        return []
+    if len(bare) == len(queries):
         raise UserError(
             f"{file}: no query has {columns}: the teacher would see what the student sees, and nothing be learnt. "
             "The expert's answers (in TRL's files: completion) go into golden_response."
         )
-    return (
-        []
-        if not bare
-        else [f"{len(bare)} of {len(queries)} queries of {file} have none of {columns}: from these nothing is learnt."]
-    )
+    return [f"{len(bare)} of {len(queries)} queries of {file} have none of {columns}: from these nothing is learnt."]
 
 
 def not_scored(file: str, examples: Sequence[Example], column: str = "reference") -> list[str]:

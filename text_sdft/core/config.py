@@ -147,7 +147,7 @@ class SDFTConfig(TrainingArguments):
             self.metric_for_best_model = "accuracy"  # what `SDFTTrainer.evaluate` reports; there is no eval_loss
         if wrong := _wrong_number(self):
             raise ValueError(wrong)
-        if self.save_steps < 1 and self.save_total_limit is None:
+        if self.save_strategy == "steps" and self.save_steps < 1 and self.save_total_limit is None:
             self.save_total_limit = 1
         measured_every = self.eval_steps or self.logging_steps
         if self.load_best_model_at_end and self.save_steps < 1 <= measured_every:  # else transformers refuses the mixture

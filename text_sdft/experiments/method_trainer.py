@@ -97,6 +97,7 @@ class MethodTrainer(SDFTTrainer):
         if self.method.attention_only:
             if isinstance(model, str):
                 model = load_model(model, adapter, args, peft_config)
+                args = copy.copy(args)
                 args.model_init_kwargs = None  # they have been used
             peft_config = attention_only(model, adapter.frozen_modules(model), peft_config)
         if self.method.completions == "context":
