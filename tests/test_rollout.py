@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, FalconMambaConfig, MiniMaxConfig,
 
 from tests.test_families import answer, encode_row, family_name, loaded, picture, turn  # noqa: F401  # a fixture
 from tests.test_prefix import sliding
-from tests.toy import EOS, ToyAdapter, toy_model
+from tests.toy import EOS, SHAPE, ToyAdapter, toy_model
 from text_sdft.core import ModelInputs, RowInputs, TransformersSampler
 from text_sdft.core.rollout import draw_seed
 from vlm_sdft.features import ImageFeatures
@@ -174,10 +174,6 @@ def test_equal_prompts_of_text_models_are_read_once(kind: str):
         torch.testing.assert_close(together.logps[i], alone.logps[0], rtol=0, atol=1e-5)
 
 
-SHAPE = {
-    "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": EOS,
-}  # fmt: skip
 RECURRENT = {
     Qwen3_5TextConfig: {
         "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,

@@ -16,7 +16,7 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from tests.toy import EOS, ToyAdapter, toy_args, toy_model, toy_rows
+from tests.toy import EOS, SHAPE, ToyAdapter, toy_args, toy_model, toy_rows
 from text_sdft.core import ModelInputs, RowInputs, SDFTTrainer, UserError, scoring
 from text_sdft.core.scoring import by_length, completion_hidden_states
 
@@ -49,10 +49,6 @@ def test_splitting_changes_neither_states_nor_gradients(monkeypatch: pytest.Monk
     torch.testing.assert_close(results[0], results[1], atol=1e-10, rtol=1e-8)
 
 
-SHAPE = {
-    "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": EOS,
-}  # fmt: skip
 SCORED = [
     GraniteConfig(**SHAPE, logits_scaling=8.0),
     CohereConfig(**SHAPE, logit_scale=0.06),

@@ -13,6 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from text_sdft.core import Conversation, Demonstration, Example, ModelInputs, RowInputs, SDFTConfig, TeacherContext
 
 EOS, VOCABULARY = 1, 40
+#: Settings of as small a model of other families.
+SHAPE = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": EOS,
+}  # fmt: skip
 
 
 def toy_model(seed: int = 0, tied: bool = True, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
