@@ -12,11 +12,12 @@ import numpy as np
 import torch
 import transformers
 
-from text_sdft.core import SDFTConfig, SDFTTrainer
+from text_sdft.core import SDFTConfig
 from text_sdft.experiments.scores import evaluate
 from text_sdft.experiments.stats import Interval
+from text_sdft.training import SDFTTrainer
 from vlm_sdft import DemoSet, ImageAdapter, vlm
-from vlm_sdft.demos import ImageRow
+from vlm_sdft.demos.sets import ImageRow
 from vlm_sdft.zoo import resolve_data
 
 MODEL = "builtin:tiny-qwen3-vl"

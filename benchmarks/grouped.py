@@ -17,7 +17,7 @@ import transformers
 
 from text_sdft.experiments.scores import Accuracy, evaluate
 from vlm_sdft import DemoSet, ImageAdapter, SDFTConfig, SDFTTrainer, vlm
-from vlm_sdft.selection import Selection
+from vlm_sdft.demos.selection import Selection
 from vlm_sdft.zoo import resolve_data
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from cells import Cells, accuracies, demo_set, make_trainer, shown
 
-from text_sdft.core import SDFTTrainer
-from text_sdft.experiments.ladder import LadderTrainer
+from text_sdft.methods.hints import LadderTrainer
+from text_sdft.training import SDFTTrainer
 from vlm_sdft import ImageAdapter
 from vlm_sdft.zoo.vocabulary import DESCRIBE_QUESTION
 

@@ -32,7 +32,7 @@ from sources import SOURCES, write_folder
 
 from text_sdft.experiments.probe import VOTE, Probe
 from vlm_sdft import DemoSet, ImageAdapter
-from vlm_sdft.selection import Selection
+from vlm_sdft.demos.selection import Selection
 from vlm_sdft.zoo.few_shot import FewShot
 from vlm_sdft.zoo.novel_objects import NovelObjects
 

@@ -26,7 +26,8 @@ import transformers
 from step_cost import device_name, quantiles
 from step_sides import Clock, load
 
-from text_sdft.core import ModelInputs, Rollout, RowInputs, TransformersSampler, VLLMSampler
+from text_sdft.core import ModelInputs, Rollout, RowInputs, TransformersSampler
+from text_sdft.fast.vllm_sampler import VLLMSampler
 
 ROWS = 8
 
@@ -70,7 +71,7 @@ def measure(
     sampler = TransformersSampler(tokens)
 
     def plain(inputs: ModelInputs, seeds: list[int] | None) -> Rollout:
-        with patch("text_sdft.core.rollout.common_tokens_read_once", lambda model, inputs: nullcontext()):
+        with patch("text_sdft.core.sampling.common_tokens_read_once", lambda model, inputs: nullcontext()):
             return sampler.sample(model, inputs, seeds)
 
     sides: dict[str, Callable[[ModelInputs, list[int] | None], Rollout]] = {

@@ -13,9 +13,10 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from text_sdft.core import SDFTConfig, default_lora
-from text_sdft.core.modeling import prepare_model
+from text_sdft.core import SDFTConfig
 from text_sdft.experiments.cost import memory
+from text_sdft.training import default_lora
+from text_sdft.training.modeling import prepare_model
 from vlm_sdft import DemoSet, ImageAdapter, vlm
 from vlm_sdft.zoo import resolve_data
 

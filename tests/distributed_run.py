@@ -16,9 +16,9 @@ from peft import LoraConfig
 
 from tests.toy import ToyAdapter, toy_args, toy_model, toy_rows
 from text_sdft.core import SDFTConfig, scoring
-from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.run import run_training
-from vlm_sdft.parsing import read_experiment
+from text_sdft.methods.method_trainer import MethodTrainer
+from vlm_sdft.cli.parsing import read_experiment
 
 
 def shard_on_cpu(args: SDFTConfig) -> None:

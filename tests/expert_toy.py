@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from tests.toy import ToyAdapter, toy_args, toy_model, toy_rows
-from text_sdft.core import Example, ModelInputs, SDFTTrainer
-from text_sdft.core.rollout import Rollout
-from text_sdft.experiments.method_trainer import MethodTrainer
+from text_sdft.core import Example, ModelInputs
+from text_sdft.core.sampling import Rollout
+from text_sdft.methods.method_trainer import MethodTrainer
+from text_sdft.training import SDFTTrainer
 
 
 class ExpertToy(ToyAdapter):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from text_sdft.core import UserError
-from vlm_sdft.demos import DemoSet
+from vlm_sdft.demos.sets import DemoSet
 
 
 def picture(seed: int, size: int = 16) -> Image.Image:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlm_sdft.answers import is_right, normalise
+from vlm_sdft.demos.answers import is_right, normalise
 
 
 @pytest.mark.parametrize(

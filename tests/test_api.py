@@ -13,8 +13,9 @@ from transformers import HfArgumentParser, LlamaForCausalLM, TrainerCallback, Tr
 from tests.tiny_text import tiny_text_model
 from tests.toy import ToyAdapter, toy_args, toy_model, toy_rows
 from text_sdft import TextAdapter
-from text_sdft.core import ModelInputs, RowInputs, SDFTConfig, SDFTTrainer, UserError
-from text_sdft.core.trainer import logger
+from text_sdft.core import ModelInputs, RowInputs, SDFTConfig, UserError
+from text_sdft.training import SDFTTrainer
+from text_sdft.training.trainer import logger
 
 
 def make(tmp_path, *, model=None, rows=None, adapter=None, **given):

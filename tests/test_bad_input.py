@@ -11,7 +11,8 @@ import torch
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
-from text_sdft.core import SDFTTrainer, TeacherContext
+from text_sdft.core import TeacherContext
+from text_sdft.training import SDFTTrainer
 from vlm_sdft import DemoSet, ImageAdapter
 from vlm_sdft.cli import main
 from vlm_sdft.zoo import resolve_data

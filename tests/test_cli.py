@@ -16,9 +16,9 @@ from tests.cli_runs import FAST, fails, options
 from tests.families import family_folder
 from tests.image_files import WHOLE, fill
 from tests.tiny_text import save_tiny_text_model
-from text_sdft.core.callbacks import MetricsWriter
+from text_sdft.training.callbacks import MetricsWriter
 from vlm_sdft.cli import main
-from vlm_sdft.tables import print_results
+from vlm_sdft.cli.tables import print_results
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ from scipy import stats
 from tests.tiny_text import save_tiny_text_model, tiny_text_model
 from text_sdft import TextAdapter
 from text_sdft.core import Example, UserError
-from text_sdft.core.rollout import TransformersSampler
+from text_sdft.core.sampling import TransformersSampler
 from text_sdft.experiments.compare import split_sets
 from text_sdft.experiments.compare_cells import Comparison, selection_score
 from text_sdft.experiments.compare_table import write_tables
-from text_sdft.experiments.method_trainer import MethodTrainer
+from text_sdft.methods.method_trainer import MethodTrainer
 from vlm_sdft.cli import main
 
 OPTIONS = ("--methods", "icl,sft/no_retain,cpt,sdft", "--seeds", "2", "--lr_sweep", "[1e-3,1e-2]")

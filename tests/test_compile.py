@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.toy import ToyAdapter, toy_args, toy_model, toy_rows
-from text_sdft.core import SDFTTrainer
+from text_sdft.training import SDFTTrainer
 
 
 @pytest.mark.slow

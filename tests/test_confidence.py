@@ -17,7 +17,7 @@ from tests.expert_toy import gradients, log_probabilities, prompt_of, rows, step
 from tests.toy import toy_model
 from text_sdft.core import DivergenceSettings, Head, SDFTConfig, TeacherContext
 from text_sdft.core.confidence import agreement, certainty
-from text_sdft.core.rollout import draw_seed
+from text_sdft.core.sampling import draw_seed
 
 N, H, V = 11, 6, 30
 

@@ -12,7 +12,7 @@ import pytest
 from tests.image_files import error, fill, lines, names, said, save
 from text_sdft.core import UserError
 from vlm_sdft.config import ImageData, load_demos
-from vlm_sdft.demos import DemoSet
+from vlm_sdft.demos.sets import DemoSet
 
 # ---- JSONL ----
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.image_files import WHOLE, error, fill, lines, names, said, save
 from text_sdft.core import UserError
-from vlm_sdft.demos import DemoSet
+from vlm_sdft.demos.sets import DemoSet
 
 # ---- folders ----
 

@@ -9,8 +9,9 @@ from transformers import PhiConfig, PhiForCausalLM
 from tests.tiny_text import tiny_text_model
 from tests.toy import EOS, VOCABULARY, ToyAdapter, toy_args, toy_rows
 from text_sdft import TextAdapter
-from text_sdft.core import Example, SDFTConfig, SDFTTrainer
+from text_sdft.core import Example, SDFTConfig
 from text_sdft.experiments.drift import MOST, drift, general, remember
+from text_sdft.training import SDFTTrainer
 
 PROMPTS = ["1 + 1?", "What is the capital of France?", "Hi"]
 EXAMPLES = [

@@ -18,9 +18,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.families import family_folder
 from tests.image_files import WHOLE, fill
 from text_sdft.core import SDFTConfig
-from text_sdft.core.callbacks import MetricsWriter, append_jsonl
 from text_sdft.experiments.run import _forget_after
 from text_sdft.experiments.settings import resumable
+from text_sdft.training.callbacks import MetricsWriter, append_jsonl
 from vlm_sdft.cli import main
 from vlm_sdft.zoo import resolve_model
 
@@ -246,7 +246,7 @@ def test_eval_takes_options(finished):
 
 KILLED = """
 import os, signal, sys
-from text_sdft.core.callbacks import MetricsWriter, append_jsonl
+from text_sdft.training.callbacks import MetricsWriter, append_jsonl
 from text_sdft.experiments.run import _forget_after
 from vlm_sdft.cli import main
 

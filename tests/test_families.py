@@ -19,10 +19,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.families import FAMILIES, build_family
 from text_sdft.core import ModelInputs, RowInputs, TransformersSampler, UserError
 from text_sdft.core.scoring import completion_hidden_states, head_of
-from vlm_sdft import families
-from vlm_sdft.encoding import check_by_forward, encode_row
-from vlm_sdft.families import bound_images, find_family
-from vlm_sdft.features import ImageFeatures
+from vlm_sdft.images import families
+from vlm_sdft.images.encoding import check_by_forward, encode_row
+from vlm_sdft.images.families import bound_images, find_family
+from vlm_sdft.images.features import ImageFeatures
 
 
 @pytest.fixture(params=FAMILIES)

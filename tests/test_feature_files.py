@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from tests.test_families import assert_close, conversations, encoded, loaded, log_probs, picture, reference
-from text_sdft.core import SDFTConfig, SDFTTrainer
+from text_sdft.core import SDFTConfig
+from text_sdft.training import SDFTTrainer
 from vlm_sdft import DemoSet, ImageAdapter
-from vlm_sdft.feature_files import FeatureFiles, tower_key
-from vlm_sdft.features import ImageFeatures
+from vlm_sdft.images.feature_files import FeatureFiles, tower_key
+from vlm_sdft.images.features import ImageFeatures
 from vlm_sdft.zoo import resolve_data
 
 GIB = 2**30
@@ -101,7 +102,7 @@ def test_a_full_disk_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vlm_sdft.feature_files.save_file", full)
+    monkeypatch.setattr("vlm_sdft.images.feature_files.save_file", full)
     features = features_in(tmp_path)
     features.pooled(picture(0))
     features.pooled(picture(1))

@@ -18,9 +18,10 @@ from tests.test_families import (  # family_name is a fixture
     picture,
     reference,
 )
-from text_sdft.core import SDFTConfig, SDFTTrainer, UserError
+from text_sdft.core import SDFTConfig, UserError
+from text_sdft.training import SDFTTrainer
 from vlm_sdft import DemoSet, ImageAdapter
-from vlm_sdft.features import ImageFeatures
+from vlm_sdft.images.features import ImageFeatures
 from vlm_sdft.zoo import resolve_data
 
 

@@ -13,16 +13,14 @@ ROOT = Path(__file__).parent.parent
 #: Longest prefix wins.
 FLOORS = {
     "text_sdft.core": 0,
-    "text_sdft": 1,
-    "text_sdft.experiments": 2,
-    "text_sdft.tasks": 3,
-    "vlm_sdft": 3,
-    "vlm_sdft.cli": 4,
-    "vlm_sdft.commands": 4,
-    "vlm_sdft.parsing": 4,
-    "vlm_sdft.init": 4,
-    "vlm_sdft.sequences": 4,
-    "vlm_sdft.tables": 4,
+    "text_sdft.fast": 1,
+    "text_sdft.methods": 3,
+    "text_sdft.training": 3,
+    "text_sdft": 3,
+    "text_sdft.experiments": 4,
+    "text_sdft.tasks": 5,
+    "vlm_sdft": 5,
+    "vlm_sdft.cli": 6,
 }
 
 

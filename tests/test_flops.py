@@ -11,7 +11,7 @@ from tests.tiny_text import tiny_text_model
 from tests.toy import toy_args
 from text_sdft import TextAdapter
 from text_sdft.experiments.flops import training_flops
-from text_sdft.experiments.method_trainer import MethodTrainer
+from text_sdft.methods.method_trainer import MethodTrainer
 
 
 def test_flops_follow_the_stated_formula(tmp_path):

@@ -7,7 +7,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from tests.toy import ToyAdapter, toy_args, toy_model, toy_rows
-from text_sdft.core import SDFTTrainer
+from text_sdft.training import SDFTTrainer
 
 LENGTH = 100
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -19,11 +19,11 @@ import yaml
 from tests.image_files import picture
 from text_sdft.core import UserError
 from vlm_sdft.cli import main
+from vlm_sdft.cli.init import run_name
+from vlm_sdft.cli.sequences import read_sequence
 from vlm_sdft.config import ImageData, load_demos
-from vlm_sdft.init import run_name
-from vlm_sdft.sequences import read_sequence
+from vlm_sdft.demos.hub import MARKER, HubTypes, write_hub_types
 from vlm_sdft.zoo import resolve_data
-from vlm_sdft.zoo.hub import MARKER, HubTypes, write_hub_types
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ["zebra_fish", "Owl", "7", "c/../d", "apple pie", "yak", "Überbär", "x.y", "newt", "ant", "bee"]  # in no order

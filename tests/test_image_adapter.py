@@ -20,12 +20,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.families import FAMILIES, build_family, family_folder
 from tests.toy import toy_args
-from text_sdft.core import ModalityAdapter, SDFTTrainer, TeacherContext, UserError
+from text_sdft.core import ModalityAdapter, TeacherContext, UserError
+from text_sdft.training import SDFTTrainer
 from vlm_sdft.adapter import ImageAdapter
-from vlm_sdft.demos import DemoSet, ImageRow, ObjectType
-from vlm_sdft.embedding import ImageEmbedder
-from vlm_sdft.families import find_family
-from vlm_sdft.features import ImageFeatures
+from vlm_sdft.demos.sets import DemoSet, ImageRow, ObjectType
+from vlm_sdft.images.embedding import ImageEmbedder
+from vlm_sdft.images.families import find_family
+from vlm_sdft.images.features import ImageFeatures
 
 QUESTION = "What is this called?"
 NAMES = ("dax", "wug", "zup", "fep", "blicket", "toma")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from text_sdft.core import UserError
-from vlm_sdft.images import content_hash, load_image, perceptual_hash
+from vlm_sdft.images.files import content_hash, load_image, perceptual_hash
 
 
 def picture(size=(20, 10), colour="red"):

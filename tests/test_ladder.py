@@ -13,13 +13,13 @@ import torch
 
 from tests.toy import EOS, ToyAdapter, toy_args, toy_model
 from text_sdft.core import RUNGS, Example, TeacherContext, answer
-from text_sdft.core.rollout import Rollout
-from text_sdft.experiments.ladder import LadderTrainer
+from text_sdft.core.sampling import Rollout
 from text_sdft.experiments.report import plots
 from text_sdft.experiments.report.reading import Run
 from text_sdft.experiments.run import make_trainer
+from text_sdft.methods.hints import LadderTrainer
 from vlm_sdft.cli import main
-from vlm_sdft.parsing import read_experiment
+from vlm_sdft.cli.parsing import read_experiment
 
 
 class Rungs(ToyAdapter):

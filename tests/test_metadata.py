@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.image_files import WHOLE, error, fill, lines, said
-from vlm_sdft.demos import DemoSet
+from vlm_sdft.demos.sets import DemoSet
 
 
 def test_metadata_gives_an_image_its_own_question_and_answer(tmp_path):

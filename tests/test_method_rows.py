@@ -9,8 +9,8 @@ from tests.tiny_text import tiny_text_model
 from tests.toy import toy_args, toy_model
 from text_sdft import TextAdapter
 from text_sdft.core import UserError
-from text_sdft.experiments.method_trainer import MethodTrainer
-from text_sdft.experiments.methods import Unsupported, find_method
+from text_sdft.methods.method_trainer import MethodTrainer
+from text_sdft.methods.table import Unsupported, find_method
 from vlm_sdft import DemoSet, ImageAdapter
 from vlm_sdft.zoo import resolve_data
 

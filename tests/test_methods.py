@@ -14,10 +14,11 @@ from tests.expert_toy import ExpertToy, gradients, log_probabilities, prompt_of,
 from tests.tiny_text import tiny_text_model
 from tests.toy import EOS, VOCABULARY, toy_args, toy_model
 from text_sdft import TextAdapter
-from text_sdft.core import Example, SDFTTrainer, TransformersSampler, UserError, default_lora
-from text_sdft.core.rollout import Rollout
-from text_sdft.experiments.method_trainer import Answer, MethodTrainer
-from text_sdft.experiments.methods import METHODS
+from text_sdft.core import Example, TransformersSampler, UserError
+from text_sdft.core.sampling import Rollout
+from text_sdft.methods.method_trainer import Answer, MethodTrainer
+from text_sdft.methods.table import METHODS
+from text_sdft.training import SDFTTrainer, default_lora
 
 # ---- losses ----
 

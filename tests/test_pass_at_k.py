@@ -8,8 +8,9 @@ import pytest
 
 from tests.tiny_text import tiny_text_model
 from text_sdft import TextAdapter
-from text_sdft.core import Example, SDFTConfig, SDFTTrainer
+from text_sdft.core import Example, SDFTConfig
 from text_sdft.experiments.pass_at_k import mean_pass_at_k, measure_pass_at_k, pass_at_k
+from text_sdft.training import SDFTTrainer
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 7])

@@ -15,11 +15,13 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, Mis
 
 from tests.test_families import answer, encode_row, family_name, loaded, picture, turn  # noqa: F401  # a fixture
 from tests.toy import EOS, ToyAdapter, toy_args, toy_model, toy_rows
-from text_sdft.core import EMATeacher, ModelInputs, RowInputs, SDFTTrainer, continuation
-from text_sdft.core import prefix as prefix_module
-from text_sdft.core.prefix import PrefixStore, shared_prefixes
+from text_sdft.core import EMATeacher, ModelInputs, RowInputs
 from text_sdft.core.scoring import completion_hidden_states
-from vlm_sdft.features import ImageFeatures
+from text_sdft.fast import continuation
+from text_sdft.fast import prefix as prefix_module
+from text_sdft.fast.prefix import PrefixStore, shared_prefixes
+from text_sdft.training import SDFTTrainer
+from vlm_sdft.images.features import ImageFeatures
 
 GIB = 2**30
 

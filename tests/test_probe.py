@@ -13,14 +13,15 @@ from scipy import stats
 
 from tests.tiny_text import save_tiny_text_model, tiny_text_model
 from text_sdft import TextAdapter
-from text_sdft.core import Demonstration, Example, SDFTConfig, SDFTTrainer, TeacherContext
+from text_sdft.core import Demonstration, Example, SDFTConfig, TeacherContext
 from text_sdft.experiments.measure import positions, right_answers
 from text_sdft.experiments.probe import VOTE
 from text_sdft.experiments.scores import contexts_for, sample
 from text_sdft.experiments.verdict import CHEAPER, Evidence, Gap, paired_gap, verdict
+from text_sdft.training import SDFTTrainer
 from vlm_sdft import DemoSet, ImageAdapter, vlm
 from vlm_sdft.cli import main
-from vlm_sdft.controls import CONTROLS
+from vlm_sdft.demos.controls import CONTROLS
 from vlm_sdft.zoo import resolve_data
 
 BUILTIN = "builtin:tiny-qwen3-vl"

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from text_sdft.core import SDFTConfig, SDFTTrainer, TeacherContext
-from text_sdft.experiments.ladder import LadderTrainer
+from text_sdft.core import SDFTConfig, TeacherContext
+from text_sdft.methods.hints import LadderTrainer
+from text_sdft.training import SDFTTrainer
 from vlm_sdft import DemoSet, ImageAdapter, vlm
 from vlm_sdft.cli import main
-from vlm_sdft.images import load_image
+from vlm_sdft.images.files import load_image
 from vlm_sdft.zoo import resolve_data
 
 BUILTIN, DESCRIBE = "builtin:tiny-qwen3-vl", "Describe this."

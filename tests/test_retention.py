@@ -15,13 +15,14 @@ from PIL import Image
 from tests.image_files import fill
 from tests.test_image_adapter import NAMES, adapter, answers, demo_set, images, qwen
 from tests.toy import toy_args
-from text_sdft.core import SDFTTrainer, TeacherContext, UserError
+from text_sdft.core import TeacherContext, UserError
+from text_sdft.training import SDFTTrainer
 from vlm_sdft.adapter import ImageAdapter
 from vlm_sdft.config import ImageData, load_demos
-from vlm_sdft.demos import DemoSet, ImageRow
-from vlm_sdft.episodes import Episodes
-from vlm_sdft.images import content_hash, load_image
-from vlm_sdft.retention import AREA, retain_in_context, retain_made
+from vlm_sdft.demos.episodes import Episodes
+from vlm_sdft.demos.retention import AREA, retain_in_context, retain_made
+from vlm_sdft.demos.sets import DemoSet, ImageRow
+from vlm_sdft.images.files import content_hash, load_image
 
 
 def in_context(share: float = 0.75) -> tuple[ImageAdapter, list[Any]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vlm_sdft.cli import main
-from vlm_sdft.rivals import DECAY, linear_probe, tip_adapter
+from vlm_sdft.demos.rivals import DECAY, linear_probe, tip_adapter
 
 R, L, D, C = 7, 12, 5, 4
 

@@ -14,8 +14,9 @@ from tests.test_families import answer, encode_row, family_name, loaded, picture
 from tests.test_prefix import sliding
 from tests.toy import EOS, SHAPE, ToyAdapter, toy_model
 from text_sdft.core import ModelInputs, RowInputs, TransformersSampler
-from text_sdft.core.rollout import draw_seed
-from vlm_sdft.features import ImageFeatures
+from text_sdft.core.sampling import draw_seed
+from text_sdft.fast.prefill import common_tokens_read_once
+from vlm_sdft.images.features import ImageFeatures
 
 
 def inputs(*rows):
@@ -142,7 +143,7 @@ def test_equal_prompts_are_read_once_and_change_nothing(family_name: str, seeded
     read: list[int] = []
     layer = model.get_output_embeddings()
     with layer.register_forward_pre_hook(lambda module, args: read.append(args[0].shape[0])):
-        together = TransformersSampler(6).sample(model, prompts, seeds)
+        together = TransformersSampler(6, prefilled=common_tokens_read_once).sample(model, prompts, seeds)
     assert read[0] == (3 if features else 6) and set(read[1:]) == {6}
     for i in range(6):
         alone = TransformersSampler(6).sample(model, prompts.select([i]), seeds and [seeds[i]])
@@ -166,7 +167,7 @@ def test_equal_prompts_of_text_models_are_read_once(kind: str):
     rows, seeds = [long, short, long, long, short], list(range(5))
     read: list[int] = []
     with model.get_output_embeddings().register_forward_pre_hook(lambda module, args: read.append(args[0].shape[0])):
-        together = TransformersSampler(8).sample(model, inputs(*rows), seeds)
+        together = TransformersSampler(8, prefilled=common_tokens_read_once).sample(model, inputs(*rows), seeds)
     assert read[0] == 2 and set(read[1:]) == {5}
     for i, row in enumerate(rows):
         alone = TransformersSampler(8).sample(model, inputs(row), [seeds[i]])
@@ -190,7 +191,7 @@ def test_equal_prompts_of_models_that_keep_a_state(config_class: Any):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config_class(**SHAPE, **RECURRENT[config_class])).eval()
     rows = [[3, 4, 5, 6, 7], [8, 9, 10, 11, 12], [3, 4, 5, 6, 7]]
-    together = TransformersSampler(6).sample(model, inputs(*rows), [1, 2, 3])
+    together = TransformersSampler(6, prefilled=common_tokens_read_once).sample(model, inputs(*rows), [1, 2, 3])
     for i, row in enumerate(rows):
         alone = TransformersSampler(6).sample(model, inputs(row), [i + 1])
         assert together.ids[i].tolist() == alone.ids[0].tolist()
@@ -210,7 +211,7 @@ def test_what_all_prompts_begin_with_is_read_once(kind: str, seeded: bool):
     read: list[tuple[int, ...]] = []
     embeddings = model.get_input_embeddings()
     with embeddings.register_forward_pre_hook(lambda module, args: read.append(tuple(args[0].shape))):
-        together = TransformersSampler(8).sample(model, inputs(*rows), seeds)
+        together = TransformersSampler(8, prefilled=common_tokens_read_once).sample(model, inputs(*rows), seeds)
     assert read[:2] == ([(1, 50), (4, 30)] if kind in ("llama", "lora") else [(4, 80), (5, 1)])
     for i, row in enumerate(rows):
         alone = TransformersSampler(8).sample(model, inputs(row), seeds and [seeds[i]])

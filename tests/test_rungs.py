@@ -12,8 +12,8 @@ from text_sdft import TextAdapter
 from text_sdft.core import TeacherContext, UserError
 from text_sdft.experiments.measure import positions
 from vlm_sdft import DemoSet, ImageAdapter
-from vlm_sdft.controls import BLANK, CONTROLS, SHUFFLED
-from vlm_sdft.images import load_image
+from vlm_sdft.demos.controls import BLANK, CONTROLS, SHUFFLED
+from vlm_sdft.images.files import load_image
 from vlm_sdft.zoo import resolve_data
 
 BUILTIN = "builtin:tiny-qwen3-vl"

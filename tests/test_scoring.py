@@ -17,8 +17,9 @@ from transformers import (
 )
 
 from tests.toy import EOS, SHAPE, ToyAdapter, toy_args, toy_model, toy_rows
-from text_sdft.core import ModelInputs, RowInputs, SDFTTrainer, UserError, scoring
+from text_sdft.core import ModelInputs, RowInputs, UserError, scoring
 from text_sdft.core.scoring import by_length, completion_hidden_states
+from text_sdft.training import SDFTTrainer
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -10,8 +10,8 @@ import torch
 from torch.nn.functional import normalize
 
 from text_sdft.core import UserError
-from vlm_sdft.demos import ImageRow
-from vlm_sdft.selection import DemonstrationSelector
+from vlm_sdft.demos.selection import DemonstrationSelector
+from vlm_sdft.demos.sets import ImageRow
 
 TYPES, EACH = 6, 4
 

@@ -18,11 +18,11 @@ from transformers import AutoModelForImageTextToText
 
 from tests.tiny_text import save_tiny_text_model
 from text_sdft.core import TeacherContext, UserError
-from text_sdft.core.callbacks import MetricsWriter
 from text_sdft.experiments import sequence
+from text_sdft.training.callbacks import MetricsWriter
 from vlm_sdft.cli import main
+from vlm_sdft.cli.sequences import read_sequence
 from vlm_sdft.config import ImageData, load_demos
-from vlm_sdft.sequences import read_sequence
 from vlm_sdft.zoo import resolve_data
 
 SMALL = {"n_unlabelled": 2, "n_test": 4, "n_retain": 1, "n_old": 1}

@@ -11,8 +11,9 @@ import yaml
 
 from tests.tiny_text import save_tiny_text_model, tiny_text_model
 from text_sdft import TextAdapter
-from text_sdft.core import SDFTConfig, SDFTTrainer, UserError
+from text_sdft.core import SDFTConfig, UserError
 from text_sdft.experiments.skills import prior_skills
+from text_sdft.training import SDFTTrainer
 from vlm_sdft.cli import main
 
 ITEMS = [

@@ -11,8 +11,8 @@ import pytest
 from tests.cli_runs import FAST, fails, options
 from tests.image_files import WHOLE, fill, save
 from text_sdft.core import SDFTConfig
-from text_sdft.core.callbacks import MetricsWriter
 from text_sdft.experiments.report import write_report
+from text_sdft.training.callbacks import MetricsWriter
 from vlm_sdft.cli import main
 
 STEPS = 5

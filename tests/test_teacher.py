@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 
 from tests.toy import toy_model
 from text_sdft.core import EMATeacher, FrozenTeacher, LiveTeacher
-from text_sdft.core.teacher import make_teacher
+from text_sdft.core.teachers import make_teacher
 
 
 def lora_model(dtype):

@@ -13,7 +13,7 @@ from tests.toy import toy_args
 from text_sdft import Example, SDFTTrainer, TeacherContext, TextAdapter, UserError
 from text_sdft.adapter import TextData, TextDemonstrations
 from text_sdft.core import ConfigurableAdapter, adapter_class
-from text_sdft.core.rollout import eos_ids
+from text_sdft.core.sampling import eos_ids
 
 SHOWN = [{"prompt": f"{i} + 1?", "answer": f"answer {i}"} for i in range(3)]
 ROW = {"prompt": "What is 2 + 2?", "demonstrations": SHOWN, "reference": "Four  words"}

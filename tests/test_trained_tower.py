@@ -20,12 +20,13 @@ from tests.families import build_family
 from tests.test_families import conversations, encoded, family_name, loaded  # noqa: F401  # a fixture
 from tests.test_image_adapter import demo_set
 from tests.toy import toy_args
-from text_sdft.core import Rollout, SDFTTrainer, UserError
-from text_sdft.core.vllm_sampler import _prompt
+from text_sdft.core import Rollout, UserError
+from text_sdft.fast.vllm_sampler import _prompt
+from text_sdft.training import SDFTTrainer
 from vlm_sdft.adapter import ImageAdapter
 from vlm_sdft.cli import main
-from vlm_sdft.families import vision_modules
-from vlm_sdft.features import ImageFeatures
+from vlm_sdft.images.families import vision_modules
+from vlm_sdft.images.features import ImageFeatures
 
 LORA = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
 

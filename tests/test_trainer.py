@@ -12,8 +12,9 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import TrainerCallback
 
 from tests.toy import VOCABULARY, ToyAdapter, toy_args, toy_model, toy_rows
-from text_sdft.core import SDFTTrainer, TeacherContext, UserError
-from text_sdft.core.rollout import draw_seed
+from text_sdft.core import TeacherContext, UserError
+from text_sdft.core.sampling import draw_seed
+from text_sdft.training import SDFTTrainer
 
 
 def make(tmp_path, rows=None, model=None, peft_config=None, callbacks=None, eval_dataset=None, **changes):

@@ -28,7 +28,7 @@ import tables  # noqa: E402
 from text_sdft import SDFTConfig  # noqa: E402
 from text_sdft.experiments.measure import answers, score_all  # noqa: E402
 from vlm_sdft import DemoSet, ImageAdapter  # noqa: E402
-from vlm_sdft.demos import ImageRow  # noqa: E402
+from vlm_sdft.demos.sets import ImageRow  # noqa: E402
 from vlm_sdft.zoo import resolve_data  # noqa: E402
 from vlm_sdft.zoo.few_shot import FewShot  # noqa: E402
 

@@ -16,20 +16,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig
 
 from tests.test_families import answer, picture, turn
 from tests.toy import ToyAdapter, toy_args, toy_model, toy_rows
-from text_sdft.core import (
-    EMATeacher,
-    ModelInputs,
-    Rollout,
-    RowInputs,
-    SDFTTrainer,
-    TransformersSampler,
-    UserError,
-    VLLMSampler,
-)
-from text_sdft.core.vllm_sampler import _prompt
-from vlm_sdft.encoding import encode_row
-from vlm_sdft.families import find_family
-from vlm_sdft.features import ImageFeatures
+from text_sdft.core import EMATeacher, ModelInputs, Rollout, RowInputs, TransformersSampler, UserError
+from text_sdft.fast.vllm_sampler import VLLMSampler, _prompt
+from text_sdft.training import SDFTTrainer
+from vlm_sdft.images.encoding import encode_row
+from vlm_sdft.images.families import find_family
+from vlm_sdft.images.features import ImageFeatures
 from vlm_sdft.zoo import resolve_model
 
 INSTALLED = importlib.util.find_spec("vllm") is not None

@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "SDFTTrainer": "text_sdft.training",
     "TextAdapter": "text_sdft.adapter",
+    "default_lora": "text_sdft.training",
     **dict.fromkeys(
         [
             "ConfigurableAdapter",
@@ -19,11 +21,9 @@ _HOME = {
             "ModelInputs",
             "RowInputs",
             "SDFTConfig",
-            "SDFTTrainer",
             "Splits",
             "TeacherContext",
             "UserError",
-            "default_lora",
             "lora",
             "paper",
         ],

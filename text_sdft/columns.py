@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from text_sdft.core import Conversation, Demonstration, Example, Message, UserError
-from text_sdft.core.checks import unique
 from text_sdft.core.errors import does_not_exist
 from text_sdft.row_files import read_rows
+from text_sdft.training.checks import unique
 
 COLUMNS = (
     "prompt",

@@ -9,16 +9,16 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "DemoSet": "vlm_sdft.demos",
+    "DemoSet": "vlm_sdft.demos.sets",
     "ImageAdapter": "vlm_sdft.adapter",
     "vlm": "vlm_sdft.config",
     "SDFTConfig": "text_sdft.core",
-    "SDFTTrainer": "text_sdft.core",
+    "SDFTTrainer": "text_sdft.training",
     "UserError": "text_sdft.core",
-    "default_lora": "text_sdft.core",
+    "default_lora": "text_sdft.training",
     "lora": "text_sdft.core",
-    "retain_in_context": "vlm_sdft.retention",
-    "retain_made": "vlm_sdft.retention",
+    "retain_in_context": "vlm_sdft.demos.retention",
+    "retain_made": "vlm_sdft.demos.retention",
 }
 __all__ = sorted(_HOME)
 

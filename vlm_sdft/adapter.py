@@ -29,25 +29,25 @@ from text_sdft.core import (
     TeacherContext,
     UserError,
 )
-from text_sdft.core.rollout import draw_seed
+from text_sdft.core.sampling import draw_seed
 from text_sdft.core.sharding import has_shards
 from text_sdft.templates import check_template, render
-from vlm_sdft.answers import is_right
 from vlm_sdft.config import ImageData, ImageDemonstrations, load_demos, vlm
-from vlm_sdft.controls import BLANK, CONTROLS, SHUFFLED, moved_answers, spoiled, with_cues
-from vlm_sdft.demos import DemoSet, ImageRow
-from vlm_sdft.embedding import ImageEmbedder
-from vlm_sdft.encoding import RowEncoder, check_by_forward
-from vlm_sdft.episodes import Episodes
-from vlm_sdft.examples import demonstration, examples_of
-from vlm_sdft.families import FAMILIES, Family, bound_images, find_family, vision_modules
-from vlm_sdft.feature_files import FeatureFiles, tower_key
-from vlm_sdft.features import ImageFeatures
-from vlm_sdft.loading import load_processor, load_vlm
-from vlm_sdft.rationales import QUESTION, Key, with_rationales, write_rationales
-from vlm_sdft.retention import pictured
-from vlm_sdft.rivals import images_of, mean_embedding, rival_answers
-from vlm_sdft.selection import DemonstrationSelector, Selection
+from vlm_sdft.demos.answers import is_right
+from vlm_sdft.demos.controls import BLANK, CONTROLS, SHUFFLED, moved_answers, spoiled, with_cues
+from vlm_sdft.demos.episodes import Episodes
+from vlm_sdft.demos.examples import demonstration, examples_of
+from vlm_sdft.demos.rationales import QUESTION, Key, with_rationales, write_rationales
+from vlm_sdft.demos.retention import pictured
+from vlm_sdft.demos.rivals import images_of, mean_embedding, rival_answers
+from vlm_sdft.demos.selection import DemonstrationSelector, Selection
+from vlm_sdft.demos.sets import DemoSet, ImageRow
+from vlm_sdft.images.embedding import ImageEmbedder
+from vlm_sdft.images.encoding import RowEncoder, check_by_forward
+from vlm_sdft.images.families import FAMILIES, Family, bound_images, find_family, vision_modules
+from vlm_sdft.images.feature_files import FeatureFiles, tower_key
+from vlm_sdft.images.features import ImageFeatures
+from vlm_sdft.images.loading import load_processor, load_vlm
 
 
 class ImageAdapter:
@@ -59,10 +59,10 @@ class ImageAdapter:
         n_types: types of objects among a query's demonstrations.
         shots: demonstrations a type.
         rung: how much the teacher is shown (`text_sdft.core.RUNGS`), where a query has that rung; 5: of training rows.
-        policy: ``"fixed"``, or ``"ladder"`` for hints that grow (`text_sdft.experiments.ladder`).
+        policy: ``"fixed"``, or ``"ladder"`` for hints that grow (`text_sdft.methods.hints`).
         context: whose view holds the demonstrations; ``"teacher"`` is self-distillation, the others are controls.
         template: ``"turns"`` or a quoted template (see `text_sdft.templates`).
-        rationale_question: what the model is asked about each labelled image, for rung 4 (`vlm_sdft.rationales`).
+        rationale_question: what the model is asked about each labelled image, for rung 4 (`vlm_sdft.demos.rationales`).
         embedder: what retrieval compares: see `ImageEmbedder`.
         max_pixels: pixels that one image may cost; None: the processor's own limit.
         system_prompt: the first message of both views.
@@ -228,7 +228,7 @@ class ImageAdapter:
         return render(example.messages, self.demonstrations(example, context), privileged, self._template)
 
     def encode(self, conversations: Sequence[Conversation]) -> ModelInputs:
-        """See `vlm_sdft.encoding`; every conversation becomes one unpadded row."""
+        """See `vlm_sdft.images.encoding`; every conversation becomes one unpadded row."""
         family, features = self._bound(), self._reused
         rows = [self._encode_row(conversation, features) for conversation in conversations]
         tokenizer = self.processing_class.tokenizer
@@ -280,8 +280,8 @@ class ImageAdapter:
         return (0, *(1,) * (typed and self.demos.n_labelled_types > 1), 2, *(3,) * cued, *(4,) * chosen, *(5,) * known)
 
     def controls(self, example: Example) -> tuple[str, ...]:
-        """See `vlm_sdft.controls`. Labels are shuffled between types: not where a row brings its own demonstrations or
-        answers. None where one of several types is shown: its name is to be copied, as selection looked at the query."""
+        """See `vlm_sdft.demos.controls`. Labels are shuffled between types: not where a row brings its own demonstrations
+        or answers. None where one of several types is shown: its name is to be copied, as selection looked at the query."""
         own = example.demonstrations
         shown = any(images_of(d.messages) for d in own) if own else example.meta.get("row") is not None
         if example.retain or self._context == "student" or not shown:
@@ -300,7 +300,7 @@ class ImageAdapter:
         return None if answer is None else replace(example, reference=answer, meta={})
 
     def rivals(self, examples: Sequence[Example], contexts: Sequence[TeacherContext]) -> dict[str, list[str]]:
-        """Answers of `vlm_sdft.rivals` by the model's own vision features, and by open_clip's where it is the embedder."""
+        """Answers of `vlm_sdft.demos.rivals` by the model's own vision features, and by an open_clip embedder's."""
         shown = [self.demonstrations(e, context) for e, context in zip(examples, contexts, strict=True)]
         queries = [self.example_images(example) for example in examples]
         own = ImageEmbedder("model", self._features)
@@ -383,7 +383,7 @@ class ImageAdapter:
         return self._rationales
 
     def _kept_in_context(self, example: Example) -> list[Demonstration]:
-        """What stands before a retention row's query in both views: nothing, or an episode (`vlm_sdft.episodes`)."""
+        """What stands before a retention row's query in both views: nothing, or an episode (`vlm_sdft.demos.episodes`)."""
         row = example.meta.get("row")
         if row is None or not row.in_context:
             return []

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from text_sdft.core import UserError
 from text_sdft.core.errors import did_you_mean
-from vlm_sdft import rationales
-from vlm_sdft.demos import QUESTION, DemoSet
-from vlm_sdft.retention import is_made, retain_in_context, retain_made
-from vlm_sdft.selection import Selection
+from vlm_sdft.demos import rationales
+from vlm_sdft.demos.retention import is_made, retain_in_context, retain_made
+from vlm_sdft.demos.selection import Selection
+from vlm_sdft.demos.sets import QUESTION, DemoSet
 from vlm_sdft.zoo import options_of, resolve_data
 
 

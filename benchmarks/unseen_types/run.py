@@ -29,9 +29,10 @@ from PIL import Image
 from settings import SETTINGS, Setting, of_labels
 from tables import ALONE, ANSWERED, FRESH, LORA, RIVAL, Rows, collect, report, write_pages
 
-from text_sdft.core import Example, SDFTTrainer, default_lora
-from text_sdft.experiments.method_trainer import MethodTrainer
+from text_sdft.core import Example
 from text_sdft.experiments.scores import contexts_for, evaluate
+from text_sdft.methods.method_trainer import MethodTrainer
+from text_sdft.training import SDFTTrainer, default_lora
 from vlm_sdft import DemoSet, ImageAdapter, retain_in_context
 from vlm_sdft.zoo.objects import base_types
 from vlm_sdft.zoo.skills import user

@@ -14,7 +14,7 @@ from PIL import Image
 from sources import SOURCES, new_kinds, write_folder
 
 from vlm_sdft import DemoSet
-from vlm_sdft.selection import Selection
+from vlm_sdft.demos.selection import Selection
 from vlm_sdft.zoo import resolve_data
 from vlm_sdft.zoo.drawing import draw
 from vlm_sdft.zoo.few_shot import FewShot
@@ -30,7 +30,7 @@ class Setting:
     """What is learnt from what.
 
     ``broader``: by the model of `build_model.py`, not the builtin one; ``shown``: types that the teacher is shown,
-    ``selection``: which ones (see `vlm_sdft.selection`);
+    ``selection``: which ones (see `vlm_sdft.demos.selection`);
     ``as_tested``: unlabelled images are in the style of the test images (see `write_folder`);
     ``described``: answers are descriptions that end in the name; ``rates_from``: the setting on whose validation types
     learning rates are chosen, this one where it is None.

@@ -22,10 +22,10 @@ from cells import Cells, make_trainer, shown
 from settings import SETTINGS, Setting
 
 from text_sdft.core import TeacherContext
-from text_sdft.core.rollout import draw_seed
+from text_sdft.core.sampling import draw_seed
 from text_sdft.experiments.measure import answers, score_all
 from vlm_sdft import ImageAdapter
-from vlm_sdft.selection import Selection
+from vlm_sdft.demos.selection import Selection
 
 DRAWS = 8
 #: How many types are shown, and whether they are drawn at random.

@@ -19,11 +19,8 @@ from text_sdft.core.divergence import DivergenceSettings, Head, divergence
 from text_sdft.core.errors import UserError
 from text_sdft.core.evaluation import answer
 from text_sdft.core.inputs import ModelInputs, RowInputs
-from text_sdft.core.modeling import default_lora
-from text_sdft.core.rollout import Rollout, Sampler, TransformersSampler
-from text_sdft.core.teacher import EMATeacher, FrozenTeacher, LiveTeacher
-from text_sdft.core.trainer import SDFTTrainer
-from text_sdft.core.vllm_sampler import VLLMSampler
+from text_sdft.core.sampling import Rollout, Sampler, TransformersSampler
+from text_sdft.core.teachers import EMATeacher, FrozenTeacher, LiveTeacher
 
 __all__ = [
     "ENTRY_POINT_GROUP",
@@ -44,16 +41,13 @@ __all__ = [
     "Rollout",
     "RowInputs",
     "SDFTConfig",
-    "SDFTTrainer",
     "Sampler",
     "Splits",
     "TeacherContext",
     "TransformersSampler",
     "UserError",
-    "VLLMSampler",
     "adapter_class",
     "answer",
-    "default_lora",
     "divergence",
     "lora",
     "paper",

@@ -38,7 +38,7 @@ class ModalityAdapter(Protocol):
       same labelled rows, with ``rivals_left_out() -> {name: why}``;
     - ``variants() -> {option: adapter}``: this adapter with other demonstrations, by the option that sets them;
     - ``release()``: let go of the model, where several adapters take turns with models that do not fit side by side;
-    - ``policy``: ``"ladder"`` asks for hints that grow (`text_sdft.experiments.ladder`);
+    - ``policy``: ``"ladder"`` asks for hints that grow (`text_sdft.methods.hints`);
     - ``scoring_notes()``: sentences on what `score` could not do as it should since they were asked for last;
     - ``example_images(example)``: what to look at in a preview;
     - ``expert_answer(example) -> str | None``: the answer that an expert gave to this very query (of the training data;

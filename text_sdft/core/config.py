@@ -16,7 +16,7 @@ from transformers.integrations import get_available_reporting_integrations, get_
 
 from text_sdft.core.confidence import Confidence
 from text_sdft.core.divergence import DivergenceSettings
-from text_sdft.core.teacher import TeacherKind
+from text_sdft.core.teachers import TeacherKind
 
 #: Answers of at most so many tokens are labels: no token of theirs is skipped, and cut ones still count.
 SHORT_ANSWER = 16

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.data import Example, Model, TeacherContext
-from text_sdft.core.rollout import Sampler
+from text_sdft.core.sampling import Sampler
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_view
 

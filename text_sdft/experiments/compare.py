@@ -16,9 +16,9 @@ from text_sdft.core import UserError
 from text_sdft.experiments.compare_cells import NEW, CellRunner, Comparison, Sets
 from text_sdft.experiments.compare_table import write_tables
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.methods import find_method
 from text_sdft.experiments.run import eval_sets, write_json
 from text_sdft.experiments.settings import first_change, flattened
+from text_sdft.methods.table import find_method
 
 VALIDATION = "validation"
 #: Settings that a comparison chooses itself, or that change no number.

@@ -29,10 +29,10 @@ from text_sdft.core import Conversation, Example, UserError
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.drift import Start, drift, general, remember
 from text_sdft.experiments.flops import training_flops
-from text_sdft.experiments.method_trainer import MethodTrainer
-from text_sdft.experiments.methods import Method, Unsupported, find_method, rows_for
 from text_sdft.experiments.run import make_trainer, write_json
 from text_sdft.experiments.scores import TASK, contexts_for, evaluate
+from text_sdft.methods.method_trainer import MethodTrainer
+from text_sdft.methods.table import Method, Unsupported, find_method, rows_for
 
 Sets = dict[str, list[Example]]
 #: The set that is learnt; prior skills are those outside of `TASK`.

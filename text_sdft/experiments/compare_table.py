@@ -9,11 +9,11 @@ from typing import Any
 from text_sdft.experiments.compare_cells import NEW, Comparison, seeded
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.flops import FORMULA
-from text_sdft.experiments.methods import METHODS, find_method
 from text_sdft.experiments.plots import plot_pareto
 from text_sdft.experiments.run import write_json
 from text_sdft.experiments.scores import TASK, Accuracy
 from text_sdft.experiments.stats import Interval, Paired
+from text_sdft.methods.table import METHODS, find_method
 
 
 def write_tables(comparison: Comparison, experiment: Experiment, folder: Path) -> dict[str, Any]:

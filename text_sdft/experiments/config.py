@@ -7,7 +7,8 @@ from typing import Any
 
 from peft import LoraConfig
 
-from text_sdft.core import ConfigurableAdapter, Model, SDFTConfig, Splits, default_lora
+from text_sdft.core import ConfigurableAdapter, Model, SDFTConfig, Splits
+from text_sdft.training import default_lora
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Experiment:
         eval: evaluation settings.
         settings: the whole resolved YAML, for ``config.yaml``.
         defaults: the same with nothing set: what a setting is where it is left out.
-        method: what trains, see `text_sdft.experiments.methods`.
+        method: what trains, see `text_sdft.methods.table`.
         start: a loaded model to go on from, in place of ``model`` as it comes.
     """
 

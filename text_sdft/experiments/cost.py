@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from text_sdft.core import SDFTConfig, SDFTTrainer
+from text_sdft.core import SDFTConfig
 from text_sdft.core.divergence import CHUNK_BYTES
+from text_sdft.training import SDFTTrainer
 
 
 def memory(

@@ -16,14 +16,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from text_sdft.core import DivergenceSettings, Example, SDFTTrainer, divergence
+from text_sdft.core import DivergenceSettings, Example, divergence
 from text_sdft.core.divergence import Head
-from text_sdft.core.rollout import evaluating
+from text_sdft.core.sampling import evaluating
 from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_of
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_student
 from text_sdft.experiments.measure import right_answers
 from text_sdft.experiments.scores import TASK, sample
+from text_sdft.training import SDFTTrainer
 
 #: The starting model's hidden states on so many examples stay in memory for the whole run.
 MOST = 300

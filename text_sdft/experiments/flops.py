@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from text_sdft.core import TeacherContext
-from text_sdft.core.rollout import draw_seed
+from text_sdft.core.sampling import draw_seed
 from text_sdft.core.views import encode_teacher
-from text_sdft.experiments.method_trainer import MethodTrainer
+from text_sdft.methods.method_trainer import MethodTrainer
 
 #: In words, for tables.
 FORMULA = (

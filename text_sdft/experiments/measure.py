@@ -15,12 +15,13 @@ from rich.progress import track
 from scipy import stats
 from torch import Tensor
 
-from text_sdft.core import DivergenceSettings, Example, SDFTTrainer, TeacherContext, answer
-from text_sdft.core.rollout import draw_seed, evaluating
+from text_sdft.core import DivergenceSettings, Example, TeacherContext, answer
+from text_sdft.core.sampling import draw_seed, evaluating
 from text_sdft.core.scoring import completion_hidden_states, head_of
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_view
-from text_sdft.experiments.written import written
+from text_sdft.methods.written import written
+from text_sdft.training import SDFTTrainer
 
 Contexts = Sequence[TeacherContext] | None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.methods import find_method
+from text_sdft.methods.table import find_method
 
 _SETTINGS = (
     "learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",

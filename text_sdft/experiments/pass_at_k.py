@@ -8,10 +8,11 @@ from typing import Any
 from rich.progress import track
 from scipy.special import comb
 
-from text_sdft.core import Example, SDFTTrainer, UserError
-from text_sdft.core.rollout import draw_seed
+from text_sdft.core import Example, UserError
+from text_sdft.core.sampling import draw_seed
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_student
+from text_sdft.training import SDFTTrainer
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:

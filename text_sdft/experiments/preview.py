@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from text_sdft.core import Example, ModelInputs, TeacherContext, UserError
-from text_sdft.core.modeling import training_summary
-from text_sdft.core.rollout import draw_seed
+from text_sdft.core.sampling import draw_seed
 from text_sdft.core.views import encode_student, encode_teacher
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.cost import memory, step_cost
-from text_sdft.experiments.method_trainer import MethodTrainer
 from text_sdft.experiments.run import check_trains, make_trainer
+from text_sdft.methods.method_trainer import MethodTrainer
+from text_sdft.training.modeling import training_summary
 
 #: Queries that are shown, and whose tokens are counted; micro-batches that are run where a step is measured.
 SHOWN, COUNTED, MEASURED = 3, 64, 3

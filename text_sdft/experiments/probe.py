@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from text_sdft.core import RUNGS, Example, SDFTTrainer, TeacherContext, UserError
-from text_sdft.core.rollout import draw_seed
+from text_sdft.core import RUNGS, Example, TeacherContext, UserError
+from text_sdft.core.sampling import draw_seed
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.measure import answers, mean_tokens, plain, positions, right_answers, score_all
 from text_sdft.experiments.scores import Accuracy, contexts_for, sample, tell_scoring_notes, with_teacher
 from text_sdft.experiments.verdict import SHARE, Evidence, Gap, Verdict, paired_gap, verdict
+from text_sdft.training import SDFTTrainer
 
 logger = logging.get_logger(__name__)
 #: Why there is nothing to compare.

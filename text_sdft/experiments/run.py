@@ -21,14 +21,9 @@ from peft import PeftModel
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
-from text_sdft.core import Example, Model, SDFTConfig, SDFTTrainer, UserError
-from text_sdft.core.callbacks import append_jsonl
-from text_sdft.core.modeling import load_model, training_summary
+from text_sdft.core import Example, Model, SDFTConfig, UserError
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.drift import drift, general, remember
-from text_sdft.experiments.ladder import LadderTrainer
-from text_sdft.experiments.method_trainer import MethodTrainer
-from text_sdft.experiments.methods import find_method
 from text_sdft.experiments.model_card import model_card
 from text_sdft.experiments.pass_at_k import measure_pass_at_k
 from text_sdft.experiments.probe import short_probe
@@ -37,6 +32,12 @@ from text_sdft.experiments.scores import evaluate, sample
 from text_sdft.experiments.settings import first_change, resumable
 from text_sdft.experiments.skills import prior_skills
 from text_sdft.experiments.verdict import Verdict
+from text_sdft.methods.hints import LadderTrainer
+from text_sdft.methods.method_trainer import MethodTrainer
+from text_sdft.methods.table import find_method
+from text_sdft.training import SDFTTrainer
+from text_sdft.training.callbacks import append_jsonl
+from text_sdft.training.modeling import load_model, training_summary
 
 logger = logging.get_logger(__name__)
 LIBRARIES = ("vlm-sdft", "torch", "transformers", "peft", "accelerate", "datasets")

@@ -13,9 +13,10 @@ from rich.progress import track
 from scipy import stats
 from transformers.utils import logging
 
-from text_sdft.core import Example, Message, SDFTTrainer, TeacherContext, answer
-from text_sdft.core.rollout import draw_seed
+from text_sdft.core import Example, Message, TeacherContext, answer
+from text_sdft.core.sampling import draw_seed
 from text_sdft.core.sharding import gathered
+from text_sdft.training import SDFTTrainer
 
 logger = logging.get_logger(__name__)
 #: Sets that training or the choice of settings is about: everything else that is measured is a prior skill.

@@ -15,13 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from text_sdft.core import Example, Model, SDFTTrainer, UserError
-from text_sdft.core.modeling import load_model
+from text_sdft.core import Example, Model, UserError
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.methods import expert_answer, find_method
 from text_sdft.experiments.run import eval_sets, measuring, run_training, trained_model, write_json
 from text_sdft.experiments.scores import TASK, evaluate
 from text_sdft.experiments.settings import Settings, first_change, resumable
+from text_sdft.methods.table import expert_answer, find_method
+from text_sdft.training import SDFTTrainer
+from text_sdft.training.modeling import load_model
 
 Row = dict[str, Any]
 

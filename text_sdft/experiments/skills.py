@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from text_sdft.core import SDFTTrainer, UserError
+from text_sdft.core import UserError
+from text_sdft.training import SDFTTrainer
 
 #: The six benchmarks of arXiv 2601.19897 and the metric that it reports of each.
 PAPER = {

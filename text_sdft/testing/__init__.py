@@ -13,7 +13,7 @@ import torch
 
 from text_sdft.core import ModalityAdapter, Model
 from text_sdft.core.adapter import missing_methods
-from text_sdft.core.rollout import evaluating
+from text_sdft.core.sampling import evaluating
 from text_sdft.testing.case import Case
 from text_sdft.testing.promises import PROMISES
 

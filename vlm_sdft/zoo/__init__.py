@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm_sdft.zoo.hub import HubTypes
+    from vlm_sdft.demos.hub import HubTypes
     from vlm_sdft.zoo.novel_objects import NovelObjects
 
 #: Builtin models: name -> folder in this package.
@@ -41,7 +41,7 @@ def options_of(name: str) -> type[NovelObjects] | type[HubTypes] | None:
         ValueError: a ``builtin:`` name that does not exist.
     """
     if name.startswith("hub:"):
-        from vlm_sdft.zoo.hub import HubTypes
+        from vlm_sdft.demos.hub import HubTypes
 
         return HubTypes
     if not name.startswith("builtin:"):
@@ -76,7 +76,7 @@ def resolve_data(name: str, cache_dir: Path, **options: Any) -> Path:
             hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
             raise ValueError(f"Unknown option {key!r}. {hint}")
     if name.startswith("hub:"):
-        from vlm_sdft.zoo.hub import write_hub_types
+        from vlm_sdft.demos.hub import write_hub_types
 
         return write_hub_types(name.removeprefix("hub:"), cache_dir, **options)
     from vlm_sdft.zoo.novel_objects import write_novel_objects

@@ -1,0 +1,1 @@
+"""One function a method: self-distillation, and what it is compared with."""

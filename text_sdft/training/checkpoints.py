@@ -1,0 +1,132 @@
+"""What a checkpoint holds beside the Trainer's own files: the teachers' weights, and where their prompts were cut."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Trainer
+
+from text_sdft.core.errors import UserError
+from text_sdft.core.sharding import whole, whole_state_dict
+from text_sdft.core.teachers import LiveTeacher
+from text_sdft.fast.prefix import PrefixStore
+
+TEACHER_FILE = "teacher.safetensors"
+PREFIXES_FILE = "prefixes.safetensors"
+
+
+class CheckpointedTrainer(Trainer):
+    """A trainer whose checkpoints hold its teachers.
+
+    Attributes:
+        teacher: who reads the queries' completions.
+        start_teacher: the model as it was at the start; the same object where the teacher is that.
+        prefixes: of teacher prompts.
+    """
+
+    teacher: LiveTeacher
+    start_teacher: LiveTeacher
+    prefixes: PrefixStore
+
+    def teachers(self) -> dict[str, LiveTeacher]:
+        """Those whose weights differ, by name."""
+        teachers = {"teacher": self.teacher}
+        if self.start_teacher is not self.teacher:
+            teachers["start"] = self.start_teacher
+        return teachers
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As `transformers.Trainer.save_model`; a model in shards is written whole, if not into a checkpoint."""
+        with nullcontext() if _internal_call else whole_state_dict(self.accelerator):
+            super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with whole_or_removed(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        save_teachers(self.teachers(), output_dir, self.args.should_save)
+        if self.args.should_save:
+            save_prefixes(self.prefixes, self.teachers(), output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            load_teachers(self.teachers(), checkpoint)
+            load_prefixes(self.prefixes, self.teachers(), checkpoint)
+
+
+def save_teachers(teachers: Mapping[str, LiveTeacher], folder: str | Path, writes: bool = True) -> None:
+    """Write the teachers' tensors, by teacher and parameter name; nothing where they have none.
+
+    Args:
+        writes: whether this process does; all processes have to come, with their shards.
+    """
+    tensors: dict[str, Tensor] = {}
+    for owner, teacher in teachers.items():
+        for name, tensor in teacher.state_dict().items():
+            values = whole(tensor)
+            if writes:
+                tensors[f"{owner}.{name}"] = values.contiguous()
+    if tensors:
+        save_file(tensors, Path(folder) / TEACHER_FILE)
+
+
+def load_teachers(teachers: Mapping[str, LiveTeacher], folder: str | Path) -> None:
+    """Restore what `save_teachers` wrote. Raises `UserError` where it is of another teacher."""
+    file = Path(folder) / TEACHER_FILE
+    tensors = load_file(file) if file.exists() else {}
+    for owner, teacher in teachers.items():
+        state = {name[len(owner) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{owner}.")}
+        if teacher.state_dict() and not state:
+            raise UserError(
+                f"Cannot resume from {folder}: it holds no weights of the {owner}. It was saved with save_only_model, "
+                "another teacher_model_kind or without retention prompts: start anew, or go on with the settings of before."
+            )
+        try:
+            teacher.load_state_dict(state)
+        except ValueError as error:
+            raise UserError(f"Cannot resume from {folder}: {error}.") from error
+
+
+def save_prefixes(prefixes: PrefixStore, teachers: Mapping[str, LiveTeacher], folder: str | Path) -> None:
+    """Write where teacher prompts were cut, so that a resumed run rounds as this one would have."""
+    save_file(prefixes.state_dict(_versions(teachers)), Path(folder) / PREFIXES_FILE)
+
+
+def load_prefixes(prefixes: PrefixStore, teachers: Mapping[str, LiveTeacher], folder: str | Path) -> None:
+    """Restore what `save_prefixes` wrote; an older checkpoint has none."""
+    file = Path(folder) / PREFIXES_FILE
+    if file.exists():
+        prefixes.load_state_dict(load_file(file), _versions(teachers))
+
+
+def _versions(teachers: Mapping[str, LiveTeacher]) -> dict[str, int]:
+    return {name: teacher.version for name, teacher in teachers.items()}
+
+
+@contextmanager
+def whole_or_removed(folder: Path) -> Iterator[None]:
+    """Remove the checkpoint's folder if writing it fails: the next resume would find half of it.
+
+    Raises:
+        UserError: there is no space, or the disk failed.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise UserError(
+            f"Checkpoint {folder} could not be written ({error}); the incomplete folder was removed, earlier ones are "
+            "untouched. Free space (or set save_total_limit) and run the same command with --resume."
+        ) from error

@@ -1,0 +1,71 @@
+"""A commented config for a folder of images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from vlm_sdft.demos.sets import DemoSet
+
+_TEMPLATE = """\
+# {report}
+model: {model}
+adapter: image
+
+data:
+  path: {path}
+  question: What is this?        # asked about every image; answers come from the folders' names or types.yaml
+  # retain: general_images       # a folder of any images that the model should go on answering as it does{retain_note}
+  {pixels:<31}# 448 × 448: fewer pixels, shorter prompts
+
+demonstrations:                  # what the teacher sees before each query
+  selection: retrieved           # the most similar labelled images; random where nothing retrieves well
+  n_types: {n_types:<22}# the fewer types, the more retrieval decides; `vlm-sdft probe --sweep` says what is best
+  shots: {shots}
+
+train:
+  output_dir: {name}
+{train}  # num_train_epochs: 10
+"""
+
+_TINY = """\
+  learning_rate: 5.0e-4          # all weights of a tiny model
+  # per_device_train_batch_size: 8
+  # gradient_accumulation_steps: 2
+"""
+_HUB = """\
+  learning_rate: 2.0e-4          # of the LoRA adapter (lora.enabled: false trains all weights: 1.0e-5)
+  per_device_train_batch_size: 4
+  gradient_accumulation_steps: 4
+  bf16: true
+  activation_checkpointing: true   # less memory for more time; `vlm-sdft preview` says how much memory
+"""
+
+
+def run_name(data: str) -> str:
+    """What to call the run's folder after its data: ``my_objects`` of ``data/my_objects/`` and of ``my_objects.jsonl``."""
+    return Path(data.removeprefix("builtin:").removeprefix("hub:")).resolve().name.removesuffix(".jsonl") or "run"
+
+
+def _quoted(text: str) -> str:
+    """As it stands where YAML would read it so, else quoted."""
+    plain = all(char.isalnum() or char in "/._-" for char in text) and text[:1].isalpha() | text.startswith(("/", "."))
+    return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+def init_config(folder: str, model: str) -> str:
+    """The config as YAML text. Raises `UserError` where the folder cannot be used."""
+    demos = DemoSet.load(folder)
+    images = [sum(row.type == name for row in demos.labelled) for name in {row.type for row in demos.labelled}]
+    builtin = model.startswith("builtin:")
+    return _TEMPLATE.format(
+        report=" ".join(demos.report).replace("\n", " "),
+        model=model if builtin else _quoted(model),
+        path=_quoted(folder.rstrip("/") or "/"),
+        name=_quoted(f"runs/{run_name(folder)}"),
+        n_types=min(5, len(images)),
+        shots=min(2, min(images)),
+        pixels="# max_pixels: 200704" if builtin else "max_pixels: 200704",
+        train=_TINY if builtin else _HUB,
+        retain_note="" if demos.retain else " (recommended)",
+    )

@@ -1,0 +1,65 @@
+"""Rung 4 of the privilege ladder: beside each demonstration's question a rationale that the model wrote itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from text_sdft.core import Demonstration, Message, ModalityAdapter, Model
+from text_sdft.core.sampling import TransformersSampler
+from text_sdft.templates import render
+from vlm_sdft.demos.controls import answer_of, described
+from vlm_sdft.demos.rivals import images_of
+from vlm_sdft.images.files import content_hash
+
+QUESTION = "Which visible features show that this answer is right? Answer in one short sentence."
+#: Tokens of a rationale at most; what is longer is cut.
+LONGEST = 64
+BATCH_SIZE = 8
+
+#: A demonstration by its content: its images' hashes, and its answer.
+Key = tuple[str, ...]
+
+
+def write_rationales(
+    adapter: ModalityAdapter,
+    model: Model,
+    demonstrations: Sequence[Demonstration],
+    question: str,
+    system_prompt: str | None,
+    template: str,
+) -> dict[Key, str]:
+    """The model's most probable answer to a question about each demonstration's images, asked after that demonstration.
+
+    Args:
+        adapter: encodes and decodes.
+        model: writes with the weights that it has now.
+        question: what is asked about the images.
+        system_prompt: the first message, where there is one.
+        template: how a demonstration enters a prompt (`text_sdft.templates`).
+    """
+    distinct = {_key(d): d for d in demonstrations}
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    asked = [render([*system, _about(d, question)], [d], None, template) for d in distinct.values()]
+    sampler, texts = TransformersSampler(LONGEST), list[str]()
+    for start in range(0, len(asked), BATCH_SIZE):
+        rollout = sampler.sample(model, adapter.encode(asked[start : start + BATCH_SIZE]), seeds=None)
+        texts += [" ".join(adapter.decode(ids).split()) for ids in rollout.ids]
+    return dict(zip(distinct, texts, strict=True))
+
+
+def with_rationales(demonstrations: Sequence[Demonstration], rationales: Mapping[Key, str]) -> list[Demonstration]:
+    """Each demonstration's rationale after its question, in brackets: its answer stays as it is."""
+    return [
+        replace(d, messages=[described(d.messages[0], [words]), *d.messages[1:]]) if (words := rationales[_key(d)]) else d
+        for d in demonstrations
+    ]
+
+
+def _about(demonstration: Demonstration, question: str) -> Message:
+    images = [{"type": "image", "image": image} for image in images_of(demonstration.messages)]
+    return {"role": "user", "content": [*images, {"type": "text", "text": question}]}
+
+
+def _key(demonstration: Demonstration) -> Key:
+    return (*map(content_hash, images_of(demonstration.messages)), answer_of(demonstration))

@@ -1,0 +1,392 @@
+"""Rows and types read from a folder, a `datasets` dataset or a JSONL file; `DemoSet` checks them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from PIL import Image
+
+from text_sdft.core import UserError
+from text_sdft.core.errors import did_you_mean, first_line
+from vlm_sdft.demos.answers import normalise
+from vlm_sdft.demos.sets import QUESTION, ImageRow, ObjectType, Split
+
+Read = tuple[list[ImageRow], dict[str, ObjectType], list[str]]
+
+SUFFIXES = frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+TYPE_KEYS = ("answer", "synonyms", "cues")
+METADATA = "metadata.jsonl"
+METADATA_KEYS = ("file_name", "prompt", "answer")
+
+
+def read_folder(
+    path: Path, question: str, retain_questions: Sequence[str] | None, retain: str | Path | None, holdout: float, seed: int
+) -> Read:
+    """See `DemoSet.from_folder`."""
+    flat = not (path / "train").is_dir()
+    folders: dict[Split, Path] = {"train": path if flat else path / "train"}
+    if not flat:
+        folders |= {split: path / split for split in get_args(Split) if split != "train" and (path / split).is_dir()}
+    elif found := [name for name in get_args(Split) if (path / name).is_dir()]:
+        raise UserError(f"{path} has {found[0]}/ but no train/: put the labelled images into train/<type>/.")
+    _check_names(path, flat)
+    report = [] if flat else _unused(path)
+    rows: list[ImageRow] = []
+    names: dict[str, None] = {}
+    metadata = {split: _metadata(folder, split) for split, folder in folders.items()}
+    for split in ("train", "test", "old"):
+        loose = [file for file in _images(folders.get(split)) if file.parent == folders[split]]  # type: ignore[index, call-overload]
+        if split != "old" or not metadata.get("old"):
+            report += [f"Not used: {len(loose)} images of {folders[split]} lie in no type's folder."] if loose else []
+        for type_folder in _subfolders(folders.get(split)):  # type: ignore[call-overload]
+            files = list(_images(type_folder))
+            if not files:
+                raise UserError(
+                    f"The type folder {type_folder} holds no image ({', '.join(['.png', '.jpg', '.webp'])}, …): "
+                    "add some, or remove it."
+                )
+            names[type_folder.name] = None
+            for file in files:
+                rows.append(ImageRow(_id(path, file), (file,), question, None, type_folder.name, split))  # type: ignore[arg-type]
+    types = _types(path / "types.yaml", names)
+    rows = [_labelled(row, types, metadata) for row in rows]
+    if not any(row.split == "test" for row in rows):
+        rows = _hold_out(rows, holdout, seed, report)
+    for file, fields in metadata.get("old", {}).items():
+        key = _id(path, file)
+        rows += [
+            ImageRow(f"{key}#{i}", (file,), entry.get("prompt", question), _string(entry.get("answer")), None, "old")
+            for i, entry in enumerate(fields)
+        ]
+    for file in _images(folders.get("unlabelled")):
+        asked = _first(metadata.get("unlabelled", {}), file).get("prompt", question)
+        rows.append(ImageRow(_id(path, file), (file,), asked, None, None, "unlabelled"))
+    retained = [(_id(path, file), file) for file in _images(folders.get("retain"))]
+    if retain is not None:
+        extra = Path(retain)
+        if not extra.is_dir():
+            raise UserError(
+                f"data.retain: the folder {extra} does not exist. It may also be a .txt file with a prompt in each line, "
+                "or one of the words crops and drawn."
+            )
+        if not (found := _images(extra)):
+            raise UserError(f"data.retain: the folder {extra} holds no image. Put some there, or leave data.retain out.")
+        retained += [(f"data.retain/{_id(extra, file)}", file) for file in found]
+    for key, file in retained:
+        own = [entry["prompt"] for entry in metadata.get("retain", {}).get(file, []) if "prompt" in entry]
+        for i, asked in enumerate(own or retain_questions or [question]):
+            rows.append(ImageRow(f"{key}#{i}", (file,), asked, None, None, "retain"))
+    for folder in folders.values():
+        found_here = _files(folder)
+        report += [
+            f"Not used: {file}. It belongs into {folder}, with file_name from there."
+            for file in found_here
+            if file.name == METADATA and file.parent != folder
+        ]
+        others = [f for f in found_here if f.suffix.lower() not in SUFFIXES and f.name not in (METADATA, "types.yaml")]
+        if others:
+            report.append(
+                f"Not used: {len(others)} files of {folder} have no ending of an image, such as {others[0].name}."
+            )
+    return rows, types, [*_counts(rows), *report]
+
+
+def _check_names(path: Path, flat: bool) -> None:
+    """Raise `UserError` where a name is meant to be a known one: what lies there would not be used, or become a type.
+
+    Beside ``train/`` none of them can be a type's.
+    """
+    known = ("types.yaml", *get_args(Split))
+    for file in sorted(path.iterdir()):
+        near = difflib.get_close_matches(file.name.casefold(), known, n=1, cutoff=0.94 if flat else 0.9)
+        if near and file.name not in known:
+            slash = "/" if file.is_dir() else ""
+            raise UserError(f"{file}{slash} is not read: the name is '{near[0]}'. Rename it, or move it elsewhere.")
+
+
+def _unused(path: Path) -> list[str]:
+    """What lies beside ``train/`` and is not read, as sentences."""
+    known = get_args(Split)
+    others = [folder.name for folder in _subfolders(path) if folder.name not in known]
+    loose = [f for f in path.iterdir() if f.is_file() and f.suffix.lower() in SUFFIXES and not f.name.startswith(".")]
+    found = []
+    if others:
+        found.append(f"Not used: the folders {', '.join(others)} of {path}, which are none of {', '.join(known)}.")
+    if loose:
+        found.append(f"Not used: {len(loose)} images of {path} that lie in none of its folders.")
+    return found
+
+
+def read_dataset(dataset: Any, image_column: str, label_column: str, question: str, holdout: float, seed: int) -> Read:
+    """See `DemoSet.from_dataset`."""
+    import datasets
+
+    parts = dataset if isinstance(dataset, Mapping) else {"train": dataset}
+    unknown = [name for name in parts if name not in (*get_args(Split), "validation")]
+    if unknown or "train" not in parts:
+        raise UserError(f"Splits {sorted(parts)}: 'train' must be there; others may be {', '.join(get_args(Split)[1:])}.")
+    names: dict[str, None] = {}
+    rows: list[ImageRow] = []
+    report: list[str] = []
+    for split, part in parts.items():
+        if split == "validation":
+            report.append("The split 'validation' is not used; pass it as 'test' to measure on it.")
+            continue
+        if not hasattr(part, "column_names"):
+            raise UserError(f"A '{type(part).__name__}' is no data set: give a datasets.Dataset, or a DatasetDict of them.")
+        labelled = split in ("train", "test", "old")
+        for column in (image_column, label_column)[: 2 if labelled else 1]:
+            if column not in part.column_names:
+                raise UserError(f"The split '{split}' has no column '{column}' (it has {', '.join(part.column_names)}).")
+        try:
+            part = part.cast_column(image_column, datasets.Image(decode=False))
+        except Exception as error:
+            raise UserError(f"The column '{image_column}' holds no images ({first_line(error)}).") from error
+        feature = part.features.get(label_column)
+        for i, record in enumerate(part):
+            name = None
+            if labelled:
+                label = record[label_column]
+                if label is None or label == -1:  # what a hub data set gives rows whose label it hides
+                    raise UserError(f"{split}/{i} has no label ({label}): leave it out, or use the split 'unlabelled'.")
+                name = feature.int2str(label) if isinstance(feature, datasets.ClassLabel) else str(label)
+                names[name] = None
+            rows.append(ImageRow(f"{split}/{i}", (record[image_column],), question, None, name, split))  # type: ignore[arg-type]
+    types = {name: ObjectType(name, name.replace("_", " ")) for name in names}
+    rows = [_labelled(row, types, {}) for row in rows]
+    if not any(row.split == "test" for row in rows):
+        rows = _hold_out(rows, holdout, seed, report)
+    return rows, types, [*_counts(rows), *report]
+
+
+def read_jsonl(path: Path) -> Read:
+    """See `DemoSet.from_jsonl`."""
+    rows: list[ImageRow] = []
+    types: dict[str, ObjectType] = {}
+    n_system = 0
+    for number, record in _json_lines(path):
+        where = f"{path}, line {number}"
+        messages, images = record.get("messages"), record.get("images", [])
+        named = isinstance(images, list) and images and all(isinstance(image, str) for image in images)
+        if not isinstance(messages, list) or not messages or not named:
+            raise UserError(f'{where}: needs "messages" (user, then assistant) and "images" (paths).')
+        if not all(isinstance(m, dict) and "role" in m and _is_content(m.get("content")) for m in messages):
+            raise UserError(
+                f'{where}: each message needs role and content: text, or a list of {{"type": "text", "text": …}} and '
+                '{"type": "image"}.'
+            )
+        n_system += messages[0]["role"] == "system"
+        split: Any = record.get("split") or "train"
+        if split not in get_args(Split):
+            raise UserError(f"{where}: split '{split}': use one of {', '.join(get_args(Split))}.")
+        answer = _text(messages[-1]["content"]) if messages[-1].get("role") == "assistant" else None
+        asked = [message for message in messages if message.get("role") == "user"]
+        if len(asked) != 1 or (answer is None and split in ("test", "old")):
+            raise UserError(f"{where}: needs one user turn" + (", and an assistant turn to test on." if asked else "."))
+        if split == "train" and answer is None:
+            split = "unlabelled"
+        if answer is not None and not normalise(answer):
+            raise UserError(f"{where}: the answer is empty. Leave the assistant turn out of an unlabelled row.")
+        sources = tuple(path.parent / name for name in images)
+        question = _text(asked[0]["content"]) or QUESTION
+        typed = normalise(answer) if answer is not None and split in ("train", "test") else None
+        if typed is not None and typed not in types:
+            types[typed] = ObjectType(typed, str(answer))
+        rows.append(ImageRow(f"line {number}", sources, question, answer, typed, split))
+    note = f"Not used: {n_system} system messages of {path}. data.system_prompt gives one to all rows."
+    return rows, types, [*_counts(rows), *([note] if n_system else [])]
+
+
+def _labelled(row: ImageRow, types: Mapping[str, ObjectType], metadata: Mapping[Split, Mapping[Any, list]]) -> ImageRow:
+    """The row with its type's answer, or with the question and answer that ``metadata.jsonl`` gives its file."""
+    if row.type is None:
+        return row
+    own = {} if row.split == "old" else _first(metadata.get(row.split, {}), row.images[0])
+    answer = _string(own.get("answer", types[row.type].answer))
+    return ImageRow(row.id, row.images, own.get("prompt", row.question), answer, row.type, row.split)
+
+
+def _hold_out(rows: Sequence[ImageRow], share: float, seed: int, report: list[str]) -> list[ImageRow]:
+    if not 0 <= share < 1:
+        raise UserError(f"The share to hold out for testing (holdout) is {share}: use 0 (none) or more, and less than 1.")
+    if share == 0:
+        report.append("There is no test/<type>/* and holdout is 0: nothing is measured on the new types.")
+        return list(rows)
+    by_type: dict[str | None, list[ImageRow]] = defaultdict(list)
+    for row in rows:
+        if row.split == "train":
+            by_type[row.type].append(row)
+    held: dict[str, str | None] = {}
+    for name, members in by_type.items():
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        drawn = random.Random(f"{seed}/{name}").sample(sorted(row.id for row in members), count)
+        held |= dict.fromkeys(drawn, name)
+    kinds = len(set(held.values()))
+    report.append(
+        f"There is no test/<type>/*: {len(held)} images of {kinds} types were held out of train/ to test on."
+        if held
+        else "There is no test/<type>/*, and no type has an image to spare: nothing is measured on the new types."
+    )
+    return [
+        ImageRow(row.id, row.images, row.question, row.answer, row.type, "test") if row.id in held else row for row in rows
+    ]
+
+
+def _types(file: Path, names: Mapping[str, None]) -> dict[str, ObjectType]:
+    try:
+        # Texts as they are written: usual YAML reads `no` as false and `007` as 7.
+        given = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader) or {} if file.exists() else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(given, dict):
+        raise UserError(f"{file}: needs a mapping of type names to {{answer, synonyms, cues}}.")
+    for name, entry in given.items():
+        if name not in names:
+            raise UserError(f"{file}: there is no type '{name}'.{did_you_mean(name, names)} Types are the folders' names.")
+        if not isinstance(entry, dict):
+            raise UserError(f"{file}: '{name}' needs a mapping with some of {', '.join(TYPE_KEYS)}.")
+        for key in entry:
+            if key not in TYPE_KEYS:
+                raise UserError(
+                    f"{file}: '{key}' of '{name}' is unknown.{did_you_mean(str(key), TYPE_KEYS)} Known: {TYPE_KEYS}."
+                )
+    types = {}
+    for name in names:
+        entry = given.get(name, {})
+        answer = entry.get("answer", name.replace("_", " "))
+        if not isinstance(answer, str):
+            raise UserError(f"{file}: 'answer' of '{name}' must be a text; further right answers are its synonyms.")
+        if not answer:
+            raise UserError(f"{file}: 'answer' of '{name}' is empty: give the word, or leave the line out.")
+        synonyms, cues = (_words(file, name, key, entry.get(key, "")) for key in ("synonyms", "cues"))
+        types[name] = ObjectType(name, answer, synonyms, cues)
+    return types
+
+
+def _words(file: Path, name: str, key: str, given: Any) -> tuple[str, ...]:
+    """A list in ``types.yaml``, or one text without a list, or nothing."""
+    words = given if isinstance(given, list) else [given] if given else []
+    if not all(isinstance(word, str) for word in words):
+        raise UserError(f"{file}: '{key}' of '{name}' must be a text or a list of texts.")
+    if not all(words):
+        raise UserError(f"{file}: one of the '{key}' of '{name}' is empty: take it out.")
+    return tuple(words)
+
+
+def _string(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _metadata(folder: Path, split: Split) -> dict[Path, list[dict[str, Any]]]:
+    """Entries of ``metadata.jsonl`` by image file; what is null in one is left out of it."""
+    entries: dict[Path, list[dict[str, Any]]] = defaultdict(list)
+    if not (folder / METADATA).exists():
+        return entries
+    images = set(_images(folder))
+    for number, record in _json_lines(folder / METADATA):
+        where = f"{folder / METADATA}, line {number}"
+        entry = {key: value for key, value in record.items() if value is not None}
+        name = str(entry.get("file_name", ""))
+        file = folder / os.path.normpath(name)
+        if file not in images:
+            raise UserError(f"{where}: file_name must name an image below {folder}.")
+        for key in entry:
+            if key not in METADATA_KEYS and (hint := did_you_mean(key, METADATA_KEYS)):
+                raise UserError(f"{where}: '{key}' is unknown.{hint}")
+        prompt, answer = entry.get("prompt", "-"), entry.get("answer", "-")
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UserError(f"{where}: 'prompt' must be a text; leave it out for the usual question.")
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
+            raise UserError(f"{where}: 'answer' must be a text or a number; leave it out for the usual answer.")
+        if split == "old" and "answer" not in entry:
+            raise UserError(f"{where}: an entry of old/ needs an 'answer', by which the model's is scored.")
+        if entries[file] and split not in ("old", "retain"):
+            raise UserError(f"{where}: {name} has an entry already, and one is used. Leave one of them out.")
+        entries[file].append(entry)
+    return entries
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors begin files with a mark
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+    for number, line in enumerate(text.split("\n"), start=1):  # JSON strings may hold other line separators
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {number} is not JSON: {error}") from error
+            if not isinstance(record, dict):
+                raise UserError(f"{path}, line {number} is not a JSON object.")
+            yield number, record
+
+
+def _subfolders(folder: Path | None) -> list[Path]:
+    if folder is None:
+        return []
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _images(folder: Path | None) -> list[Path]:
+    """Image files below a folder, hidden ones left out, in a stable order."""
+    return [file for file in _files(folder) if file.suffix.lower() in SUFFIXES]
+
+
+def _files(folder: Path | None) -> list[Path]:
+    """All files below a folder but hidden ones, in a stable order; linked folders are followed, each once."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for here, subfolders, names in os.walk(folder, followlinks=True) if folder is not None else ():
+        real = os.path.realpath(here)
+        subfolders[:] = [] if real in seen else sorted(name for name in subfolders if not name.startswith("."))
+        if real not in seen:
+            found += [Path(here, name) for name in names if not name.startswith(".")]
+        seen.add(real)
+    return sorted(found)
+
+
+def _counts(rows: Sequence[ImageRow]) -> list[str]:
+    """How many rows of each use, as a sentence."""
+    words: dict[str, str] = {
+        "train": "labelled images of new types",
+        "unlabelled": "unlabelled images",
+        "retain": "retention prompts",
+        "test": "test images",
+        "old": "rows of what the model knows already",
+    }
+    counts = {split: sum(row.split == split for row in rows) for split in words}
+    kinds = len({row.type for row in rows if row.split == "train"})
+    found = ", ".join(f"{count} {words[split]}" for split, count in counts.items() if count)
+    return [f"Found {found} ({kinds} new types)."]
+
+
+def _is_content(content: Any) -> bool:
+    """Whether a message's content is text, or parts that are texts and images."""
+    if not isinstance(content, list):
+        return isinstance(content, str)
+    kinds = [(part.get("type"), part.get("text")) if isinstance(part, dict) else (None, None) for part in content]
+    return all(kind == "image" or (kind == "text" and isinstance(text, str)) for kind, text in kinds)
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content.replace("<image>", "").strip()
+    return " ".join(part["text"] for part in content if part.get("type") == "text").strip()
+
+
+def _first(entries: Mapping[Any, list[dict[str, Any]]], file: Any) -> dict[str, Any]:
+    found = entries.get(file) if isinstance(file, Path) else None
+    return found[0] if found else {}
+
+
+def _id(root: Path, file: Path) -> str:
+    return file.relative_to(root).as_posix()

@@ -1,0 +1,149 @@
+"""Cheap rivals that see the labelled images and train no language model: what self-distillation has to beat.
+
+- *nearest demonstration*, *nearest labelled image*: the answer of the image whose embedding is nearest;
+- *linear probe*: logistic regression on the embeddings of all labelled images;
+- *Tip-Adapter* (arXiv 2111.03930), its training-free form: every labelled image votes, the nearer the more, and with
+  open_clip the names vote too. The form that trains its keys is not here;
+- *zero-shot by name*: the demonstrated type whose name open_clip finds nearest.
+
+Shapes: R images · L labelled images · D embedding width · C answers or names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize, one_hot
+
+from text_sdft.core import Demonstration
+from vlm_sdft.demos.controls import answer_of
+from vlm_sdft.demos.sets import ImageRow
+from vlm_sdft.images.embedding import load_open_clip
+
+PROMPT = "a photo of a {}."
+#: Tip-Adapter's own settings: the labelled images' weight beside the names, and how fast a vote falls with distance.
+ALPHA, BETA = 1.0, 5.5
+#: CLIP's scale of cosines.
+SCALE = 100.0
+#: Weight of the linear probe's squared norm beside its mean loss.
+DECAY = 1e-3
+
+Embed: TypeAlias = Callable[[Sequence[Any]], Tensor]
+
+
+def rival_answers(
+    queries: Sequence[Sequence[Any]],
+    shown: Sequence[Sequence[Demonstration]],
+    labelled: Sequence[ImageRow],
+    embed: Embed,
+    embedder: str,
+) -> dict[str, list[str]]:
+    """Each rival's answers to R queries.
+
+    Args:
+        queries: the images of each.
+        shown: the demonstrations that the teacher sees with each.
+        labelled: all labelled images.
+        embed: gives images' embeddings, unit length.
+        embedder: whose they are, as in `ImageEmbedder`.
+    """
+    by = "own features" if embedder == "model" else "open_clip"
+    queries_RD = torch.stack([mean_embedding(images, embed) for images in queries])
+    labelled_LD = torch.stack([mean_embedding(row.images, embed) for row in labelled])
+    answers = list(dict.fromkeys(str(row.answer) for row in labelled))
+    index_L = torch.tensor([answers.index(str(row.answer)) for row in labelled])
+    nearest_R = (queries_RD @ labelled_LD.T).argmax(-1)
+    weight_CD, bias_C = linear_probe(labelled_LD, index_L)
+    found = {
+        f"nearest demonstration ({by})": nearest_answers(queries_RD, shown, embed),
+        f"nearest labelled image ({by})": [answers[i] for i in index_L[nearest_R].tolist()],
+        f"linear probe ({by})": _named(queries_RD @ weight_CD.T + bias_C, answers),
+    }
+    if embedder == "model":
+        found[f"Tip-Adapter without names ({by})"] = _named(tip_adapter(queries_RD, labelled_LD, index_L), answers)
+        return found
+    candidates = [list(dict.fromkeys(map(answer_of, demonstrations))) for demonstrations in shown]
+    names = list(dict.fromkeys([*answers, *(name for row in candidates for name in row)]))
+    names_CD = dict(zip(names, _name_embeddings(names, embedder), strict=True))
+    texts_CD = torch.stack([names_CD[answer] for answer in answers])
+    found[f"Tip-Adapter ({by})"] = _named(tip_adapter(queries_RD, labelled_LD, index_L, texts_CD), answers)
+    found[f"zero-shot by name ({by})"] = [
+        _named((torch.stack([names_CD[name] for name in row]) @ query_D)[None], row)[0] if row else ""
+        for query_D, row in zip(queries_RD, candidates, strict=True)
+    ]
+    return found
+
+
+def images_of(messages: Sequence[dict[str, Any]]) -> list[Any]:
+    """The images of some messages, as they were given."""
+    contents = [m["content"] for m in messages if not isinstance(m["content"], str)]
+    return [part["image"] for content in contents for part in content if part["type"] == "image"]
+
+
+def nearest_answers(queries_RD: Tensor, shown: Sequence[Sequence[Demonstration]], embed: Embed) -> list[str]:
+    """For each of R queries the answer of the demonstration whose image is nearest; empty where there is none."""
+    answers = []
+    for query_D, demonstrations in zip(queries_RD, shown, strict=True):
+        pictured = [(d, images_of(d.messages)) for d in demonstrations]
+        pictured = [(d, images) for d, images in pictured if images]
+        if not pictured:
+            answers.append("")
+            continue
+        scores_R = torch.stack([mean_embedding(images, embed) for _, images in pictured]) @ query_D
+        answers.append(answer_of(pictured[int(scores_R.argmax())][0]))
+    return answers
+
+
+def mean_embedding(images: Sequence[Any], embed: Embed) -> Tensor:
+    """Unit-length mean embedding [D] of one row's images."""
+    return normalize(embed(images).mean(0), dim=-1)
+
+
+def linear_probe(labelled_LD: Tensor, index_L: Tensor) -> tuple[Tensor, Tensor]:
+    """Logistic regression: weight [C, D] and bias [C] at the least mean cross-entropy + `DECAY`/2 · ‖weight‖².
+
+    Args:
+        index_L: the class of each row, 0 … C - 1, each at least once.
+    """
+    rows_LD = labelled_LD.double()
+    weight_CD = torch.zeros(int(index_L.max()) + 1, rows_LD.shape[1], dtype=torch.float64, requires_grad=True)
+    bias_C = torch.zeros(len(weight_CD), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight_CD, bias_C], max_iter=1000, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = cross_entropy(rows_LD @ weight_CD.T + bias_C, index_L) + DECAY / 2 * weight_CD.square().sum()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)  # type: ignore[arg-type]  # torch's stubs take a float
+    return weight_CD.detach().to(labelled_LD), bias_C.detach().to(labelled_LD)
+
+
+def tip_adapter(queries_RD: Tensor, labelled_LD: Tensor, index_L: Tensor, texts_CD: Tensor | None = None) -> Tensor:
+    """Scores [R, C]: α · exp(-β (1 - q·lᵀ)) · onehot(l), and with names 100 · q·tᵀ beside it.
+
+    Args:
+        queries_RD, labelled_LD, texts_CD: unit length.
+        index_L: the class of each labelled image.
+    """
+    votes_RL = torch.exp(-BETA * (1 - queries_RD @ labelled_LD.T))
+    scores_RC = ALPHA * votes_RL @ one_hot(index_L).to(votes_RL)
+    return scores_RC if texts_CD is None else scores_RC + SCALE * queries_RD @ texts_CD.T
+
+
+def _named(scores_RC: Tensor, names: Sequence[str]) -> list[str]:
+    return [names[i] for i in scores_RC.argmax(-1).tolist()]
+
+
+@torch.no_grad()
+def _name_embeddings(names: Sequence[str], embedder: str) -> Tensor:
+    """open_clip's embeddings [C, D] of the names, unit length."""
+    model, _, tokenize = load_open_clip(embedder)
+    return normalize(model.encode_text(tokenize([PROMPT.format(name) for name in names])).float(), dim=-1)

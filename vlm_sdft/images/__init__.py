@@ -1,0 +1,1 @@
+"""Images: files, model families, encoding, features."""

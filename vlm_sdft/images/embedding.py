@@ -1,0 +1,108 @@
+"""Image embeddings for retrieval: the model's own frozen vision features, or open_clip.
+
+Shapes: R images · D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from text_sdft.core import UserError
+from vlm_sdft.images.features import ImageFeatures
+from vlm_sdft.images.files import content_hash, load_image
+
+#: Above so many images to embed, a progress bar is shown.
+MANY = 300
+
+
+class ImageEmbedder:
+    """Embeds images, each content once.
+
+    Args:
+        embedder: ``"model"`` for the model's own vision features (mean over an image's tokens), or
+            ``"open_clip:ARCH/PRETRAINED"``; PRETRAINED is a tag, a checkpoint's path, or empty for random weights. A folder
+            that holds an open_clip model: ``"open_clip:local-dir:FOLDER"``.
+        features: the model's, for ``"model"``.
+        device: where open_clip runs.
+        batch_size: images a forward of open_clip.
+
+    Raises:
+        UserError: an unknown embedder, or weights that cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        embedder: str,
+        features: ImageFeatures | None = None,
+        device: torch.device | str = "cpu",
+        batch_size: int = 32,
+    ) -> None:
+        self._embed: Callable[[Sequence[Any]], Tensor]
+        if embedder == "model":
+            if features is None:
+                raise ValueError("embedder 'model' needs the model's features")
+            self._embed = lambda sources: torch.stack([features.pooled(source).float().mean(0) for source in sources])
+        elif embedder.startswith("open_clip:"):
+            self._embed = _open_clip(embedder, device)
+        else:
+            raise UserError(f"Unknown embedder '{embedder}'. Use 'model' or 'open_clip:ARCH/PRETRAINED'.")
+        self._batch_size = batch_size
+        self._cache: dict[str, Tensor] = {}
+
+    def __call__(self, sources: Sequence[Any]) -> Tensor:
+        """L2-normalised embeddings [R, D] of R images, fp32 on the CPU, in the order given."""
+        keys = [content_hash(source) for source in sources]
+        missing = {key: source for key, source in zip(keys, sources, strict=True) if key not in self._cache}
+        todo = list(missing)
+        starts: Any = range(0, len(todo), self._batch_size)
+        if len(todo) > MANY:
+            from rich.progress import track
+
+            starts = track(starts, description=f"Embedding {len(todo)} images")
+        for start in starts:
+            batch = todo[start : start + self._batch_size]
+            with torch.no_grad():
+                features_RD = self._embed([missing[key] for key in batch])
+            self._cache.update(zip(batch, normalize(features_RD.float(), dim=-1).cpu(), strict=True))
+        return torch.stack([self._cache[key] for key in keys])
+
+
+def _open_clip(embedder: str, device: torch.device | str) -> Callable[[Sequence[Any]], Tensor]:
+    """A function from R images to open_clip features [R, D]."""
+    model, transform, _ = load_open_clip(embedder, device)
+    return lambda sources: model.encode_image(torch.stack([transform(load_image(source)) for source in sources]).to(device))
+
+
+def load_open_clip(embedder: str, device: torch.device | str = "cpu") -> tuple[Any, Callable[[Any], Tensor], Any]:
+    """open_clip's model, its transform of an image [3, H, W], and its tokenizer.
+
+    Raises:
+        UserError: open_clip is not installed, or cannot load the model.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise UserError(f"Embedder '{embedder}' needs open_clip: pip install open_clip_torch.") from error
+    name = embedder.removeprefix("open_clip:")
+    whole = name.startswith(("local-dir:", "hf-hub:"))  # a folder or repository with its own config and weights
+    arch, _, pretrained = (name, "", "") if whole else name.partition("/")
+    if not whole and arch not in open_clip.list_models():
+        raise UserError(
+            f"open_clip knows no model '{arch}'; see open_clip.list_models(), or name a folder that holds a model: "
+            "'open_clip:local-dir:FOLDER'."
+        )
+    try:
+        model, _, transform = open_clip.create_model_and_transforms(arch, pretrained=pretrained or None, device=device)
+    except Exception as error:
+        raise UserError(
+            f"open_clip could not load '{arch}' with weights '{pretrained}': {error} Name a tag from "
+            f"open_clip.list_pretrained_tags_by_model('{arch}'), download it where there is a network, or give the path "
+            f"of a checkpoint, such as 'open_clip:{arch}//home/me/weights.pt'."
+        ) from error
+    model.eval()
+    return model, transform, open_clip.get_tokenizer(arch)

@@ -1,0 +1,372 @@
+"""Each image processed once, and encoded once for as long as the vision tower's weights stay.
+
+Preparing an image (decoding, resizing, cutting into patches) gives the same result in the student's view, the teacher's and
+every further step; so does running the tower over it with the same weights. So a conversation is encoded with what is known
+of its images, and the model is handed their features (transformers' ``mm_encoder_outputs``) instead of their pixels.
+
+An untouched tower encodes an image once for all. A trained one does so once for each teacher, until that teacher's version
+moves (`ImageFeatures.under`), and once for the student in each micro-batch, with gradient (`ImageFeatures.once`).
+
+Shapes: K leading size of a media tensor · T tokens of one image · H width of the language model.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from text_sdft.core import UserError
+from text_sdft.core.sampling import evaluating
+from vlm_sdft.images.families import Family
+from vlm_sdft.images.feature_files import FeatureFiles
+from vlm_sdft.images.files import content_hash, image_name, load_image
+
+#: Memory of the host that features may take; the least recently used images' go first, and are computed again.
+MAX_BYTES = 4 * 2**30
+#: Images whose features may be open as files at once: a process may map some 65,000.
+MAX_FILES = 2**14
+#: Names under which processors give pixels, which a model does not need beside features.
+PIXELS = ("pixel_values", "pixel_attention_mask")
+#: Whose weights a tower has, and their version; None: unknown.
+Weights: TypeAlias = tuple[str, int] | None
+UNTOUCHED = ("", 0)
+#: What features hang on: weights, image and precision.
+Key: TypeAlias = tuple[Weights, str, torch.dtype]
+
+
+@dataclass(frozen=True)
+class ImageHandle:
+    """An image by its content.
+
+    Attributes:
+        key: hash of the content; handles with equal keys are equal.
+        source: where to read it.
+    """
+
+    key: str
+    source: Any = field(compare=False)
+
+
+@dataclass
+class Features(ModelOutput):
+    """What a model takes in place of pixels.
+
+    Attributes:
+        pooler_output: [T, H] of one image; of several as `Family.features_listed` says.
+        deepstack_features: a list of what further layers of the language model are given; empty for most families.
+    """
+
+    pooler_output: Any = None
+    deepstack_features: Any = None
+
+
+class ImageFeatures:
+    """`text_sdft.core.inputs.MediaEncoder` for one model and processor.
+
+    Args:
+        model: the model.
+        processor: the model's processor; its settings must not change.
+        family: from `find_family`.
+        max_bytes: bound of the features kept in memory.
+        files: keeps them on disk too; for an untouched tower only.
+        trained: the tower is trained: features are kept only where it is known whose weights it has (`under`).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        family: Family,
+        max_bytes: int = MAX_BYTES,
+        files: FeatureFiles | None = None,
+        trained: bool = False,
+    ) -> None:
+        self._model, self._processor, self._family = model, processor, family
+        self._files, self._trained = files, trained
+        self._weights: Weights = None if trained else UNTOUCHED
+        self._together = trained
+        self._dtype = model.dtype  # as loaded: in shards (FSDP) it changes to and fro, and an untouched tower's does not
+        self._prepared: dict[str, Mapping[str, Any]] = {}
+        self._lengths: dict[str, int] = {}
+        self._kept = _Kept(max_bytes, MAX_FILES if files is not None else None)
+
+    @property
+    def computed(self) -> int:
+        """Images that went through the tower so far (again, where their features had been dropped)."""
+        return self._kept.computed
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tower runs."""
+        return self._model.device
+
+    def under(self, owner: str, version: int, fleeting: bool) -> ImageFeatures:
+        """See `MediaEncoder.under`."""
+        if not self._trained:
+            return self
+        self._kept.drop_older(owner, version)
+        known = copy.copy(self)  # what is kept is the same object
+        known._weights, known._together = (owner, version), fleeting
+        return known
+
+    def once(self, handles: Sequence[ImageHandle]) -> ImageFeatures | _Once:
+        """See `MediaEncoder.once`."""
+        return _Once(self, handles) if self._trained else self
+
+    def encode(self, handles: Sequence[ImageHandle]) -> dict[str, Any]:
+        """``mm_encoder_outputs`` for these images, in this order."""
+        return self.joined(self._features_of(handles))
+
+    def joined(self, outputs: Sequence[Features]) -> dict[str, Any]:
+        """``mm_encoder_outputs`` for images with these features."""
+        device = self._model.device
+        pooled: Any = [output.pooler_output.to(device) for output in outputs]
+        layers = zip(*(output.deepstack_features for output in outputs), strict=True)
+        further = [[layer.to(device) for layer in given] for given in layers]
+        joined = Features(pooled if self._family.features_listed else torch.cat(pooled), further)
+        return {"mm_encoder_outputs": {"image": joined}}
+
+    def lengths(self, handles: Sequence[ImageHandle]) -> list[int]:
+        """Tokens T of each image."""
+        # Where images go through together, what is kept must not hang on whether an image's length was known before.
+        look = self._computed if self._together else self._features_of
+        for handle in handles:
+            if handle.key not in self._lengths:
+                self._lengths[handle.key] = len(look([handle])[0].pooler_output)
+        return [self._lengths[handle.key] for handle in handles]
+
+    def load(self, handles: Sequence[ImageHandle]) -> list[Image.Image]:
+        """The images themselves. Raises `UserError` where the tower is trained."""
+        if self._trained:
+            raise UserError(
+                "An engine that encodes images itself has been tried with an untouched vision tower only. Set "
+                "data.train_vision to false, or train.sampler to transformers."
+            )
+        return [load_image(handle.source) for handle in handles]
+
+    def pooled(self, source: Any) -> Tensor:
+        """Features [T, H] of one image."""
+        return self._features_of([ImageHandle(content_hash(source), source)])[0].pooler_output
+
+    @contextmanager
+    def prepared(self, handles: Sequence[ImageHandle]) -> Iterator[list[Image.Image]]:
+        """Within this context the processor answers for these images from memory; yields what to give it for them.
+
+        Only where a family's media of several images are those of each, one after the other (`Family.packs_images`).
+        Pixels are left out: the tensors that carry them have their shapes and no content (device "meta").
+        """
+        if not self._family.packs_images:
+            yield [load_image(handle.source) for handle in handles]
+            return
+        for handle in handles:
+            if handle.key not in self._prepared:
+                self._prepared[handle.key] = _without_pixels(self._prepare(handle))
+        own = self._processor.image_processor
+        self._processor.image_processor = _FromMemory(own, [self._prepared[handle.key] for handle in handles])
+        try:
+            yield [Image.new("RGB", (1, 1)) for _ in handles]
+        finally:
+            self._processor.image_processor = own
+
+    def _prepare(self, handle: ImageHandle) -> Mapping[str, Any]:
+        """One image through the processor's own image processor. Raises `UserError` where that refuses it."""
+        kwargs = dict(self._family.processor_kwargs or {})
+        image = load_image(handle.source)
+        try:
+            return self._processor.image_processor([image], return_tensors="pt", **kwargs)
+        except ValueError as error:  # a side of 200 times the other, say
+            raise UserError(
+                f"{image_name(handle.source)} ({image.width} × {image.height}) is refused by the model's image processor: "
+                f"{error}. Replace it, or leave it out."
+            ) from error
+
+    def _features_of(self, handles: Sequence[ImageHandle]) -> list[Features]:
+        """The tower's output for each image, kept on the host if it is known whose weights the tower has."""
+        precision = self._precision
+        found: dict[str, Features] = {}
+        missing: list[ImageHandle] = []
+        for handle in {handle.key: handle for handle in handles}.values():
+            output = self._kept.get((self._weights, handle.key, precision)) or self._from_files(handle)
+            if output is None:
+                missing.append(handle)
+            else:
+                found[handle.key] = output
+        found |= zip((handle.key for handle in missing), self._computed(missing), strict=True)
+        if self._weights is not None:
+            for name, output in found.items():
+                self._kept.put((self._weights, name, precision), output)
+        return [found[handle.key] for handle in handles]
+
+    @property
+    def _precision(self) -> torch.dtype:
+        """In which the tower computes now."""
+        device = self._model.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._dtype
+
+    def _from_files(self, handle: ImageHandle) -> Features | None:
+        tensors = None if self._files is None else self._files.read(_name(handle, self._precision))
+        if tensors is None:
+            return None
+        layers = [tensors[f"layer.{i}"] for i in range(len(tensors) - 1)]
+        return Features(tensors["pooled"], layers)
+
+    @torch.no_grad()
+    def _computed(self, handles: Sequence[ImageHandle]) -> list[Features]:
+        """One image at a time where results stay: each then hangs on nothing but its image, after a restart too."""
+        if not handles:
+            return []
+        with evaluating(self._model):
+            outputs = self.run_tower(handles) if self._together else [self.run_tower([handle])[0] for handle in handles]
+        outputs = [Features(o.pooler_output.cpu(), [layer.cpu() for layer in o.deepstack_features]) for o in outputs]
+        for handle, output in zip(handles, outputs, strict=True):
+            if self._files is not None:
+                layers = {f"layer.{i}": layer for i, layer in enumerate(output.deepstack_features)}
+                self._files.write(_name(handle, self._precision), {"pooled": output.pooler_output, **layers})
+        return outputs
+
+    def run_tower(self, handles: Sequence[ImageHandle]) -> list[Features]:
+        """Each image's features, by one forward where the family joins images and takes their features apart again."""
+        if len(handles) > 1 and not (self._family.packs_images and self._family.features_listed):
+            return [output for handle in handles for output in self.run_tower([handle])]
+        if not handles:
+            return []
+        self._kept.computed += len(handles)
+        get_image_features: Any = self._model.get_image_features
+        names = inspect.signature(get_image_features).parameters
+        parts = [self._prepare(handle) for handle in handles]
+        media = {n: torch.cat([part[n] for part in parts]).to(self._model.device) for n in parts[0] if n in names}
+        output = get_image_features(**media, return_dict=True)
+        pooled = [output.pooler_output] if isinstance(output.pooler_output, Tensor) else output.pooler_output
+        if len(pooled) != len(handles):
+            raise UserError(
+                f"Models of type '{self._family.name}' gave {len(pooled)} features for {len(handles)} images: their images "
+                "cannot be encoded apart. Set image_features_gib to 0, or add the family to vlm_sdft/images/families.py."
+            )
+        layers = [list(layer) for layer in getattr(output, "deepstack_features", None) or ()]
+        return [Features(image.flatten(0, -2), [layer[i] for layer in layers]) for i, image in enumerate(pooled)]
+
+
+class _Once:
+    """The student's images in a micro-batch, encoded when this is made: sampling and the student's forward share it.
+
+    Args:
+        features: of a tower that is trained.
+        handles: all images that will be asked for.
+    """
+
+    def __init__(self, features: ImageFeatures, handles: Sequence[ImageHandle]) -> None:
+        self._all = features
+        device = features.device
+        before = _random_state(device)
+        distinct = {handle.key: handle for handle in handles}
+        self._outputs = dict(zip(distinct, features.run_tower(list(distinct.values())), strict=True))
+        self._drew = not torch.equal(_random_state(device), before)
+
+    def encode(self, handles: Sequence[ImageHandle]) -> dict[str, Any]:
+        """As `ImageFeatures.encode`; the graph goes with it where gradients are on."""
+        outputs = [self._outputs[handle.key] for handle in handles]
+        if torch.is_grad_enabled():
+            return self._all.joined(outputs)
+        if self._drew:  # dropout in the tower belongs to the forward with gradient alone
+            return self._all.encode(handles)
+        parts = [
+            (output.pooler_output.detach(), [layer.detach() for layer in output.deepstack_features]) for output in outputs
+        ]
+        return self._all.joined([Features(pooled, layers) for pooled, layers in parts])
+
+    def lengths(self, handles: Sequence[ImageHandle]) -> list[int]:
+        """Tokens T of each image."""
+        return [len(self._outputs[handle.key].pooler_output) for handle in handles]
+
+    def load(self, handles: Sequence[ImageHandle]) -> list[Image.Image]:
+        """As `ImageFeatures.load`."""
+        return self._all.load(handles)
+
+    def under(self, owner: str, version: int, fleeting: bool) -> ImageFeatures:
+        """As `ImageFeatures.under`: another's weights give other features."""
+        return self._all.under(owner, version, fleeting)
+
+    def once(self, handles: Sequence[ImageHandle]) -> _Once:
+        """As `ImageFeatures.once`, anew."""
+        return _Once(self._all, handles)
+
+
+class _Kept:
+    """Features in memory, the least recently used going first.
+
+    Args:
+        max_bytes: bound.
+        max_images: bound; None: no other.
+    """
+
+    def __init__(self, max_bytes: int, max_images: int | None) -> None:
+        self._max_bytes, self._max_images = max_bytes, max_images
+        self._features: OrderedDict[Key, Features] = OrderedDict()
+        self._bytes = 0
+        self.computed = 0
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def get(self, key: Key) -> Features | None:
+        return self._features.get(key)
+
+    def put(self, key: Key, output: Features) -> None:
+        """Keep it; if it was kept before, it has been used just now."""
+        self._bytes += _bytes(output) if key not in self._features else 0
+        self._features[key] = output
+        self._features.move_to_end(key)
+        bound = self._max_images or len(self)
+        while (self._bytes > self._max_bytes or len(self) > bound) and len(self) > 1:
+            self._bytes -= _bytes(self._features.popitem(last=False)[1])
+
+    def drop_older(self, owner: str, version: int) -> None:
+        """What was computed with other weights of this owner."""
+        for key in [key for key in self._features if key[0] is not None and key[0][0] == owner and key[0][1] != version]:
+            self._bytes -= _bytes(self._features.pop(key))
+
+
+class _FromMemory:
+    """An image processor that gives what is known of the images, joined, and is the true one in all else."""
+
+    def __init__(self, own: Any, prepared: Sequence[Mapping[str, Any]]) -> None:
+        self._own, self._prepared = own, prepared
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def __call__(self, images: Any, **kwargs: Any) -> dict[str, Any]:
+        names = self._prepared[0]
+        parts = {name: [image[name] for image in self._prepared] for name in names}
+        return {
+            name: torch.cat(values) if isinstance(values[0], Tensor) else [item for value in values for item in value]
+            for name, values in parts.items()
+        }
+
+
+def _without_pixels(prepared: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.to("meta") if name in PIXELS else value for name, value in prepared.items()}
+
+
+def _random_state(device: torch.device) -> Tensor:
+    """Of the generator that dropout draws from."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _name(handle: ImageHandle, precision: torch.dtype) -> str:
+    return f"{handle.key}-{str(precision).removeprefix('torch.')}"
+
+
+def _bytes(output: Features) -> int:
+    return sum(tensor.nbytes for tensor in (output.pooler_output, *output.deepstack_features))
