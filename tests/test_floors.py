@@ -21,6 +21,7 @@ FLOORS = {
     "text_sdft.tasks": 5,
     "vlm_sdft": 5,
     "vlm_sdft.cli": 6,
+    "vlm_sdft.__main__": 6,
 }
 
 
