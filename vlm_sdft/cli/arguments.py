@@ -10,14 +10,8 @@ Arguments = dict[str, dict[str, Any]]
 
 
 class Command(NamedTuple):
-    """A command.
-
-    Attributes:
-        summary: what it does, in one line.
-        usage: what follows its name.
-        arguments: its own, as ``add_argument`` takes them.
-        settings: those of an experiment may follow, and its help lists them; they may follow; it knows none.
-    """
+    """What a command does, what follows its name, its own arguments as ``add_argument`` takes them, and what becomes of an
+    experiment's settings: its help lists them, or it takes them without, or there are none."""
 
     summary: str
     usage: str
@@ -46,12 +40,6 @@ CONFIG: Arguments = {
 }
 RESUME = _flag("Go on where it was stopped.")
 
-#: What a command's help says of settings.
-NOTES = {
-    "listed": "\n\nEvery field of transformers.TrainingArguments works as --train.FIELD; the common ones are listed.",
-    "taken": "\n\nSettings are the run's. Options change them, also others that `vlm-sdft train --help` lists.",
-    "none": "",
-}
 COMMANDS = {
     "init": Command(
         "write a commented config for a folder of images and a model",
@@ -60,7 +48,7 @@ COMMANDS = {
             "folder": {"metavar": "FOLDER", "help": "Images: train/<type>/*, optional test, unlabelled, retain, old."},
             "--model": _value("A hub name or a folder.", "builtin:tiny-qwen3-vl"),
         },
-        settings="none",
+        "none",
     ),
     "probe": Command(
         "find out beforehand whether the model can teach itself from these demonstrations",
@@ -89,18 +77,16 @@ COMMANDS = {
             ),
             **EXPERIMENT,
         },
-        settings="taken",
+        "taken",
     ),
     "report": Command(
         "one HTML page about runs, comparisons and sequences",
         "RUN … [--out report.html]",
         {
             "runs": {"nargs": "+", "metavar": "RUN", "help": "Folders of runs, comparisons and sequences."},
-            "--out": _value(
-                "The page. Unset: report.html in the run's folder, or here for several runs.", nargs="?", const=""
-            ),
+            "--out": _value("The page. Unset: report.html in the run's folder; of several runs here.", nargs="?", const=""),
         },
-        settings="none",
+        "none",
     ),
     "sequence": Command(
         "learn tasks one after the other, and measure all of them after each",
@@ -135,6 +121,12 @@ COMMANDS = {
     ),
 }
 
+#: What a command's help says of settings.
+NOTES = {
+    "listed": "\n\nEvery field of transformers.TrainingArguments works as --train.FIELD; the common ones are listed.",
+    "taken": "\n\nSettings are the run's. Options change them, also others that `vlm-sdft train --help` lists.",
+    "none": "",
+}
 EXAMPLES = """\
 examples:
   vlm-sdft train configs/quickstart.yaml

@@ -104,7 +104,8 @@ def sequence(call: Call) -> None:
     _say(f"Reading {file} …")
     from vlm_sdft.cli.sequences import read_sequence
 
-    tasks, folder, joint, retain_earlier = read_sequence(Path(file), call.argv[1:], call.given.get("joint", False))
+    call.argv.remove(file)
+    tasks, folder, joint, retain_earlier = read_sequence(Path(file), call.argv, call.given.get("joint", False))
     for task in tasks:
         _say(*task.splits.report)
     from text_sdft.experiments.sequence import run_sequence
@@ -124,11 +125,7 @@ def compare(call: Call) -> None:
     from text_sdft.experiments.compare import compare
     from text_sdft.experiments.compare_table import markdown
 
-    rates = (
-        [experiment.args.learning_rate]
-        if values.lr_sweep is None
-        else _rates(values.lr_sweep, experiment.args.learning_rate)
-    )
+    rates = _rates(values.lr_sweep, experiment.args.learning_rate)
     methods = [name for name in values.methods.split(",") if name.strip()]
     try:
         results = compare(experiment, methods, values.seeds, rates, values.validation_seeds)
@@ -161,10 +158,10 @@ def _experiment(call: Call) -> tuple[Experiment, Namespace]:
     return experiment, values
 
 
-def _rates(given: str, own: float) -> list[float]:
-    """``1e-5,3e-5``, in brackets or not, as numbers; ``around``: a third, one and three times the config's own rate."""
-    if given == "around":
-        return [own / 3, own, 3 * own]
+def _rates(given: str | None, own: float) -> list[float]:
+    """``1e-5,3e-5``, in brackets or not, as numbers; ``around``: a third, one and three times a config's own rate."""
+    if given in (None, "around"):
+        return [own / 3, own, 3 * own] if given else [own]
     try:
         return [float(part) for part in given.strip("[] ").split(",")]
     except ValueError:

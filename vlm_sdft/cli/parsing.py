@@ -62,9 +62,8 @@ def read_call(argv: Sequence[str]) -> Call:
     if command.startswith("-"):  # the help of all commands, or the version
         _parsed(_all_commands(), [command, *rest])
     if command not in COMMANDS:
-        raise UserError(
-            f"there is no command '{command}'.{did_you_mean(command, COMMANDS)} Commands: {', '.join(COMMANDS)}."
-        )
+        near = did_you_mean(command, COMMANDS)
+        raise UserError(f"there is no command '{command}'.{near} Commands: {', '.join(COMMANDS)}.")
     about = COMMANDS[command]
     rest = [f"--data.path{arg[6:]}" if arg.partition("=")[0] == "--data" else arg for arg in rest]
     if not rest and not about.usage.startswith("["):
@@ -72,10 +71,8 @@ def read_call(argv: Sequence[str]) -> Call:
     asks_for_help = about.settings == "listed" and not {"-h", "--help"}.isdisjoint(rest)
     if asks_for_help:
         rest = [arg for arg in rest if arg not in ("-h", "--help")]
-    unknown = _unknown_names(_option_names(rest), command, OPEN)
-    for name in unknown:
-        if about.settings != "listed" or _nearest(name, _known_names(command, OPEN)):
-            raise _refusal(name, command, OPEN)
+    sections = OPEN if about.settings != "none" else {}
+    unknown = _unknown_names(_names(rest, {}), command, sections, all_known=about.settings != "listed")
     given = _parsed(_all_commands(command, unknown), [command, *rest], defaults=about.settings == "none")
     return Call(command, rest, given[command].as_dict(), asks_for_help)
 
@@ -100,6 +97,8 @@ def read_config(file: Path) -> Settings:
         raise UserError(f"{file}: needs keys such as model, data and train at its top.")
     if isinstance(settings.get("data"), str):
         raise UserError(f"{file}: write `data: {{path: {settings['data']}}}`.")
+    if "config" in settings:
+        raise UserError(f"{file}: 'config' stands in no config: put that file's settings here.")
     for section in OPEN:
         if not isinstance(settings.get(section, {}), dict):
             raise UserError(f"{file}: '{section}' has no keys below it: put some there, or leave it out.")
@@ -133,18 +132,11 @@ def load_experiment(call: Call, config: Settings) -> tuple[Experiment, Namespace
         UserError: a key is unknown or missing, a value is wrong, or the data cannot be used.
         SystemExit: the settings were to be printed alone.
     """
-    import torch
-    from transformers import set_seed
-
-    from text_sdft.experiments.config import Experiment
-    from text_sdft.methods.table import find_method
-
     _quiet_libraries()
     parser, sections, adapter_type = _experiment_parser(call, config)
-    for name in _unknown_names([*_option_names(call.argv), *_config_names(config)], call.command, sections):
-        raise _refusal(name, call.command, sections)
+    _unknown_names(_names(call.argv, config), call.command, sections)
     values = _parsed(parser, call.argv, namespace=_parsed(parser, config, defaults=False))
-    needed = ["model", *(f"{section}.{f.name}" for section in sections for f in fields(sections[section]) if _is_needed(f))]
+    needed = ["model", *(name for name, f in _keys(sections).items() if _is_needed(f))]
     if missing := [name for name in needed if values.get(name) is None]:
         raise UserError(f"Needed: {', '.join(missing)}. Set it in a config or by --{missing[0]}.")
     old, new = (values.train[f"{name}_checkpointing"] for name in ("gradient", "activation"))
@@ -162,16 +154,20 @@ def load_experiment(call: Call, config: Settings) -> tuple[Experiment, Namespace
         )
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
+    import torch
+    from transformers import set_seed
+
+    from text_sdft.experiments.config import Experiment
+    from text_sdft.methods.table import find_method
+
     find_method(values.method)
     set_seed(train.seed)
     if values.model.startswith("builtin:") and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # so small a model that several threads only wait for each other
     with train.main_process_first(desc="reading the data"):  # builtin data is drawn once
         adapter, splits = adapter_type.from_config(data, demonstrations)
-    peft_config = lora.resolve(values.model)
-    return Experiment(
-        values.model, adapter, splits, train, peft_config, evaluation, settings, values.method, defaults=defaults
-    ), values
+    made = values.model, adapter, splits, train, lora.resolve(values.model), evaluation, settings, values.method
+    return Experiment(*made, defaults=defaults), values
 
 
 # ---- parsers ----
@@ -179,6 +175,11 @@ def load_experiment(call: Call, config: Settings) -> tuple[Experiment, Namespace
 
 class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the lines of descriptions."""
+
+
+_PARSER: Settings = {
+    "formatter_class": _Formatter, "exit_on_error": False, "allow_abbrev": False, "print_config": None
+}  # fmt: skip
 
 
 def _all_commands(called: str = "", unknown: Collection[str] = ()) -> ArgumentParser:
@@ -190,21 +191,19 @@ def _all_commands(called: str = "", unknown: Collection[str] = ()) -> ArgumentPa
         "fine-tuning (SDFT).",
         epilog=EXAMPLES,
         version=version("vlm-sdft"),
-        formatter_class=_Formatter,
-        exit_on_error=False,
-        allow_abbrev=False,
+        **_PARSER,
     )
     lines = "\n".join(f"{name:<9} {about.summary}" for name, about in COMMANDS.items())
     subcommands = parser.add_subcommands(title="commands", description=lines, help=SUPPRESS)
     for name in COMMANDS:
-        command = subcommands.add_subcommand(name, _command_parser(name, OPEN))
+        command = subcommands.add_subcommand(name, _command_parser(name, OPEN, {}, ()))
         for option in unknown if name == called else ():
             command.add_argument(f"--{option}", nargs="?", help=SUPPRESS)
     return parser
 
 
 def _experiment_parser(call: Call, config: Settings) -> tuple[ArgumentParser, Sections, type[ConfigurableAdapter]]:
-    """A command's parser with all sections, these sections, and the adapter that is meant.
+    """A command's parser with all keys, its sections, and the adapter that is meant.
 
     Where help is asked for, the many fields of `TrainingArguments` that few need are left out.
     """
@@ -215,42 +214,31 @@ def _experiment_parser(call: Call, config: Settings) -> tuple[ArgumentParser, Se
     hints = get_type_hints(adapter_type.from_config)
     sections = {**OPEN, "data": hints["data"], "demonstrations": hints["demonstrations"], "train": SDFTConfig}
     adapts = LoRASettings(given.get("lora", {}).get("enabled")).trains_adapter(str(given.get("model", "")))
-    defaults = {**(lora() if adapts else {}), **adapter_type.train_defaults}
+    defaults = {f"train.{k}": v for k, v in {**(lora() if adapts else {}), **adapter_type.train_defaults}.items()}
     parser = _command_parser(call.command, sections, defaults, _uncommon() if call.asks_for_help else ())
     return parser, sections, adapter_type
 
 
-def _command_parser(
-    command: str, sections: Sections, train_defaults: Settings | None = None, left_out: Collection[str] = ()
-) -> ArgumentParser:
+def _command_parser(command: str, sections: Sections, defaults: Settings, left_out: Collection[str]) -> ArgumentParser:
+    """The parser of a command: its options, and the keys of the sections, with these defaults in place of their own."""
     about = COMMANDS[command]
-    parser = ArgumentParser(
-        usage=f"vlm-sdft {command} {about.usage}",
-        description=f"{about.summary[0].upper()}{about.summary[1:]}.{NOTES[about.settings]}",
-        formatter_class=_Formatter,
-        exit_on_error=False,
-        allow_abbrev=False,
-        print_config=None,  # the command's own prints what a run would write
-    )
-    for name, argument in about.arguments.items():
-        parser.add_argument(name, **argument)
+    description = f"{about.summary[0].upper()}{about.summary[1:]}.{NOTES[about.settings]}"
+    parser = ArgumentParser(usage=f"vlm-sdft {command} {about.usage}", description=description, **_PARSER)
+    for option, argument in about.arguments.items():
+        parser.add_argument(option, **argument)
     for section, kind in sections.items() if about.settings != "none" else ():
         if kind is dict:
             parser.add_argument(f"--{section}", type=dict, help=SUPPRESS)
             continue
-        keys, hints, defaults = ArgumentParser(), get_type_hints(kind), (train_defaults or {}) if section == "train" else {}
-        for f in fields(kind):
-            if f.init and f"{section}.{f.name}" not in left_out:
+        keys, hints = ArgumentParser(), get_type_hints(kind)
+        for name, f in _keys({section: kind}).items():
+            if name not in left_out:
                 own = None if _is_needed(f) else f.default if f.default_factory is MISSING else f.default_factory()
                 told = f.metadata.get("help", "").replace("%%", "%") + " Needed." * _is_needed(f)
-                keys.add_argument(f"--{f.name}", type=hints[f.name], default=defaults.get(f.name, own), help=told)
+                keys.add_argument(f"--{f.name}", type=hints[f.name], default=defaults.get(name, own), help=told)
         short = "--data PATH is short for --data.path PATH." if section == "data" else None
         parser.add_argument(f"--{section}", action=ActionParser(keys), title=section, description=short)
     return parser
-
-
-def _is_needed(f: Field) -> bool:
-    return f.init and f.default is MISSING and f.default_factory is MISSING
 
 
 def _parsed(parser: ArgumentParser, given: Sequence[str] | Settings, **options: Any) -> Namespace:
@@ -291,43 +279,46 @@ def _quiet_libraries() -> None:
 # ---- names ----
 
 
-def _option_names(argv: Sequence[str]) -> list[str]:
-    return [arg[2:].partition("=")[0].removesuffix("+") for arg in argv if arg.startswith("--")]
+def _keys(sections: Sections) -> dict[str, Field]:
+    """The keys of sections by their whole names (``train.seed``); of a `dict` nothing is known."""
+    kinds = {section: kind for section, kind in sections.items() if kind is not dict}
+    return {f"{section}.{f.name}": f for section, kind in kinds.items() for f in fields(kind) if f.init}
 
 
-def _config_names(config: Settings) -> list[str]:
-    keys = [f"{section}.{key}".removesuffix("+") for section in OPEN for key in config.get(section, {})]
-    return [str(key) for key in config if key not in OPEN] + keys
-
-
-def _known_names(command: str, sections: Sections) -> list[str]:
-    """The options of a command, and the keys of these sections."""
-    own = [name[2:] for name in ("--help", *COMMANDS[command].arguments) if name.startswith("--")]
-    keys = [f"{section}.{f.name}" for section, kind in sections.items() if kind is not dict for f in fields(kind)]
-    return own if COMMANDS[command].settings == "none" else [*own, *sections, *keys]
-
-
-def _unknown_names(names: Sequence[str], command: str, sections: Sections) -> list[str]:
-    """Those that are no known name and not below one, as ``data.options.seed`` is."""
-    known = set(_known_names(command, sections))
-    unknown = [name for name in names if known.isdisjoint((name, ".".join(name.split(".")[:2])))]
-    return [name for name in unknown if sections.get(name.partition(".")[0]) is not dict]
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    """The nearest known name as a question, or one with the same last part; empty where there is none."""
-    same = (f" Did you mean '{other}'?" for other in known if other.rpartition(".")[2] == name.rpartition(".")[2])
-    return did_you_mean(name, known) or next(same, "")
-
-
-def _refusal(name: str, command: str, sections: Sections) -> UserError:
-    kind, dashes = ("option", "--") if COMMANDS[command].settings == "none" else ("key", "")
-    near = _nearest(dashes + name, [dashes + other for other in _known_names(command, sections)])
-    return UserError(f"Unknown {kind} '{dashes}{name}'.{near or ' `--help` lists them.'}")
+def _is_needed(f: Field) -> bool:
+    return f.default is MISSING and f.default_factory is MISSING
 
 
 def _uncommon() -> set[str]:
     """The many settings of `transformers.TrainingArguments` that few need."""
     from transformers import TrainingArguments
 
-    return {f"train.{f.name}" for f in fields(TrainingArguments)} - {f"train.{name}" for name in COMMON}
+    return {f"train.{f.name}" for f in fields(TrainingArguments) if f.name not in COMMON}
+
+
+def _names(argv: Sequence[str], config: Settings) -> list[str]:
+    """The names that arguments and a config set."""
+    names = [arg[2:].partition("=")[0] for arg in argv if arg.startswith("--")]
+    for key, value in config.items():
+        names += [f"{key}.{below}" for below in value] if key in OPEN else [str(key)]
+    return [name.removesuffix("+") for name in names]  # ``types+`` adds to a list
+
+
+def _unknown_names(names: Sequence[str], command: str, sections: Sections, all_known: bool = True) -> list[str]:
+    """Those that are no option of the command, no key of these sections, and not below one (``data.options.seed``).
+
+    Raises:
+        UserError: there are some, and a known name is near, or all names are known.
+    """
+    what, dashes = ("key", "") if sections else ("option", "--")
+    known = [name[2:] for name in ("--help", *COMMANDS[command].arguments) if name.startswith("--")]
+    known += [*sections, *_keys(sections)]
+    unknown = [name for name in names if {name, ".".join(name.split(".")[:2])}.isdisjoint(known)]
+    unknown = [name for name in unknown if sections.get(name.partition(".")[0]) is not dict]
+    for name in unknown:
+        namesakes = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
+        near = did_you_mean(dashes + name, [dashes + other for other in known])
+        near = near or "".join(f" Did you mean '{other}'?" for other in namesakes[:1])
+        if near or all_known:
+            raise UserError(f"Unknown {what} '{dashes}{name}'.{near or ' `--help` lists them.'}")
+    return unknown
