@@ -45,7 +45,6 @@ from vlm_sdft.demos.sets import DemoSet, ImageRow
 from vlm_sdft.images.embedding import ImageEmbedder
 from vlm_sdft.images.encoding import RowEncoder, check_by_forward
 from vlm_sdft.images.families import FAMILIES, Family, bound_images, find_family, vision_modules
-from vlm_sdft.images.feature_files import FeatureFiles, tower_key
 from vlm_sdft.images.features import ImageFeatures
 from vlm_sdft.images.loading import load_processor, load_vlm
 
@@ -69,8 +68,6 @@ class ImageAdapter:
         train_vision: train the vision tower and its projection too.
         image_features_gib: memory of the host for vision features, which are computed once for as long as the tower's
             weights stay; 0 computes them in every forward.
-        image_features_dir: keep them on disk too, for other processes and runs; an untouched tower's only.
-        image_features_dir_gib: bound of that folder.
 
     Raises:
         UserError: an unknown template, context or selection, or no labelled images to demonstrate with.
@@ -93,8 +90,6 @@ class ImageAdapter:
         system_prompt: str | None = None,
         train_vision: bool = False,
         image_features_gib: float = 4.0,
-        image_features_dir: str | None = None,
-        image_features_dir_gib: float = 50.0,
     ) -> None:
         check_template(template)
         if context not in ("teacher", "student", "both"):
@@ -106,7 +101,6 @@ class ImageAdapter:
         self.policy, self.rung = policy, rung
         self.processing_class: Any = None
         self._train_vision, self._image_features_gib = train_vision, image_features_gib
-        self._image_features_dir, self._image_features_dir_gib = image_features_dir, image_features_dir_gib
         self._trust: dict[str, Any] = {}  # the model's own code was trusted: so is its processor's
         self._selector = DemonstrationSelector(demos.labelled, None, selection=selection, n_types=n_types, shots=shots)
         self._context, self._template, self._system_prompt = context, template, system_prompt
@@ -132,8 +126,6 @@ class ImageAdapter:
             system_prompt=data.system_prompt,
             train_vision=data.train_vision,
             image_features_gib=data.image_features_gib,
-            image_features_dir=data.image_features_dir,
-            image_features_dir_gib=data.image_features_dir_gib,
         )
         evals = {
             "new": demos.test,
@@ -172,11 +164,8 @@ class ImageAdapter:
             bound_images(family, processing_class, base, self._max_pixels)
         self.processing_class, self._family, self._model = processing_class, family, base
         self._embedder = self._selector.embeddings_RD = self._episodes = self._rationales = None
-        memory, files = int(self._image_features_gib * 2**30), None
-        if family.reuses_features and memory and self._image_features_dir is not None and not self._train_vision:
-            tower = tower_key(base, processing_class, family)
-            files = FeatureFiles(self._image_features_dir, tower, int(self._image_features_dir_gib * 2**30))
-        self._features = ImageFeatures(base, processing_class, family, memory, files, self._train_vision)
+        memory = int(self._image_features_gib * 2**30)
+        self._features = ImageFeatures(base, processing_class, family, memory, self._train_vision)
         self._encode_row = RowEncoder(processing_class, family)
 
     def release(self) -> None:

@@ -77,15 +77,6 @@ class ImageData:
             "tower's weights stay. 0 computes them in every forward."
         },
     )
-    image_features_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "A folder that keeps an untouched tower's on disk too, for other processes and for further runs."
-        },
-    )
-    image_features_dir_gib: float = field(
-        default=50.0, metadata={"help": "Bound of that folder (GiB); what was used least recently goes first."}
-    )
     types: list[str] | None = field(
         default=None, metadata={"help": "Only these of the new types (folders' names) are taught and tested; unset: all."}
     )

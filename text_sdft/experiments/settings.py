@@ -8,7 +8,7 @@ from typing import Any
 Settings = dict[str, Any]
 
 #: Settings by which no number changes: where things lie, what is kept and shown, how much is done at once.
-FREE = {"data.cache", "data.image_features_dir", "eval.batch_size"} | {
+FREE = {"data.cache", "eval.batch_size"} | {
     f"train.{name}"
     for name in (
         "output_dir", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id", "push_to_hub",
