@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy import stats
 
 from tests.tiny_text import save_tiny_text_model, tiny_text_model
@@ -183,9 +185,19 @@ def test_one_type_shown_is_a_teacher_too(folder, tmp_path, monkeypatch):
     assert accuracy["teacher"] == pytest.approx(accuracy["nearest demonstration (own features)"], abs=0.1)
 
 
-def test_a_student_that_sees_the_demonstrations_itself_has_nothing_to_learn(folder, tmp_path, monkeypatch, capsys):
+def test_a_student_that_knows_the_types_has_nothing_to_learn(tmp_path, monkeypatch, capsys):
+    """Four of the types that the builtin model can name are taught as if they were new."""
     monkeypatch.chdir(tmp_path)
-    args = ["--model", BUILTIN, "--data", str(folder), "--train.output_dir", "runs/x", "--demonstrations.context", "both"]
+    made = resolve_data("builtin:novel-objects", tmp_path / "made", n_types=1, n_unlabelled=0, n_test=1, n_old=5)
+    for kind in sorted(file for file in (made / "old").iterdir() if file.is_dir())[:4]:
+        for split, pattern in (("train", "00[01].png"), ("test", "00[234].png")):
+            Path("known", split, kind.name).mkdir(parents=True)
+            for file in kind.glob(pattern):
+                shutil.copy(file, Path("known", split, kind.name))
+    answers = yaml.safe_load((made / "types.yaml").read_text())
+    known = {folder.name: answers[folder.name] for folder in Path("known/train").iterdir()}
+    Path("known/types.yaml").write_text(yaml.safe_dump(known))
+    args = ["--model", BUILTIN, "--data", "known", "--train.output_dir", "runs/x"]
     assert main(["probe", *args]) == 3
     assert "Do not train" in capsys.readouterr().out
     numbers = json.loads(Path("runs/x/probe.json").read_text())

@@ -135,10 +135,6 @@ class ImageDemonstrations:
         default="fixed",
         metadata={"help": "fixed (the same rung for all), or ladder: for each labelled query the lowest that helps."},
     )
-    context: Literal["teacher", "student", "both"] = field(
-        default="teacher",
-        metadata={"help": "Who sees the demonstrations; teacher is self-distillation, others are controls."},
-    )
     template: str = field(
         default="turns",
         metadata={"help": "turns (earlier chat turns), quoted, or a string with {question}, {demonstrations}."},
