@@ -18,6 +18,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from text_sdft.answers import is_right
 from text_sdft.core import (
     RUNGS,
     Conversation,
@@ -33,7 +34,6 @@ from text_sdft.core.sampling import draw_seed
 from text_sdft.core.sharding import has_shards
 from text_sdft.templates import check_template, render
 from vlm_sdft.config import ImageData, ImageDemonstrations, load_demos, vlm
-from vlm_sdft.demos.answers import is_right
 from vlm_sdft.demos.controls import BLANK, CONTROLS, SHUFFLED, moved_answers, spoiled, with_cues
 from vlm_sdft.demos.episodes import Episodes
 from vlm_sdft.demos.examples import demonstration, examples_of

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -239,7 +239,7 @@ def episodes(others: list[tuple[list[Image.Image], list[Image.Image]]], seed: in
     return examples
 
 
-def _named(picture: Image.Image, name: str) -> list[dict[str, Any]]:
+def _named(picture: Image.Image, name: str) -> Sequence[dict[str, Any]]:
     """The question about a picture, and its name as the answer."""
     return demonstration(ImageRow("", (picture,), NAME_QUESTION, name, None, "train")).messages
 

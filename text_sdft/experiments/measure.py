@@ -15,6 +15,7 @@ from rich.progress import track
 from scipy import stats
 from torch import Tensor
 
+from text_sdft.answers import normalised
 from text_sdft.core import DivergenceSettings, Example, TeacherContext, answer
 from text_sdft.core.sampling import draw_seed, evaluating
 from text_sdft.core.scoring import completion_hidden_states, head_of
@@ -119,7 +120,7 @@ def positions(
 
 def plain(text: Any) -> str:
     """An answer without what does not distinguish answers: case, spaces, marks around it."""
-    return " ".join(str(text).casefold().split()).strip(" .!\"'")
+    return normalised(str(text), " .!\"'")
 
 
 def _batches(examples: Sequence[Example], contexts: Contexts, size: int) -> list[tuple[Sequence[Example], Contexts]]:

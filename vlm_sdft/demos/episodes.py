@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vlm_sdft.demos.sets import ImageRow
+from vlm_sdft.demos.rows import ImageRow
 
 #: How many of the images nearest to a query show other things beside it: the nearer, the harder to tell apart.
 NEAR = 100

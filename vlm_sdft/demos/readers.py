@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from PIL import Image
 
+from text_sdft.answers import normalised
 from text_sdft.core import UserError
-from text_sdft.core.errors import did_you_mean, first_line
-from vlm_sdft.demos.answers import normalise
-from vlm_sdft.demos.sets import QUESTION, ImageRow, ObjectType, Split
+from text_sdft.core.errors import did_you_mean, does_not_exist, first_line
+from text_sdft.row_files import placed_rows
+from vlm_sdft.demos.rows import QUESTION, ImageRow, ObjectType, Split
+from vlm_sdft.images.files import SUFFIXES
 
 Read = tuple[list[ImageRow], dict[str, ObjectType], list[str]]
 
-SUFFIXES = frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 TYPE_KEYS = ("answer", "synonyms", "cues")
 METADATA = "metadata.jsonl"
 METADATA_KEYS = ("file_name", "prompt", "answer")
@@ -31,6 +30,7 @@ def read_folder(
     path: Path, question: str, retain_questions: Sequence[str] | None, retain: str | Path | None, holdout: float, seed: int
 ) -> Read:
     """See `DemoSet.from_folder`."""
+    _check_exists(path)
     flat = not (path / "train").is_dir()
     folders: dict[Split, Path] = {"train": path if flat else path / "train"}
     if not flat:
@@ -97,6 +97,14 @@ def read_folder(
                 f"Not used: {len(others)} files of {folder} have no ending of an image, such as {others[0].name}."
             )
     return rows, types, [*_counts(rows), *report]
+
+
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise UserError(
+            f"{does_not_exist(path)} Give a folder with train/<type>/* or a .jsonl file; data.path may also be "
+            "hub:OWNER/NAME."
+        )
 
 
 def _check_names(path: Path, flat: bool) -> None:
@@ -169,11 +177,12 @@ def read_dataset(dataset: Any, image_column: str, label_column: str, question: s
 
 def read_jsonl(path: Path) -> Read:
     """See `DemoSet.from_jsonl`."""
+    _check_exists(path)
     rows: list[ImageRow] = []
     types: dict[str, ObjectType] = {}
     n_system = 0
-    for number, record in _json_lines(path):
-        where = f"{path}, line {number}"
+    for place, record in placed_rows(path):
+        where = f"{path}, {place}"
         messages, images = record.get("messages"), record.get("images", [])
         named = isinstance(images, list) and images and all(isinstance(image, str) for image in images)
         if not isinstance(messages, list) or not messages or not named:
@@ -193,14 +202,14 @@ def read_jsonl(path: Path) -> Read:
             raise UserError(f"{where}: needs one user turn" + (", and an assistant turn to test on." if asked else "."))
         if split == "train" and answer is None:
             split = "unlabelled"
-        if answer is not None and not normalise(answer):
+        if answer is not None and not normalised(answer, name=True):
             raise UserError(f"{where}: the answer is empty. Leave the assistant turn out of an unlabelled row.")
         sources = tuple(path.parent / name for name in images)
         question = _text(asked[0]["content"]) or QUESTION
-        typed = normalise(answer) if answer is not None and split in ("train", "test") else None
+        typed = normalised(answer, name=True) if answer is not None and split in ("train", "test") else None
         if typed is not None and typed not in types:
             types[typed] = ObjectType(typed, str(answer))
-        rows.append(ImageRow(f"line {number}", sources, question, answer, typed, split))
+        rows.append(ImageRow(place, sources, question, answer, typed, split))
     note = f"Not used: {n_system} system messages of {path}. data.system_prompt gives one to all rows."
     return rows, types, [*_counts(rows), *([note] if n_system else [])]
 
@@ -291,8 +300,8 @@ def _metadata(folder: Path, split: Split) -> dict[Path, list[dict[str, Any]]]:
     if not (folder / METADATA).exists():
         return entries
     images = set(_images(folder))
-    for number, record in _json_lines(folder / METADATA):
-        where = f"{folder / METADATA}, line {number}"
+    for place, record in placed_rows(folder / METADATA):
+        where = f"{folder / METADATA}, {place}"
         entry = {key: value for key, value in record.items() if value is not None}
         name = str(entry.get("file_name", ""))
         file = folder / os.path.normpath(name)
@@ -312,22 +321,6 @@ def _metadata(folder: Path, split: Split) -> dict[Path, list[dict[str, Any]]]:
             raise UserError(f"{where}: {name} has an entry already, and one is used. Leave one of them out.")
         entries[file].append(entry)
     return entries
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # Windows editors begin files with a mark
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from error
-    for number, line in enumerate(text.split("\n"), start=1):  # JSON strings may hold other line separators
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number} is not JSON: {error}") from error
-            if not isinstance(record, dict):
-                raise UserError(f"{path}, line {number} is not a JSON object.")
-            yield number, record
 
 
 def _subfolders(folder: Path | None) -> list[Path]:

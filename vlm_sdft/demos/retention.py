@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from text_sdft.core import UserError
-from vlm_sdft.demos.sets import DemoSet, ImageRow
+from vlm_sdft.demos.rows import ImageRow
+from vlm_sdft.demos.sets import DemoSet
 from vlm_sdft.images.files import load_image
 
 #: What ``data.retain`` may name beside folders and files.

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from text_sdft.core import Demonstration
 from vlm_sdft.demos.controls import answer_of
-from vlm_sdft.demos.sets import ImageRow
+from vlm_sdft.demos.rows import ImageRow
 from vlm_sdft.images.embedding import load_open_clip
 
 PROMPT = "a photo of a {}."

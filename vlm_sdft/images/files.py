@@ -22,6 +22,8 @@ from text_sdft.core import UserError
 
 ImageSource: TypeAlias = str | PathLike[str] | bytes | Image.Image | Mapping[str, Any]
 
+#: Endings of the files that can be read.
+SUFFIXES = frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 #: Larger images are refused before they are decoded; a 100-megapixel photograph takes 300 MB in memory.
 MAX_PIXELS = 100_000_000
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from text_sdft.core.errors import did_you_mean
 
 #: "validation": types for choosing settings.
 SPLITS = ("test", "validation")
 #: Option -> the least that it may be.
 LEAST = {"n_types": 1, "first": 0, "shots": 1, "n_unlabelled": 0, "n_test": 1, "n_retain": 0, "n_old": 0}
+
+
+Kind = TypeVar("Kind", bound="FewShot")
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,16 @@ class FewShot:
     n_old: int = 3
     seed: int = 0
     split: str = "test"
+
+    @classmethod
+    def of(cls: type[Kind], options: Mapping[str, Any]) -> Kind:
+        """From options by their names. Raises `ValueError` for one that there is not, with the nearest name or all."""
+        known = [f.name for f in fields(cls)]
+        for option in options:
+            if option not in known:
+                hint = did_you_mean(option, known) or f" Known: {', '.join(known)}."
+                raise ValueError(f"Unknown option {option!r}.{hint}")
+        return cls(**options)
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:

@@ -74,7 +74,7 @@ def write_novel_objects(folder: Path, **options: Any) -> Path:
     Returns:
         The folder.
     """
-    spec = NovelObjects(**options)
+    spec = NovelObjects.of(options)
     made_by = {"format": FORMAT, **asdict(spec)}
     for added in ("first", "described"):
         if not made_by[added]:
