@@ -24,7 +24,7 @@ import yaml
 from PIL import Image, UnidentifiedImageError
 
 from vlm_sdft.images.files import SUFFIXES, encoded
-from vlm_sdft.zoo.few_shot import SPLITS, FewShot
+from vlm_sdft.zoo.few_shot import SPLITS, FewShot, known_options
 from vlm_sdft.zoo.vocabulary import invented_names
 
 MARKER = "hub.json"
@@ -89,7 +89,7 @@ def write_hub_types(name: str, cache_dir: Path, **options: Any) -> Path:
     Raises:
         ValueError: the data set cannot be loaded, or does not have what the options ask for; an option is unknown.
     """
-    spec = HubTypes.of(options)
+    spec = HubTypes(**known_options(HubTypes, options))
     made_by = {"format": FORMAT, "data": name, **asdict(spec)}
     key = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]
     folder = Path(cache_dir) / f"{_file_name(Path(name).name)}-{spec.split}-{spec.seed}-{key}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any
 
 from text_sdft.core.errors import did_you_mean
 
@@ -12,9 +12,6 @@ from text_sdft.core.errors import did_you_mean
 SPLITS = ("test", "validation")
 #: Option -> the least that it may be.
 LEAST = {"n_types": 1, "first": 0, "shots": 1, "n_unlabelled": 0, "n_test": 1, "n_retain": 0, "n_old": 0}
-
-
-Kind = TypeVar("Kind", bound="FewShot")
 
 
 @dataclass(frozen=True)
@@ -46,19 +43,19 @@ class FewShot:
     seed: int = 0
     split: str = "test"
 
-    @classmethod
-    def of(cls: type[Kind], options: Mapping[str, Any]) -> Kind:
-        """From options by their names. Raises `ValueError` for one that there is not, with the nearest name or all."""
-        known = [f.name for f in fields(cls)]
-        for option in options:
-            if option not in known:
-                hint = did_you_mean(option, known) or f" Known: {', '.join(known)}."
-                raise ValueError(f"Unknown option {option!r}.{hint}")
-        return cls(**options)
-
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f'split is {self.split!r}; use "test" or "validation".')
         for option, least in LEAST.items():
             if getattr(self, option) < least:
                 raise ValueError(f"{option} is {getattr(self, option)}; it must be at least {least}.")
+
+
+def known_options(kind: type[FewShot], options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options, all of them fields of their kind. Raises `ValueError` for another, with the nearest name or all."""
+    known = [f.name for f in fields(kind)]
+    for option in options:
+        if option not in known:
+            hint = did_you_mean(option, known) or f" Known: {', '.join(known)}."
+            raise ValueError(f"Unknown option {option!r}.{hint}")
+    return options
