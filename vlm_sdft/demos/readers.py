@@ -22,7 +22,7 @@ from vlm_sdft.images.files import SUFFIXES
 Read = tuple[list[ImageRow], dict[str, ObjectType], list[str]]
 
 TYPE_KEYS = ("answer", "synonyms", "cues")
-METADATA = "metadata.jsonl"
+METADATA_FILE = "metadata.jsonl"
 METADATA_KEYS = ("file_name", "prompt", "answer")
 
 
@@ -38,16 +38,16 @@ def read_folder(
     elif found := [name for name in get_args(Split) if (path / name).is_dir()]:
         raise UserError(f"{path} has {found[0]}/ but no train/: put the labelled images into train/<type>/.")
     _check_names(path, flat)
-    report = [] if flat else _unused(path)
+    report = [] if flat else _unused_sentences(path)
     rows: list[ImageRow] = []
     names: dict[str, None] = {}
-    metadata = {split: _metadata(folder, split) for split, folder in folders.items()}
+    metadata = {split: _read_metadata(folder, split) for split, folder in folders.items()}
     for split in ("train", "test", "old"):
-        loose = [file for file in _images(folders.get(split)) if file.parent == folders[split]]  # type: ignore[index, call-overload]
+        loose = [file for file in _image_files(folders.get(split)) if file.parent == folders[split]]  # type: ignore[index, call-overload]
         if split != "old" or not metadata.get("old"):
             report += [f"Not used: {len(loose)} images of {folders[split]} lie in no type's folder."] if loose else []
         for type_folder in _subfolders(folders.get(split)):  # type: ignore[call-overload]
-            files = list(_images(type_folder))
+            files = list(_image_files(type_folder))
             if not files:
                 raise UserError(
                     f"The type folder {type_folder} holds no image ({', '.join(['.png', '.jpg', '.webp'])}, …): "
@@ -55,21 +55,21 @@ def read_folder(
                 )
             names[type_folder.name] = None
             for file in files:
-                rows.append(ImageRow(_id(path, file), (file,), question, None, type_folder.name, split))  # type: ignore[arg-type]
-    types = _types(path / "types.yaml", names)
-    rows = [_labelled(row, types, metadata) for row in rows]
+                rows.append(ImageRow(_name_below(path, file), (file,), question, None, type_folder.name, split))  # type: ignore[arg-type]
+    types = _read_types(path / "types.yaml", names)
+    rows = [_with_answer(row, types, metadata) for row in rows]
     if not any(row.split == "test" for row in rows):
-        rows = _hold_out(rows, holdout, seed, report)
+        rows = _with_held_out(rows, holdout, seed, report)
     for file, fields in metadata.get("old", {}).items():
-        key = _id(path, file)
+        key = _name_below(path, file)
         rows += [
-            ImageRow(f"{key}#{i}", (file,), entry.get("prompt", question), _string(entry.get("answer")), None, "old")
+            ImageRow(f"{key}#{i}", (file,), entry.get("prompt", question), _text_or_none(entry.get("answer")), None, "old")
             for i, entry in enumerate(fields)
         ]
-    for file in _images(folders.get("unlabelled")):
-        asked = _first(metadata.get("unlabelled", {}), file).get("prompt", question)
-        rows.append(ImageRow(_id(path, file), (file,), asked, None, None, "unlabelled"))
-    retained = [(_id(path, file), file) for file in _images(folders.get("retain"))]
+    for file in _image_files(folders.get("unlabelled")):
+        asked = _first_entry(metadata.get("unlabelled", {}), file).get("prompt", question)
+        rows.append(ImageRow(_name_below(path, file), (file,), asked, None, None, "unlabelled"))
+    retained = [(_name_below(path, file), file) for file in _image_files(folders.get("retain"))]
     if retain is not None:
         extra = Path(retain)
         if not extra.is_dir():
@@ -77,26 +77,26 @@ def read_folder(
                 f"data.retain: the folder {extra} does not exist. It may also be a .txt file with a prompt in each line, "
                 "or one of the words crops and drawn."
             )
-        if not (found := _images(extra)):
+        if not (found := _image_files(extra)):
             raise UserError(f"data.retain: the folder {extra} holds no image. Put some there, or leave data.retain out.")
-        retained += [(f"data.retain/{_id(extra, file)}", file) for file in found]
+        retained += [(f"data.retain/{_name_below(extra, file)}", file) for file in found]
     for key, file in retained:
         own = [entry["prompt"] for entry in metadata.get("retain", {}).get(file, []) if "prompt" in entry]
         for i, asked in enumerate(own or retain_questions or [question]):
             rows.append(ImageRow(f"{key}#{i}", (file,), asked, None, None, "retain"))
     for folder in folders.values():
-        found_here = _files(folder)
+        found_here = _all_files(folder)
         report += [
             f"Not used: {file}. It belongs into {folder}, with file_name from there."
             for file in found_here
-            if file.name == METADATA and file.parent != folder
+            if file.name == METADATA_FILE and file.parent != folder
         ]
-        others = [f for f in found_here if f.suffix.lower() not in SUFFIXES and f.name not in (METADATA, "types.yaml")]
+        others = [f for f in found_here if f.suffix.lower() not in SUFFIXES and f.name not in (METADATA_FILE, "types.yaml")]
         if others:
             report.append(
                 f"Not used: {len(others)} files of {folder} have no ending of an image, such as {others[0].name}."
             )
-    return rows, types, [*_counts(rows), *report]
+    return rows, types, [*_count_sentences(rows), *report]
 
 
 def _check_exists(path: Path) -> None:
@@ -120,7 +120,7 @@ def _check_names(path: Path, flat: bool) -> None:
             raise UserError(f"{file}{slash} is not read: the name is '{near[0]}'. Rename it, or move it elsewhere.")
 
 
-def _unused(path: Path) -> list[str]:
+def _unused_sentences(path: Path) -> list[str]:
     """What lies beside ``train/`` and is not read, as sentences."""
     known = get_args(Split)
     others = [folder.name for folder in _subfolders(path) if folder.name not in known]
@@ -169,10 +169,10 @@ def read_dataset(dataset: Any, image_column: str, label_column: str, question: s
                 names[name] = None
             rows.append(ImageRow(f"{split}/{i}", (record[image_column],), question, None, name, split))  # type: ignore[arg-type]
     types = {name: ObjectType(name, name.replace("_", " ")) for name in names}
-    rows = [_labelled(row, types, {}) for row in rows]
+    rows = [_with_answer(row, types, {}) for row in rows]
     if not any(row.split == "test" for row in rows):
-        rows = _hold_out(rows, holdout, seed, report)
-    return rows, types, [*_counts(rows), *report]
+        rows = _with_held_out(rows, holdout, seed, report)
+    return rows, types, [*_count_sentences(rows), *report]
 
 
 def read_jsonl(path: Path) -> Read:
@@ -196,7 +196,7 @@ def read_jsonl(path: Path) -> Read:
         split: Any = record.get("split") or "train"
         if split not in get_args(Split):
             raise UserError(f"{where}: split '{split}': use one of {', '.join(get_args(Split))}.")
-        answer = _text(messages[-1]["content"]) if messages[-1].get("role") == "assistant" else None
+        answer = _text_of(messages[-1]["content"]) if messages[-1].get("role") == "assistant" else None
         asked = [message for message in messages if message.get("role") == "user"]
         if len(asked) != 1 or (answer is None and split in ("test", "old")):
             raise UserError(f"{where}: needs one user turn" + (", and an assistant turn to test on." if asked else "."))
@@ -205,25 +205,25 @@ def read_jsonl(path: Path) -> Read:
         if answer is not None and not normalised(answer, name=True):
             raise UserError(f"{where}: the answer is empty. Leave the assistant turn out of an unlabelled row.")
         sources = tuple(path.parent / name for name in images)
-        question = _text(asked[0]["content"]) or QUESTION
+        question = _text_of(asked[0]["content"]) or QUESTION
         typed = normalised(answer, name=True) if answer is not None and split in ("train", "test") else None
         if typed is not None and typed not in types:
             types[typed] = ObjectType(typed, str(answer))
         rows.append(ImageRow(place, sources, question, answer, typed, split))
     note = f"Not used: {n_system} system messages of {path}. data.system_prompt gives one to all rows."
-    return rows, types, [*_counts(rows), *([note] if n_system else [])]
+    return rows, types, [*_count_sentences(rows), *([note] if n_system else [])]
 
 
-def _labelled(row: ImageRow, types: Mapping[str, ObjectType], metadata: Mapping[Split, Mapping[Any, list]]) -> ImageRow:
+def _with_answer(row: ImageRow, types: Mapping[str, ObjectType], metadata: Mapping[Split, Mapping[Any, list]]) -> ImageRow:
     """The row with its type's answer, or with the question and answer that ``metadata.jsonl`` gives its file."""
     if row.type is None:
         return row
-    own = {} if row.split == "old" else _first(metadata.get(row.split, {}), row.images[0])
-    answer = _string(own.get("answer", types[row.type].answer))
+    own = {} if row.split == "old" else _first_entry(metadata.get(row.split, {}), row.images[0])
+    answer = _text_or_none(own.get("answer", types[row.type].answer))
     return ImageRow(row.id, row.images, own.get("prompt", row.question), answer, row.type, row.split)
 
 
-def _hold_out(rows: Sequence[ImageRow], share: float, seed: int, report: list[str]) -> list[ImageRow]:
+def _with_held_out(rows: Sequence[ImageRow], share: float, seed: int, report: list[str]) -> list[ImageRow]:
     if not 0 <= share < 1:
         raise UserError(f"The share to hold out for testing (holdout) is {share}: use 0 (none) or more, and less than 1.")
     if share == 0:
@@ -249,7 +249,7 @@ def _hold_out(rows: Sequence[ImageRow], share: float, seed: int, report: list[st
     ]
 
 
-def _types(file: Path, names: Mapping[str, None]) -> dict[str, ObjectType]:
+def _read_types(file: Path, names: Mapping[str, None]) -> dict[str, ObjectType]:
     try:
         # Texts as they are written: usual YAML reads `no` as false and `007` as 7.
         given = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader) or {} if file.exists() else {}
@@ -275,12 +275,12 @@ def _types(file: Path, names: Mapping[str, None]) -> dict[str, ObjectType]:
             raise UserError(f"{file}: 'answer' of '{name}' must be a text; further right answers are its synonyms.")
         if not answer:
             raise UserError(f"{file}: 'answer' of '{name}' is empty: give the word, or leave the line out.")
-        synonyms, cues = (_words(file, name, key, entry.get(key, "")) for key in ("synonyms", "cues"))
+        synonyms, cues = (_word_list(file, name, key, entry.get(key, "")) for key in ("synonyms", "cues"))
         types[name] = ObjectType(name, answer, synonyms, cues)
     return types
 
 
-def _words(file: Path, name: str, key: str, given: Any) -> tuple[str, ...]:
+def _word_list(file: Path, name: str, key: str, given: Any) -> tuple[str, ...]:
     """A list in ``types.yaml``, or one text without a list, or nothing."""
     words = given if isinstance(given, list) else [given] if given else []
     if not all(isinstance(word, str) for word in words):
@@ -290,18 +290,18 @@ def _words(file: Path, name: str, key: str, given: Any) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _string(value: Any) -> str | None:
+def _text_or_none(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _metadata(folder: Path, split: Split) -> dict[Path, list[dict[str, Any]]]:
+def _read_metadata(folder: Path, split: Split) -> dict[Path, list[dict[str, Any]]]:
     """Entries of ``metadata.jsonl`` by image file; what is null in one is left out of it."""
     entries: dict[Path, list[dict[str, Any]]] = defaultdict(list)
-    if not (folder / METADATA).exists():
+    if not (folder / METADATA_FILE).exists():
         return entries
-    images = set(_images(folder))
-    for place, record in placed_rows(folder / METADATA):
-        where = f"{folder / METADATA}, {place}"
+    images = set(_image_files(folder))
+    for place, record in placed_rows(folder / METADATA_FILE):
+        where = f"{folder / METADATA_FILE}, {place}"
         entry = {key: value for key, value in record.items() if value is not None}
         name = str(entry.get("file_name", ""))
         file = folder / os.path.normpath(name)
@@ -329,12 +329,12 @@ def _subfolders(folder: Path | None) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _images(folder: Path | None) -> list[Path]:
+def _image_files(folder: Path | None) -> list[Path]:
     """Image files below a folder, hidden ones left out, in a stable order."""
-    return [file for file in _files(folder) if file.suffix.lower() in SUFFIXES]
+    return [file for file in _all_files(folder) if file.suffix.lower() in SUFFIXES]
 
 
-def _files(folder: Path | None) -> list[Path]:
+def _all_files(folder: Path | None) -> list[Path]:
     """All files below a folder but hidden ones, in a stable order; linked folders are followed, each once."""
     found: list[Path] = []
     seen: set[str] = set()
@@ -347,7 +347,7 @@ def _files(folder: Path | None) -> list[Path]:
     return sorted(found)
 
 
-def _counts(rows: Sequence[ImageRow]) -> list[str]:
+def _count_sentences(rows: Sequence[ImageRow]) -> list[str]:
     """How many rows of each use, as a sentence."""
     words: dict[str, str] = {
         "train": "labelled images of new types",
@@ -370,16 +370,16 @@ def _is_content(content: Any) -> bool:
     return all(kind == "image" or (kind == "text" and isinstance(text, str)) for kind, text in kinds)
 
 
-def _text(content: Any) -> str:
+def _text_of(content: Any) -> str:
     if isinstance(content, str):
         return content.replace("<image>", "").strip()
     return " ".join(part["text"] for part in content if part.get("type") == "text").strip()
 
 
-def _first(entries: Mapping[Any, list[dict[str, Any]]], file: Any) -> dict[str, Any]:
+def _first_entry(entries: Mapping[Any, list[dict[str, Any]]], file: Any) -> dict[str, Any]:
     found = entries.get(file) if isinstance(file, Path) else None
     return found[0] if found else {}
 
 
-def _id(root: Path, file: Path) -> str:
+def _name_below(root: Path, file: Path) -> str:
     return file.relative_to(root).as_posix()

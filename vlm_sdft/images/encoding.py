@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from text_sdft.core import Conversation, ModelInputs, RowInputs, UserError
 from text_sdft.core.sampling import evaluating
 from vlm_sdft.images.families import Family
-from vlm_sdft.images.features import PIXELS, ImageFeatures, ImageHandle
+from vlm_sdft.images.features import PIXEL_TENSORS, ImageFeatures, ImageHandle
 from vlm_sdft.images.files import content_hash, load_image
 
 #: Rows kept by a `RowEncoder`; one holds ids only, some 20 kB for a prompt of a thousand tokens.
@@ -89,7 +89,7 @@ def encode_row(
             )
     _check_images(loaded, len(sources), RowInputs(tokens, media), processor, family)
     if handles:
-        media = {name: value for name, value in media.items() if name not in PIXELS}
+        media = {name: value for name, value in media.items() if name not in PIXEL_TENSORS}
     return RowInputs(tokens, media, handles)
 
 

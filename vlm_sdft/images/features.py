@@ -34,10 +34,10 @@ from vlm_sdft.images.files import content_hash, image_name, load_image
 #: Memory of the host that features may take; the least recently used images' go first, and are computed again.
 MAX_BYTES = 4 * 2**30
 #: Names under which processors give pixels, which a model does not need beside features.
-PIXELS = ("pixel_values", "pixel_attention_mask")
+PIXEL_TENSORS = ("pixel_values", "pixel_attention_mask")
 #: Whose weights a tower has, and their version; None: unknown.
 Weights: TypeAlias = tuple[str, int] | None
-UNTOUCHED = ("", 0)
+UNTOUCHED_WEIGHTS = ("", 0)
 #: What features hang on: weights, image and precision.
 Key: TypeAlias = tuple[Weights, str, torch.dtype]
 
@@ -89,7 +89,7 @@ class ImageFeatures:
     ) -> None:
         self._model, self._processor, self._family = model, processor, family
         self._trained = trained
-        self._weights: Weights = None if trained else UNTOUCHED
+        self._weights: Weights = None if trained else UNTOUCHED_WEIGHTS
         self._together = trained
         self._dtype = model.dtype  # as loaded: in shards (FSDP) it changes to and fro, and an untouched tower's does not
         self._prepared: dict[str, Mapping[str, Any]] = {}
@@ -138,7 +138,7 @@ class ImageFeatures:
     def lengths(self, handles: Sequence[ImageHandle]) -> list[int]:
         """Tokens T of each image."""
         # Where images go through together, what is kept must not hang on whether an image's length was known before.
-        look = self._computed if self._together else self._features_of
+        look = self._tower_outputs if self._together else self._features_of
         for handle in handles:
             if handle.key not in self._lengths:
                 self._lengths[handle.key] = len(look([handle])[0].pooler_output)
@@ -198,7 +198,7 @@ class ImageFeatures:
                 missing.append(handle)
             else:
                 found[handle.key] = output
-        for handle, output in zip(missing, self._computed(missing), strict=True):
+        for handle, output in zip(missing, self._tower_outputs(missing), strict=True):
             found[handle.key] = output
             if self._weights is not None:
                 self._kept[self._weights, handle.key, precision] = output
@@ -211,7 +211,7 @@ class ImageFeatures:
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._dtype
 
     @torch.no_grad()
-    def _computed(self, handles: Sequence[ImageHandle]) -> list[Features]:
+    def _tower_outputs(self, handles: Sequence[ImageHandle]) -> list[Features]:
         """One image at a time where results stay: each then hangs on nothing but its image, after a restart too."""
         if not handles:
             return []
@@ -305,7 +305,7 @@ class _FromMemory:
 
 
 def _without_pixels(prepared: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.to("meta") if name in PIXELS else value for name, value in prepared.items()}
+    return {name: value.to("meta") if name in PIXEL_TENSORS else value for name, value in prepared.items()}
 
 
 def _random_state(device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ from text_sdft.core.errors import did_you_mean
 #: "validation": types for choosing settings.
 SPLITS = ("test", "validation")
 #: Option -> the least that it may be.
-LEAST = {"n_types": 1, "first": 0, "shots": 1, "n_unlabelled": 0, "n_test": 1, "n_retain": 0, "n_old": 0}
+LEAST_VALUES = {"n_types": 1, "first": 0, "shots": 1, "n_unlabelled": 0, "n_test": 1, "n_retain": 0, "n_old": 0}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class FewShot:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f'split is {self.split!r}; use "test" or "validation".')
-        for option, least in LEAST.items():
+        for option, least in LEAST_VALUES.items():
             if getattr(self, option) < least:
                 raise ValueError(f"{option} is {getattr(self, option)}; it must be at least {least}.")
 
