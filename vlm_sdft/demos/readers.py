@@ -7,6 +7,7 @@ import os
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +25,9 @@ Read = tuple[list[ImageRow], dict[str, ObjectType], list[str]]
 TYPE_KEYS = ("answer", "synonyms", "cues")
 METADATA_FILE = "metadata.jsonl"
 METADATA_KEYS = ("file_name", "prompt", "answer")
+SPLITS: tuple[Split, ...] = get_args(Split)
+#: Splits whose images lie in a folder for each type.
+LABELLED: tuple[Split, ...] = ("train", "test", "old")
 
 
 def read_folder(
@@ -31,72 +35,38 @@ def read_folder(
 ) -> Read:
     """See `DemoSet.from_folder`."""
     _check_exists(path)
-    flat = not (path / "train").is_dir()
-    folders: dict[Split, Path] = {"train": path if flat else path / "train"}
-    if not flat:
-        folders |= {split: path / split for split in get_args(Split) if split != "train" and (path / split).is_dir()}
-    elif found := [name for name in get_args(Split) if (path / name).is_dir()]:
-        raise UserError(f"{path} has {found[0]}/ but no train/: put the labelled images into train/<type>/.")
-    _check_names(path, flat)
-    report = [] if flat else _unused_sentences(path)
-    rows: list[ImageRow] = []
-    names: dict[str, None] = {}
+    folders = _split_folders(path)
     metadata = {split: _read_metadata(folder, split) for split, folder in folders.items()}
-    for split in ("train", "test", "old"):
-        loose = [file for file in _image_files(folders.get(split)) if file.parent == folders[split]]  # type: ignore[index, call-overload]
-        if split != "old" or not metadata.get("old"):
-            report += [f"Not used: {len(loose)} images of {folders[split]} lie in no type's folder."] if loose else []
-        for type_folder in _subfolders(folders.get(split)):  # type: ignore[call-overload]
-            files = list(_image_files(type_folder))
-            if not files:
-                raise UserError(
-                    f"The type folder {type_folder} holds no image ({', '.join(['.png', '.jpg', '.webp'])}, …): "
-                    "add some, or remove it."
-                )
-            names[type_folder.name] = None
-            for file in files:
-                rows.append(ImageRow(_name_below(path, file), (file,), question, None, type_folder.name, split))  # type: ignore[arg-type]
-    types = _read_types(path / "types.yaml", names)
-    rows = [_with_answer(row, types, metadata) for row in rows]
+    typed = [(split, kind, file) for split in LABELLED for kind in _subfolders(folders[split]) for file in _of_type(kind)]
+    types = _read_types(path / "types.yaml", dict.fromkeys(kind.name for _, kind, _ in typed))
+    rows = []
+    for split, kind, file in typed:
+        own = metadata[split][file][0] if split != "old" and file in metadata[split] else {}
+        answer = str(own.get("answer", types[kind.name].answer))
+        rows.append(ImageRow(_name_below(path, file), (file,), own.get("prompt", question), answer, kind.name, split))
+    report = [] if folders["train"] == path else _unused_beside_splits(path)
+    for split in LABELLED:
+        loose = [file for file in _image_files(folders[split]) if file.parent == folders[split]]
+        if loose and not (split == "old" and metadata["old"]):
+            report.append(f"Not used: {len(loose)} images of {folders[split]} lie in no type's folder.")
     if not any(row.split == "test" for row in rows):
         rows = _with_held_out(rows, holdout, seed, report)
-    for file, fields in metadata.get("old", {}).items():
-        key = _name_below(path, file)
-        rows += [
-            ImageRow(f"{key}#{i}", (file,), entry.get("prompt", question), _text_or_none(entry.get("answer")), None, "old")
-            for i, entry in enumerate(fields)
-        ]
-    for file in _image_files(folders.get("unlabelled")):
-        asked = _first_entry(metadata.get("unlabelled", {}), file).get("prompt", question)
-        rows.append(ImageRow(_name_below(path, file), (file,), asked, None, None, "unlabelled"))
-    retained = [(_name_below(path, file), file) for file in _image_files(folders.get("retain"))]
+    for file, entries in metadata["old"].items():
+        for i, own in enumerate(entries):
+            key, asked = f"{_name_below(path, file)}#{i}", own.get("prompt", question)
+            rows.append(ImageRow(key, (file,), asked, str(own["answer"]), None, "old"))
+    for file in _image_files(folders["unlabelled"]):
+        own = metadata["unlabelled"].get(file, [{}])[0]
+        rows.append(ImageRow(_name_below(path, file), (file,), own.get("prompt", question), None, None, "unlabelled"))
+    retained = [(_name_below(path, file), file) for file in _image_files(folders["retain"])]
     if retain is not None:
-        extra = Path(retain)
-        if not extra.is_dir():
-            raise UserError(
-                f"data.retain: the folder {extra} does not exist. It may also be a .txt file with a prompt in each line, "
-                "or one of the words crops and drawn."
-            )
-        if not (found := _image_files(extra)):
-            raise UserError(f"data.retain: the folder {extra} holds no image. Put some there, or leave data.retain out.")
-        retained += [(f"data.retain/{_name_below(extra, file)}", file) for file in found]
+        retained += [(f"data.retain/{_name_below(Path(retain), file)}", file) for file in _further_images(Path(retain))]
     for key, file in retained:
-        own = [entry["prompt"] for entry in metadata.get("retain", {}).get(file, []) if "prompt" in entry]
-        for i, asked in enumerate(own or retain_questions or [question]):
+        prompts = [own["prompt"] for own in metadata["retain"].get(file, []) if "prompt" in own]
+        for i, asked in enumerate(prompts or retain_questions or [question]):
             rows.append(ImageRow(f"{key}#{i}", (file,), asked, None, None, "retain"))
-    for folder in folders.values():
-        found_here = _all_files(folder)
-        report += [
-            f"Not used: {file}. It belongs into {folder}, with file_name from there."
-            for file in found_here
-            if file.name == METADATA_FILE and file.parent != folder
-        ]
-        others = [f for f in found_here if f.suffix.lower() not in SUFFIXES and f.name not in (METADATA_FILE, "types.yaml")]
-        if others:
-            report.append(
-                f"Not used: {len(others)} files of {folder} have no ending of an image, such as {others[0].name}."
-            )
-    return rows, types, [*_count_sentences(rows), *report]
+    unused = [sentence for folder in folders.values() for sentence in _unused_in_split(folder)]
+    return rows, types, [*_count_sentences(rows), *report, *unused]
 
 
 def _check_exists(path: Path) -> None:
@@ -112,7 +82,7 @@ def _check_names(path: Path, flat: bool) -> None:
 
     Beside ``train/`` none of them can be a type's.
     """
-    known = ("types.yaml", *get_args(Split))
+    known = ("types.yaml", *SPLITS)
     for file in sorted(path.iterdir()):
         near = difflib.get_close_matches(file.name.casefold(), known, n=1, cutoff=0.94 if flat else 0.9)
         if near and file.name not in known:
@@ -120,16 +90,57 @@ def _check_names(path: Path, flat: bool) -> None:
             raise UserError(f"{file}{slash} is not read: the name is '{near[0]}'. Rename it, or move it elsewhere.")
 
 
-def _unused_sentences(path: Path) -> list[str]:
+def _split_folders(path: Path) -> dict[Split, Path | None]:
+    """Where each split lies; a folder without ``train/`` is one itself."""
+    folders: dict[Split, Path | None] = {split: path / split if (path / split).is_dir() else None for split in SPLITS}
+    found = [split for split, folder in folders.items() if folder is not None]
+    if found and folders["train"] is None:
+        raise UserError(f"{path} has {found[0]}/ but no train/: put the labelled images into train/<type>/.")
+    _check_names(path, flat=not found)
+    return folders if found else {**folders, "train": path}
+
+
+def _unused_beside_splits(path: Path) -> list[str]:
     """What lies beside ``train/`` and is not read, as sentences."""
-    known = get_args(Split)
-    others = [folder.name for folder in _subfolders(path) if folder.name not in known]
+    others = [folder.name for folder in _subfolders(path) if folder.name not in SPLITS]
     loose = [f for f in path.iterdir() if f.is_file() and f.suffix.lower() in SUFFIXES and not f.name.startswith(".")]
     found = []
     if others:
-        found.append(f"Not used: the folders {', '.join(others)} of {path}, which are none of {', '.join(known)}.")
+        found.append(f"Not used: the folders {', '.join(others)} of {path}, which are none of {', '.join(SPLITS)}.")
     if loose:
         found.append(f"Not used: {len(loose)} images of {path} that lie in none of its folders.")
+    return found
+
+
+def _unused_in_split(folder: Path | None) -> list[str]:
+    """What lies in a split and is neither an image nor read with them, as sentences."""
+    files = _all_files(folder)
+    misplaced = [file for file in files if file.name == METADATA_FILE and file.parent != folder]
+    others = [f for f in files if f.suffix.lower() not in SUFFIXES and f.name not in (METADATA_FILE, "types.yaml")]
+    found = [f"Not used: {file}. It belongs into {folder}, with file_name from there." for file in misplaced]
+    if others:
+        found.append(f"Not used: {len(others)} files of {folder} have no ending of an image, such as {others[0].name}.")
+    return found
+
+
+def _of_type(folder: Path) -> list[Path]:
+    """The images of a type's folder. Raises `UserError` where there is none."""
+    if not (files := _image_files(folder)):
+        raise UserError(
+            f"The type folder {folder} holds no image ({', '.join(['.png', '.jpg', '.webp'])}, …): add some, or remove it."
+        )
+    return files
+
+
+def _further_images(folder: Path) -> list[Path]:
+    """The images of ``data.retain``. Raises `UserError` where there is none."""
+    if not folder.is_dir():
+        raise UserError(
+            f"data.retain: the folder {folder} does not exist. It may also be a .txt file with a prompt in each line, "
+            "or one of the words crops and drawn."
+        )
+    if not (found := _image_files(folder)):
+        raise UserError(f"data.retain: the folder {folder} holds no image. Put some there, or leave data.retain out.")
     return found
 
 
@@ -138,10 +149,10 @@ def read_dataset(dataset: Any, image_column: str, label_column: str, question: s
     import datasets
 
     parts = dataset if isinstance(dataset, Mapping) else {"train": dataset}
-    unknown = [name for name in parts if name not in (*get_args(Split), "validation")]
+    unknown = [name for name in parts if name not in (*SPLITS, "validation")]
     if unknown or "train" not in parts:
-        raise UserError(f"Splits {sorted(parts)}: 'train' must be there; others may be {', '.join(get_args(Split)[1:])}.")
-    names: dict[str, None] = {}
+        raise UserError(f"Splits {sorted(parts)}: 'train' must be there; others may be {', '.join(SPLITS[1:])}.")
+    types: dict[str, ObjectType] = {}
     rows: list[ImageRow] = []
     report: list[str] = []
     for split, part in parts.items():
@@ -150,7 +161,7 @@ def read_dataset(dataset: Any, image_column: str, label_column: str, question: s
             continue
         if not hasattr(part, "column_names"):
             raise UserError(f"A '{type(part).__name__}' is no data set: give a datasets.Dataset, or a DatasetDict of them.")
-        labelled = split in ("train", "test", "old")
+        labelled = split in LABELLED
         for column in (image_column, label_column)[: 2 if labelled else 1]:
             if column not in part.column_names:
                 raise UserError(f"The split '{split}' has no column '{column}' (it has {', '.join(part.column_names)}).")
@@ -160,16 +171,15 @@ def read_dataset(dataset: Any, image_column: str, label_column: str, question: s
             raise UserError(f"The column '{image_column}' holds no images ({first_line(error)}).") from error
         feature = part.features.get(label_column)
         for i, record in enumerate(part):
-            name = None
+            kind = None
             if labelled:
                 label = record[label_column]
                 if label is None or label == -1:  # what a hub data set gives rows whose label it hides
                     raise UserError(f"{split}/{i} has no label ({label}): leave it out, or use the split 'unlabelled'.")
                 name = feature.int2str(label) if isinstance(feature, datasets.ClassLabel) else str(label)
-                names[name] = None
-            rows.append(ImageRow(f"{split}/{i}", (record[image_column],), question, None, name, split))  # type: ignore[arg-type]
-    types = {name: ObjectType(name, name.replace("_", " ")) for name in names}
-    rows = [_with_answer(row, types, {}) for row in rows]
+                kind = types.setdefault(name, ObjectType(name, name.replace("_", " ")))
+            answer, name = (kind.answer, kind.name) if kind is not None else (None, None)
+            rows.append(ImageRow(f"{split}/{i}", (record[image_column],), question, answer, name, split))  # type: ignore[arg-type]
     if not any(row.split == "test" for row in rows):
         rows = _with_held_out(rows, holdout, seed, report)
     return rows, types, [*_count_sentences(rows), *report]
@@ -194,8 +204,8 @@ def read_jsonl(path: Path) -> Read:
             )
         n_system += messages[0]["role"] == "system"
         split: Any = record.get("split") or "train"
-        if split not in get_args(Split):
-            raise UserError(f"{where}: split '{split}': use one of {', '.join(get_args(Split))}.")
+        if split not in SPLITS:
+            raise UserError(f"{where}: split '{split}': use one of {', '.join(SPLITS)}.")
         answer = _text_of(messages[-1]["content"]) if messages[-1].get("role") == "assistant" else None
         asked = [message for message in messages if message.get("role") == "user"]
         if len(asked) != 1 or (answer is None and split in ("test", "old")):
@@ -212,15 +222,6 @@ def read_jsonl(path: Path) -> Read:
         rows.append(ImageRow(place, sources, question, answer, typed, split))
     note = f"Not used: {n_system} system messages of {path}. data.system_prompt gives one to all rows."
     return rows, types, [*_count_sentences(rows), *([note] if n_system else [])]
-
-
-def _with_answer(row: ImageRow, types: Mapping[str, ObjectType], metadata: Mapping[Split, Mapping[Any, list]]) -> ImageRow:
-    """The row with its type's answer, or with the question and answer that ``metadata.jsonl`` gives its file."""
-    if row.type is None:
-        return row
-    own = {} if row.split == "old" else _first_entry(metadata.get(row.split, {}), row.images[0])
-    answer = _text_or_none(own.get("answer", types[row.type].answer))
-    return ImageRow(row.id, row.images, own.get("prompt", row.question), answer, row.type, row.split)
 
 
 def _with_held_out(rows: Sequence[ImageRow], share: float, seed: int, report: list[str]) -> list[ImageRow]:
@@ -244,9 +245,7 @@ def _with_held_out(rows: Sequence[ImageRow], share: float, seed: int, report: li
         if held
         else "There is no test/<type>/*, and no type has an image to spare: nothing is measured on the new types."
     )
-    return [
-        ImageRow(row.id, row.images, row.question, row.answer, row.type, "test") if row.id in held else row for row in rows
-    ]
+    return [replace(row, split="test") if row.id in held else row for row in rows]
 
 
 def _read_types(file: Path, names: Mapping[str, None]) -> dict[str, ObjectType]:
@@ -290,14 +289,10 @@ def _word_list(file: Path, name: str, key: str, given: Any) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _text_or_none(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def _read_metadata(folder: Path, split: Split) -> dict[Path, list[dict[str, Any]]]:
+def _read_metadata(folder: Path | None, split: Split) -> dict[Path, list[dict[str, Any]]]:
     """Entries of ``metadata.jsonl`` by image file; what is null in one is left out of it."""
     entries: dict[Path, list[dict[str, Any]]] = defaultdict(list)
-    if not (folder / METADATA_FILE).exists():
+    if folder is None or not (folder / METADATA_FILE).exists():
         return entries
     images = set(_image_files(folder))
     for place, record in placed_rows(folder / METADATA_FILE):
@@ -374,11 +369,6 @@ def _text_of(content: Any) -> str:
     if isinstance(content, str):
         return content.replace("<image>", "").strip()
     return " ".join(part["text"] for part in content if part.get("type") == "text").strip()
-
-
-def _first_entry(entries: Mapping[Any, list[dict[str, Any]]], file: Any) -> dict[str, Any]:
-    found = entries.get(file) if isinstance(file, Path) else None
-    return found[0] if found else {}
 
 
 def _name_below(root: Path, file: Path) -> str:
