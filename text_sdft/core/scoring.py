@@ -24,11 +24,11 @@ from text_sdft.core.inputs import ModelInputs
 from text_sdft.core.sharding import is_sharded
 
 #: A batch of so many tokens is never split by length: more forwards would cost more than padding.
-SMALL = 2048
+SMALL_BATCH = 2048
 #: Share of a larger batch that must be tokens.
-PADDING = 0.9
+LEAST_FILLED = 0.9
 #: Hidden states are multiplied by it where logits are checked, so that caps show in half precision too.
-LARGE = 100.0
+CHECK_FACTOR = 100.0
 
 
 def completion_hidden_states(model: nn.Module, module: Model, inputs: ModelInputs, completions: Sequence[Tensor]) -> Tensor:
@@ -62,7 +62,7 @@ def by_length(lengths: Sequence[int]) -> list[list[int]]:
     longest = total = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         padded = (len(batches[-1]) + 1) * longest if batches else 0
-        if batches and (padded <= SMALL or PADDING * padded <= total + lengths[i]):
+        if batches and (padded <= SMALL_BATCH or LEAST_FILLED * padded <= total + lengths[i]):
             batches[-1].append(i)
             total += lengths[i]
         else:
@@ -111,7 +111,7 @@ def check_logits(module: Model, inputs: ModelInputs) -> None:
     """
     batch = {**inputs.batch(device=module.device), "use_cache": False, "logits_to_keep": 1}
     layer = module.get_output_embeddings()
-    with layer.register_forward_pre_hook(lambda _, args: (LARGE * args[0],)):
+    with layer.register_forward_pre_hook(lambda _, args: (CHECK_FACTOR * args[0],)):
         theirs_BV = module(**batch).logits[:, -1].float()
         try:
             with without_head(module):

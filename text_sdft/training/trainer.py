@@ -35,7 +35,7 @@ from text_sdft.core.sampling import draw_seed, eos_ids, evaluating
 from text_sdft.core.scoring import check_logits, completion_hidden_states, frozen_head, head_of
 from text_sdft.core.sharding import gathered
 from text_sdft.core.teachers import FrozenTeacher, LiveTeacher, make_teacher
-from text_sdft.core.views import encode_student, encode_teacher, read_views
+from text_sdft.core.views import checked_views, encode_student, encode_teacher
 from text_sdft.fast.prefix import PrefixStore
 from text_sdft.fast.vllm_sampler import OWN_SAMPLERS, make_sampler
 from text_sdft.methods.answers import (
@@ -401,7 +401,7 @@ class SDFTTrainer(CheckpointedTrainer):
             shown = contexts_of([draw_seed(args.seed, 0, query.id, 0) for query in self.queries])
         with gathered(self.module), evaluating(self.module):  # retrieval may embed images with the model
             check_logits(self.module, encode_student(adapter, self.queries[:1], self.prompt_limit))
-            dropped, alike = read_views(adapter, self.queries, shown, self.prompt_limit)
+            dropped, alike = checked_views(adapter, self.queries, shown, self.prompt_limit)
             for example in self.retained:
                 encode_student(adapter, [example], self.prompt_limit)
         for query in self.queries if self.hints is not None else ():  # rationales (rung 4) are written before training
