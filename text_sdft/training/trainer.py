@@ -143,7 +143,7 @@ class SDFTTrainer(CheckpointedTrainer):
         own_start = args.teacher_model_kind != "base" and self.retained and self.method.retention != "answered"
         self.start_teacher = FrozenTeacher(module, "start") if own_start else self.teacher
         self.add_callback(TeacherUpdate(self.teacher))
-        self.prefixes = PrefixStore(int(args.teacher_prefix_gib * 2**30))
+        self.reader = PrefixStore(int(args.teacher_prefix_gib * 2**30))
         self.hints = self._hints()
         if isinstance(self.processing_class, PreTrainedTokenizerBase | ProcessorMixin):
             # `Trainer.train` does this too; but what is measured before it must end at the same tokens.
@@ -276,7 +276,7 @@ class SDFTTrainer(CheckpointedTrainer):
             # `autocast` inside `applied`: what it keeps of the weights that it casts must go before they are swapped back.
             with torch.no_grad(), teacher.applied(), self.accelerator.autocast(), evaluating(self.module):
                 view = view.for_weights(teacher.name, teacher.version, teacher.fleeting)
-                teacher_NH = self.prefixes.completion_hidden_states(
+                teacher_NH = self.reader.completion_hidden_states(
                     self.module, view, rollout.ids, teacher.name, teacher.version
                 )
                 readings.append((teacher_NH, frozen_head(self.module, self.args.temperature)))
@@ -469,7 +469,7 @@ class SDFTTrainer(CheckpointedTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the step's own metrics to a training log, and writes the newest completions to ``samples.jsonl``."""
         if "loss" in logs:
-            self.metrics.add_sum("teacher/reused_tokens", *self.prefixes.take_counts())
+            self.metrics.add_sum("teacher/reused_tokens", *self.reader.take_counts())
             logs = {**logs, **self.metrics.means(self.accelerator)}
             if self.is_world_process_zero():
                 append_jsonl(Path(str(self.args.output_dir)) / "samples.jsonl", self.metrics.samples)
