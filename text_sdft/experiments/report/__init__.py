@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from text_sdft.experiments.folder import Record, read_json
 from text_sdft.experiments.report import plots
 from text_sdft.experiments.report.answers import confusion, gallery
-from text_sdft.experiments.report.reading import Point, Record, Run, read_if_there, read_run, run_names
+from text_sdft.experiments.report.reading import Point, Run, read_run, run_names
 from text_sdft.experiments.scores import TASK
 
 LABELS = {
@@ -33,7 +34,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
 
     runs, points, comparisons, sequences = [], [], [], []
     for folder, name in zip(folders, run_names(folders), strict=True):
-        compared, sequence = read_if_there(folder / "compare.json"), read_if_there(folder / "sequence.json")
+        compared, sequence = read_json(folder / "compare.json"), read_json(folder / "sequence.json")
         points += _compared(compared) if compared is not None else []
         comparisons += [{"name": name, **compared}] if compared is not None else []
         sequences += [{"name": name, **sequence}] if sequence is not None else []

@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from text_sdft.experiments.measure import plain
-from text_sdft.experiments.report.reading import Record
+from text_sdft.experiments.answers import plain
+from text_sdft.experiments.folder import Record
 
 #: Types in the confusion matrix, and in the gallery.
 MATRIX_TYPES, GALLERY_TYPES = 25, 12

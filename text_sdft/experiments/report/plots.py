@@ -12,7 +12,8 @@ from typing import Any, ParamSpec, TypeVar
 from markupsafe import Markup, escape
 
 from text_sdft.core import RUNGS
-from text_sdft.experiments.report.reading import Point, Record, Run
+from text_sdft.experiments.folder import Record
+from text_sdft.experiments.report.reading import Point, Run
 
 #: Told apart without colour vision (Okabe and Ito), and by their markers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A5C00", "#56B4E9")
