@@ -40,7 +40,9 @@ def answer_ids(
     silent = not trainer.is_world_process_zero()
     for rows in track(slices(len(examples), batch_size), label, transient=True, disable=silent):
         with gathered(trainer.module):  # retrieval may embed queries with the model
-            inputs = encode_view(adapter or trainer.adapter, examples[rows], contexts and contexts[rows], trainer.prompt_limit)
+            inputs = encode_view(
+                adapter or trainer.adapter, examples[rows], contexts and contexts[rows], trainer.prompt_limit
+            )
             ids = trainer.sampler.sample(trainer.module, inputs, seeds and seeds[rows]).ids
         yield from ids
 

@@ -6,13 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from text_sdft.experiments.compare_cells import NEW, Comparison, seeded
+from text_sdft.experiments.compare_cells import NEW, Comparison, seeds_matter
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.flops import FORMULA
+from text_sdft.experiments.folder import write_json
 from text_sdft.experiments.plots import plot_pareto
-from text_sdft.experiments.run import write_json
-from text_sdft.experiments.scores import TASK, Accuracy
-from text_sdft.experiments.stats import Interval, Paired
+from text_sdft.experiments.scores import TASK
+from text_sdft.experiments.stats import Accuracy, Interval, Paired, mean
 from text_sdft.methods.table import METHODS, find_method
 
 
@@ -93,50 +93,46 @@ def _by_seeds(count: int) -> str:
 
 
 def _row(comparison: Comparison, name: str, reference: str | None) -> dict[str, Any]:
-    cells = comparison.tests[name]
+    cells, base = comparison.tests[name], comparison.tests.get("base")
     sets = list(cells[0]["test"])
     prior = [part for part in sets if part not in TASK]
     row: dict[str, Any] = {
         "learning_rate": comparison.chosen[name],
         "seeds": [cell["seed"] for cell in cells],
-        "sets": {part: asdict(Interval.over_seeds([_mean(cell, [part]) for cell in cells])) for part in sets},
-        "seconds": sum(cell["seconds"] for cell in cells) / len(cells),
-        "flops": sum(cell["flops"] for cell in cells) / len(cells),
+        "sets": {part: asdict(Interval.over_seeds([_accuracy(cell, [part]) for cell in cells])) for part in sets},
+        "seconds": mean(cell["seconds"] for cell in cells),
+        "flops": mean(cell["flops"] for cell in cells),
     }
     for key in ("kl", "perplexity"):
         moved = [cell["drift"][key] for cell in cells if key in cell.get("drift", {})]
-        row[key] = sum(moved) / len(moved) if moved else None
-    base = comparison.tests.get("base")
-    for key, parts in (("new", [NEW]), ("prior", prior)):
-        if not parts:
-            continue
-        over_seeds = Interval.over_seeds([_mean(cell, parts) for cell in cells])
+        row[key] = mean(moved) if moved else None
+    for key, parts in (("new", [NEW]), ("prior", prior)) if prior else (("new", [NEW]),):
+        over_seeds = Interval.over_seeds([_accuracy(cell, parts) for cell in cells])
         items = [score for cell in cells for part in parts for score in cell["test"][part].values()]
         row[key] = {
             "over_seeds": asdict(over_seeds),
             "pooled": asdict(Accuracy.of(items)),
-            "change": over_seeds.mean - _mean(base[0], parts) if base else None,
+            "change": over_seeds.mean - _accuracy(base[0], parts) if base else None,
             "paired": _paired(cells, comparison.tests[reference], parts) if reference not in (None, name) else None,
         }
     return row
 
 
-def _mean(cell: dict[str, Any], parts: list[str]) -> float:
+def _accuracy(cell: dict[str, Any], parts: list[str]) -> float:
     """Mean over sets of a set's mean score."""
-    means = [sum(cell["test"][part].values()) / len(cell["test"][part]) for part in parts]
-    return sum(means) / len(means)
+    return mean(mean(cell["test"][part].values()) for part in parts)
 
 
 def _paired(cells: list[dict[str, Any]], reference: list[dict[str, Any]], parts: list[str]) -> dict[str, Any] | None:
     """On items, whose scores are means over the seeds that both have; a method without seeds has all of the reference's."""
-    if seeded(cells[0]):
+    if seeds_matter(cells[0]):
         both = {cell["seed"] for cell in cells} & {cell["seed"] for cell in reference}
         cells, reference = ([cell for cell in side if cell["seed"] in both] for side in (cells, reference))
     if not cells:
         return None
     items = [(part, item) for part in parts for item in reference[0]["test"][part]]
     first, second = (
-        [sum(cell["test"][part][item] for cell in side) / len(side) for part, item in items] for side in (cells, reference)
+        [mean(cell["test"][part][item] for cell in side) for part, item in items] for side in (cells, reference)
     )
     return asdict(Paired.of(first, second))
 

@@ -41,7 +41,7 @@ class StartReading:
         head: its output layer.
     """
 
-    batches: list[tuple[Sequence[Example], list[Tensor], Tensor]]
+    batches: list[tuple[list[Example], list[Tensor], Tensor]]
     head: Head
 
 

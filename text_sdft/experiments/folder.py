@@ -43,7 +43,7 @@ def read_json_lines(file: Path) -> list[Record]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: a killed run may leave one without its last file, or half of it."""
+    """The newest checkpoint that was written to its end: of a killed run's, the last file may be half or missing."""
     complete = []
     for file in folder.glob("checkpoint-*/trainer_state.json"):
         try:

@@ -65,8 +65,6 @@ def measure_pass_at_k(
     texts = list(answers(trainer, asked, None, batch_size, f"{samples} answers each", seeds))
     scores = score_all(trainer.adapter, asked, texts)
     parts = slices(len(asked), samples)
-    records = [
-        {"id": e.id, "answers": texts[part], "scores": scores[part]} for e, part in zip(known, parts, strict=True)
-    ]
+    records = [{"id": e.id, "answers": texts[part], "scores": scores[part]} for e, part in zip(known, parts, strict=True)]
     counts = sorted({*(2**i for i in range(samples.bit_length())), samples})
     return {k: mean_pass_at_k([scores[part] for part in parts], k) for k in counts}, records

@@ -57,7 +57,8 @@ class Probe:
     """
 
     def __init__(self, trainer: SDFTTrainer, examples: list[Example], size: int) -> None:
-        self.trainer, self.adapter, self.examples, self.size = trainer, trainer.adapter, examples, size
+        self.trainer, self.examples, self.size = trainer, examples, size
+        self.adapter: Any = trainer.adapter
         self.contexts = dict(enumerate(contexts_for(trainer, examples)))
         self.scores: dict[str, dict[int, float]] = {}
         self.texts: dict[str, dict[int, str]] = {}
@@ -81,7 +82,9 @@ class Probe:
         A student learns from a new draw at each step: where draws disagree, it may end where their vote stands, above any
         one of them. Measured as `vote_of` the view, whose own draw is the first ballot.
         """
-        drawn = {i: [replace(c, seed=draw_seed(c.seed, "draw", k)) for k in range(1, DRAWS)] for i, c in self.contexts.items()}
+        drawn = {
+            i: [replace(c, seed=draw_seed(c.seed, "draw", k)) for k in range(1, DRAWS)] for i, c in self.contexts.items()
+        }
         shown_by = adapter or self.adapter
         varying = {i: drawn[i] for i, c in self.contexts.items() if _differ(shown_by, self.examples[i], c, drawn[i])}
         if not varying:

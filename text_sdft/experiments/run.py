@@ -27,7 +27,6 @@ from text_sdft.experiments.folder import checkpoint_step, drop_later_lines, newe
 from text_sdft.experiments.model_card import model_card
 from text_sdft.experiments.pass_at_k import measure_pass_at_k
 from text_sdft.experiments.probe import short_probe
-from text_sdft.experiments.report import write_report
 from text_sdft.experiments.scores import evaluate, sample
 from text_sdft.experiments.settings import first_change, resumable
 from text_sdft.experiments.skills import prior_skills
@@ -104,6 +103,8 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
     if start is not None:
         results["drift"]["after"] = drift(trainer, start)
     if main:
+        from text_sdft.experiments.report import write_report  # loads matplotlib
+
         append_jsonl(folder / "samples.jsonl", records)
         (folder / "model" / "README.md").write_text(model_card(experiment, results), encoding="utf-8")
         write_json(folder / "results.json", results)

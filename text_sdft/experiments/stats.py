@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,12 @@ from scipy import stats
 FLIPS = 9_999
 #: Decimals by which differences, and their sums, are told apart: means over seeds are rounded.
 DIGITS = 9
+
+
+def mean(values: Iterable[float]) -> float:
+    """Of at least one value."""
+    values = list(values)
+    return sum(values) / len(values)
 
 
 @dataclass(frozen=True)
@@ -140,3 +146,15 @@ def _newcombe(pairs: Sequence[tuple[float, float]], mean: float) -> tuple[float,
         return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
 
     return mean - half(p1 - low1, high2 - p2), mean + half(high1 - p1, p2 - low2)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other one beats in one number without losing in the other, by the first number; of
+    equal points one."""
+    order = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1]))
+    front, best = [], float("-inf")
+    for i in order:
+        if points[i][1] > best:
+            front.append(i)
+            best = points[i][1]
+    return front[::-1]
