@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.families import family_folder
 from tests.image_files import WHOLE, fill
 from text_sdft.core import SDFTConfig
-from text_sdft.experiments.run import _forget_after
+from text_sdft.experiments.folder import drop_later_lines
 from text_sdft.experiments.settings import resumable
 from text_sdft.training.callbacks import MetricsWriter, append_jsonl
 from vlm_sdft.cli import main
@@ -247,7 +247,7 @@ def test_eval_takes_options(finished):
 KILLED = """
 import os, signal, sys
 from text_sdft.training.callbacks import MetricsWriter, append_jsonl
-from text_sdft.experiments.run import _forget_after
+from text_sdft.experiments.folder import drop_later_lines
 from vlm_sdft.cli import main
 
 def on_step_begin(self, args, state, control, **_):
@@ -394,7 +394,7 @@ def test_an_answer_with_line_separators_stays_one_record(tmp_path):
     records = [{"phase": "before", "id": "a", "answer": "x\u2028y\u2029\u0085z"}, {"step": 1, "id": "b"}]
     append_jsonl(tmp_path / "samples.jsonl", [*records, {"step": 2, "id": "c"}])
     (tmp_path / "checkpoint-2").mkdir()
-    _forget_after(tmp_path / "samples.jsonl", tmp_path / "checkpoint-2")
+    drop_later_lines(tmp_path / "samples.jsonl", tmp_path / "checkpoint-2")
     assert [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text("utf-8").split("\n") if line] == records
 
 

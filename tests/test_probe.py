@@ -17,7 +17,8 @@ from text_sdft.core import Demonstration, Example, SDFTConfig, TeacherContext
 from text_sdft.experiments.measure import positions, right_answers
 from text_sdft.experiments.probe import VOTE
 from text_sdft.experiments.scores import contexts_for, sample
-from text_sdft.experiments.verdict import CHEAPER, Evidence, Gap, paired_gap, verdict
+from text_sdft.experiments.stats import Gap
+from text_sdft.experiments.verdict import CHEAPER, Evidence, verdict
 from text_sdft.training import SDFTTrainer
 from vlm_sdft import DemoSet, ImageAdapter, vlm
 from vlm_sdft.cli import main
@@ -82,9 +83,9 @@ def test_verdicts_without_a_gap():
     assert instead.decision == "try first" and instead.option == "--demonstrations.shots 4"
     unclear = verdict(Evidence(0.1, 0.2, Gap(0.1, -0.1, 0.3, 20)))
     assert unclear.decision == "try first" and unclear.option == "--eval.max_examples 80"
-    few = verdict(Evidence(0.0, 0.0, paired_gap([0.0, 0.0], [0.0, 0.0])))
+    few = verdict(Evidence(0.0, 0.0, Gap.of([0.0, 0.0], [0.0, 0.0])))
     assert few.decision == "try first" and "2 examples" in few.reason and "add test rows" in few.reason
-    assert verdict(Evidence(0.0, 0.0, paired_gap([0.0] * 10, [0.0] * 10))).decision == "do not train"
+    assert verdict(Evidence(0.0, 0.0, Gap.of([0.0] * 10, [0.0] * 10))).decision == "do not train"
 
 
 def test_notes_on_a_teacher_that_does_not_follow_its_context():
@@ -96,7 +97,7 @@ def test_notes_on_a_teacher_that_does_not_follow_its_context():
 def test_the_paired_gap_agrees_with_the_bootstrap(both, first, second, neither):
     pairs = [(1.0, 1.0)] * both + [(1.0, 0.0)] * first + [(0.0, 1.0)] * second + [(0.0, 0.0)] * neither
     a, b = (np.array(side) for side in zip(*pairs, strict=True))
-    gap = paired_gap(a.tolist(), b.tolist())
+    gap = Gap.of(a.tolist(), b.tolist())
     drawn = stats.bootstrap(
         (a, b), lambda x, y, axis: (x - y).mean(axis), paired=True, n_resamples=4000, rng=np.random.default_rng(0)
     ).confidence_interval
@@ -105,11 +106,11 @@ def test_the_paired_gap_agrees_with_the_bootstrap(both, first, second, neither):
 
 
 def test_the_paired_gap_never_collapses_and_takes_shares():
-    assert paired_gap([1.0], [0.0]).low < 0 < paired_gap([1.0] * 40, [0.0] * 40).low < 1
-    same = paired_gap([1.0] * 40, [1.0] * 40)
+    assert Gap.of([1.0], [0.0]).low < 0 < Gap.of([1.0] * 40, [0.0] * 40).low < 1
+    same = Gap.of([1.0] * 40, [1.0] * 40)
     assert same.low < 0 < same.high
     a, b = [0.2, 0.9, 0.4, 0.7], [0.1, 0.5, 0.4, 0.2]
-    gap, reference = paired_gap(a, b), stats.ttest_rel(a, b).confidence_interval()
+    gap, reference = Gap.of(a, b), stats.ttest_rel(a, b).confidence_interval()
     assert (gap.low, gap.high) == (pytest.approx(reference.low), pytest.approx(reference.high))
 
 
@@ -221,7 +222,7 @@ def test_only_rows_that_show_the_teacher_something_are_probed(tmp_path, monkeypa
     assert json.loads(Path("runs/rows/probe.json").read_text())["gap"]["n"] == 1
     Path("bare.jsonl").write_text("\n".join(json.dumps(row) for row in bare))
     assert main([*args[:-1], "bare.jsonl"]) == 2
-    assert "Give rows of data.test a golden_response, privileged_context" in capsys.readouterr().err
+    assert "Give those rows what the teacher alone is shown: demonstrations" in capsys.readouterr().err
 
 
 def test_a_teacher_that_is_shown_answers_in_training_is_measured_without_them(folder):

@@ -103,8 +103,9 @@ def test_the_summary_is_what_one_computes_by_hand():
 
 def test_forgetting_counts_from_a_tasks_best_and_backward_transfer_from_its_own_end():
     after = [[0.5, 0.0, 0.0], [0.9, 0.6, 0.0], [0.7, 0.8, 0.4]]
-    assert sequence.backward_transfer(after) == pytest.approx((0.2 + 0.2) / 2)
-    assert sequence.forgetting(after) == pytest.approx(((0.9 - 0.7) + (0.6 - 0.8)) / 2)
+    found = sequence.summary(after, before=[0.0, 0.0, 0.0])
+    assert found["backward_transfer"] == pytest.approx((0.2 + 0.2) / 2)
+    assert found["forgetting"] == pytest.approx(((0.9 - 0.7) + (0.6 - 0.8)) / 2)
 
 
 # ---- a sequence ----

@@ -19,7 +19,7 @@ from text_sdft.training import SDFTTrainer
 Contexts = Sequence[TeacherContext] | None
 
 
-def answer_ids(
+def completions(
     trainer: SDFTTrainer,
     examples: Sequence[Example],
     contexts: Contexts,
@@ -28,7 +28,7 @@ def answer_ids(
     seeds: Sequence[int] | None = None,
     adapter: Any = None,
 ) -> Iterator[Tensor]:
-    """One answer an example, as ids [T], as soon as its batch is done.
+    """One completion an example, as ids [T], as soon as its batch is done.
 
     Args:
         contexts: one an example: answers in the teacher's view; None: in the student's.
@@ -56,9 +56,9 @@ def answers(
     seeds: Sequence[int] | None = None,
     adapter: Any = None,
 ) -> Iterator[str]:
-    """`answer_ids` as text."""
+    """`completions` as text."""
     return map(
-        (adapter or trainer.adapter).decode, answer_ids(trainer, examples, contexts, batch_size, label, seeds, adapter)
+        (adapter or trainer.adapter).decode, completions(trainer, examples, contexts, batch_size, label, seeds, adapter)
     )
 
 

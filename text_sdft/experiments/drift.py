@@ -22,7 +22,7 @@ from text_sdft.core.sampling import evaluating
 from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_of
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_student
-from text_sdft.experiments.answers import answer_ids, slices
+from text_sdft.experiments.answers import completions, slices
 from text_sdft.experiments.measure import right_answers
 from text_sdft.experiments.scores import TASK, sample, with_reference
 from text_sdft.training import SDFTTrainer
@@ -55,7 +55,7 @@ def start_reading(trainer: SDFTTrainer, sets: dict[str, list[Example]], batch_si
     examples = sample([example for name, rows in sets.items() if name not in TASK for example in rows], MOST)
     if not examples:
         return None
-    answered = list(answer_ids(trainer, examples, None, batch_size, "answers of the start"))
+    answered = list(completions(trainer, examples, None, batch_size, "answers of the start"))
     batches = [
         (examples[rows], answered[rows], _states(trainer, examples[rows], answered[rows]).cpu())
         for rows in slices(len(examples), batch_size)
