@@ -23,7 +23,7 @@ from text_sdft.core.sampling import TransformersSampler
 from text_sdft.experiments.compare import split_sets
 from text_sdft.experiments.compare_cells import Comparison, selection_score
 from text_sdft.experiments.compare_table import write_tables
-from text_sdft.methods.method_trainer import MethodTrainer
+from text_sdft.training import SDFTTrainer
 from vlm_sdft.cli import main
 
 OPTIONS = ("--methods", "icl,sft/no_retain,cpt,sdft", "--seeds", "2", "--lr_sweep", "[1e-3,1e-2]")
@@ -249,14 +249,14 @@ def test_a_killed_comparison_ends_in_the_same_table(finished, config, tmp_path):
 
 
 def test_a_cell_that_fails_says_why_and_the_others_go_on(config, tmp_path, monkeypatch, capsys):
-    train = MethodTrainer.train
+    train = SDFTTrainer.train
 
-    def fails_at_the_high_rate(self: MethodTrainer, *args: Any) -> Any:
+    def fails_at_the_high_rate(self: SDFTTrainer, *args: Any) -> Any:
         if self.method.name == "sft" and self.args.learning_rate > 5e-3:
             raise RuntimeError("out of memory")
         return train(self, *args)
 
-    monkeypatch.setattr(MethodTrainer, "train", fails_at_the_high_rate)
+    monkeypatch.setattr(SDFTTrainer, "train", fails_at_the_high_rate)
     command = ["compare", config, *OPTIONS, "--methods", "sft", "--seeds", "1", "--train.output_dir", str(tmp_path)]
     assert main(command) == 0
     results = table(tmp_path)
@@ -299,10 +299,11 @@ def test_cells_of_other_settings_are_refused(finished, config, capsys):
     assert "train.max_steps 6, not 7" in capsys.readouterr().err
 
 
-def test_cells_of_a_version_that_lacked_a_setting_had_its_default(finished, config, tmp_path):
+def test_cells_of_a_version_with_other_settings_had_their_defaults(finished, config, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "copy")
     settings = json.loads((folder / "cells" / "settings.json").read_text())
-    del settings["train.confidence"]
+    del settings["train.retain_ratio"]
+    settings["train.confidence"] = "none"  # which later versions lack
     (folder / "cells" / "settings.json").write_text(json.dumps(settings))
     assert main(["compare", config, *OPTIONS, "--train.output_dir", str(folder)]) == 0
     assert table(folder) == table(finished)

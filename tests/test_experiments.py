@@ -355,17 +355,18 @@ def test_a_run_does_not_go_on_with_other_settings(finished, config, tmp_path, ca
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == times
 
 
-def test_a_run_of_a_version_that_lacked_a_setting_had_its_default(finished, config, tmp_path, capsys):
+def test_a_run_of_a_version_with_other_settings_had_their_defaults(finished, config, tmp_path, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
     results = read(run / "results.json")
-    for section, name in (("train", "confidence"), ("demonstrations", "policy"), ("data", "retain_in_context")):
+    for section, name in (("train", "retain_ratio"), ("demonstrations", "policy"), ("data", "retain_in_context")):
         del results["settings"][section][name]
     del results["settings"]["method"]
+    results["settings"]["train"]["confidence"] = "none"  # which later versions lack
     (run / "results.json").write_text(json.dumps(results))
     train(config, run, "--resume")
-    options = ["--train.output_dir", str(run), "--resume", "--train.confidence", "entropy"]
+    options = ["--train.output_dir", str(run), "--resume", "--train.retain_ratio", "0.5"]
     assert main(["train", config, *options]) == 2
-    assert "train.confidence none, not entropy" in capsys.readouterr().err
+    assert "train.retain_ratio 1.0, not 0.5" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_with_smaller_micro_batches(config, finished, tmp_path, monkeypatch):

@@ -10,15 +10,15 @@ import torch
 from tests.tiny_text import tiny_text_model
 from tests.toy import toy_args
 from text_sdft import TextAdapter
-from text_sdft.experiments.flops import training_flops
-from text_sdft.methods.method_trainer import MethodTrainer
+from text_sdft.experiments.cost import training_flops
+from text_sdft.training import SDFTTrainer
 
 
 def test_flops_follow_the_stated_formula(tmp_path):
     """One SFT step and SDFT steps, counted by hand from prompts and completions; for agreement the teacher reads twice."""
     for method, readings in (("sft", 0), ("sdft", 1), ("sdft/agreement", 2)):
         model, tokenizer = tiny_text_model()
-        trainer = MethodTrainer(
+        trainer = SDFTTrainer(
             model, toy_args(tmp_path, max_steps=1, per_device_train_batch_size=1), adapter=TextAdapter(), method=method,
             train_dataset=[{"prompt": "A question?", "golden_response": "yes"}], processing_class=tokenizer,
         )  # fmt: skip

@@ -17,7 +17,7 @@ from text_sdft.core.sampling import Rollout
 from text_sdft.experiments.report import plots
 from text_sdft.experiments.report.reading import Run
 from text_sdft.experiments.run import make_trainer
-from text_sdft.methods.hints import LadderTrainer
+from text_sdft.training import SDFTTrainer
 from vlm_sdft.cli import main
 from vlm_sdft.cli.parsing import read_experiment
 
@@ -41,10 +41,10 @@ def rows() -> list[dict[str, Any]]:
     return [{"id": f"q{i}", "prompt": prompt} for i, prompt in enumerate(prompts)]
 
 
-def trainer(folder: Path, **settings: Any) -> LadderTrainer:
+def trainer(folder: Path, **settings: Any) -> SDFTTrainer:
     """The reference of q0 … q4 is what the model answers at the rungs 0, 1, 2, 3, 5; that of q5 nobody knows."""
     model, adapter = toy_model(), Rungs()
-    made = LadderTrainer(
+    made = SDFTTrainer(
         model, toy_args(folder, teacher_model_kind="base", **settings), adapter=adapter, train_dataset=rows()
     )
     for i, rung in enumerate((0, 1, 2, 3, 5)):
@@ -55,7 +55,7 @@ def trainer(folder: Path, **settings: Any) -> LadderTrainer:
     return made
 
 
-def lowest(made: LadderTrainer, query: Example) -> int:
+def lowest(made: SDFTTrainer, query: Example) -> int:
     """By asking the teacher at one rung after the other."""
     for rung in (0, 1, 2, 3, 5):
         given = answer(made.module, made.adapter, made.sampler, [query], 99, [TeacherContext(rung=rung)])[0]

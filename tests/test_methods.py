@@ -15,8 +15,8 @@ from tests.tiny_text import tiny_text_model
 from tests.toy import EOS, VOCABULARY, toy_args, toy_model
 from text_sdft import TextAdapter
 from text_sdft.core import Example, TransformersSampler, UserError
+from text_sdft.core.groups import Answer
 from text_sdft.core.sampling import Rollout
-from text_sdft.methods.method_trainer import Answer, MethodTrainer
 from text_sdft.methods.table import METHODS
 from text_sdft.training import SDFTTrainer, default_lora
 
@@ -132,7 +132,7 @@ def test_continued_pretraining_is_the_models_own_loss_on_the_raw_text(tmp_path):
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     for length, parts in ((len(ids[0]) - 1, 1), (20, 4)):
         args = toy_args(tmp_path, max_completion_length=length)
-        trainer = MethodTrainer(
+        trainer = SDFTTrainer(
             model, args, adapter=TextAdapter(), method="cpt", train_dataset=data, processing_class=tokenizer
         )
         trainer.check_prompts()
@@ -269,7 +269,7 @@ def test_what_trains_nothing_says_so(tmp_path, method):
 
 
 def test_attention_alone_is_what_a_lora_adapter_goes_on(tmp_path):
-    trainer = MethodTrainer(
+    trainer = SDFTTrainer(
         toy_model(), toy_args(tmp_path), adapter=ExpertToy(), method="sft_attention", train_dataset=rows(),
         peft_config=default_lora(),
     )  # fmt: skip
@@ -281,7 +281,7 @@ def test_attention_alone_of_layers_that_transpose_their_weights(tmp_path):
     """GPT-2's projections are `Conv1D`s, which LoRA takes as it takes linear layers."""
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, eos_token_id=EOS))
-    trainer = MethodTrainer(
+    trainer = SDFTTrainer(
         model, toy_args(tmp_path), adapter=ExpertToy(), method="sft_attention", train_dataset=rows(),
         peft_config=LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True),
     )  # fmt: skip
@@ -291,7 +291,7 @@ def test_attention_alone_of_layers_that_transpose_their_weights(tmp_path):
 
 def test_full_batches_give_every_method_as_many_prompts(tmp_path):
     for labelled, unlabelled in ((3, 0), (3, 4)):
-        trainer = MethodTrainer(
+        trainer = SDFTTrainer(
             toy_model(), toy_args(tmp_path, max_steps=5), adapter=ExpertToy(), train_dataset=rows(labelled, unlabelled),
             full_batches=True,
         )  # fmt: skip

@@ -189,11 +189,12 @@ def test_a_finished_sequence_is_not_run_again(config, finished, capsys):
     assert main(argv) == 2 and "other tasks or settings" in capsys.readouterr().err
 
 
-def test_a_sequence_of_a_version_that_lacked_a_setting_had_its_default(config, finished, tmp_path):
+def test_a_sequence_of_a_version_with_other_settings_had_their_defaults(config, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     found = read(run / "sequence.json")
     for settings in found["settings"]:
-        del settings["train"]["confidence"]
+        del settings["train"]["retain_ratio"]
+        settings["train"]["confidence"] = "none"  # which later versions lack
     (run / "sequence.json").write_text(json.dumps(found))
     learn(config, tmp_path, "--resume")
 

@@ -153,7 +153,7 @@ def test_features_of_older_weights_are_dropped():
     features = ImageFeatures(model, processor, family, trained=True)
     row = encoded("qwen3_vl", conversations(), features).rows[2]
     for owner, version, kept in (("teacher", 0, 5), ("start", 0, 10), ("teacher", 1, 10), ("start", 0, 10)):
-        features.under(owner, version, fleeting=False).encode(row.images)
+        features.for_weights(owner, version, fleeting=False).encode(row.images)
         assert len(features._kept) == kept
     assert features.computed == 15
     features.encode(row.images)  # whose weights these are is not known
@@ -193,12 +193,12 @@ def test_dropout_in_the_tower_does_not_reach_the_sampler():
 
     wanted, before = values(features), features.computed
     with torch.no_grad():
-        assert torch.equal(values(features.once(images)), wanted)
-    assert features.computed == before + 1 and features.once(images).encode(images)  # the one run serves both
+        assert torch.equal(values(features.encoded_once(images)), wanted)
+    assert features.computed == before + 1 and features.encoded_once(images).encode(images)  # the one run serves both
     tower = model.get_submodule(vision_modules(model)[0])
     tower.blocks[0].mlp = nn.Sequential(tower.blocks[0].mlp, nn.Dropout(0.5))
     model.train()
-    encoder = features.once(images)
+    encoder = features.encoded_once(images)
     assert values(encoder).requires_grad and not torch.allclose(values(encoder), wanted)
     with torch.no_grad():
         assert torch.equal(values(encoder), wanted)

@@ -26,14 +26,14 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from text_sdft.core import Conversation, Example, UserError
 from text_sdft.experiments.config import Experiment
+from text_sdft.experiments.cost import training_flops
 from text_sdft.experiments.drift import StartReading, drift, start_reading
-from text_sdft.experiments.flops import training_flops
 from text_sdft.experiments.folder import read_json, write_json
 from text_sdft.experiments.run import make_trainer
 from text_sdft.experiments.scores import TASK, contexts_for, evaluate
 from text_sdft.experiments.stats import mean
-from text_sdft.methods.method_trainer import MethodTrainer
-from text_sdft.methods.table import Method, find_method, rows_for
+from text_sdft.methods.table import Method, find_method
+from text_sdft.training import SDFTTrainer
 
 Sets = dict[str, list[Example]]
 #: The set that is learnt; prior skills are those outside of `TASK`.
@@ -92,7 +92,7 @@ class CellRunner:
             Unsupported: the data has nothing that this method could learn from.
             UserError: a row cannot be trained on; names the method.
         """
-        rows_for(method, self.experiment.adapter, self.experiment.adapter.examples(self.experiment.splits.train))
+        method.rows(self.experiment.adapter, self.experiment.adapter.examples(self.experiment.splits.train))
         plan = self.comparison.plan
         swept = itertools.product(plan["learning_rates"], range(plan["validation_seeds"]))
         if not method.trains or all(self._file(method, "validation", rate, seed).exists() for rate, seed in swept):
@@ -108,16 +108,16 @@ class CellRunner:
             self._run_rivals(method)
             return
         found = self.comparison
-        accuracies = found.validation[method.name] = self._sweep(method)
-        if not accuracies:
+        by_rate = found.validation[method.name] = self._sweep(method)
+        if not by_rate:
             return
-        chosen = max(accuracies, key=lambda rate: (selection_score(accuracies[rate]), -rate))
+        chosen = max(by_rate, key=lambda rate: (selection_score(by_rate[rate]), -rate))
         found.chosen[method.name] = chosen
         first = self._cell(method, "test", chosen, 0, self._test)
         others = range(1, found.plan["seeds"]) if first is None or seeds_matter(first) else ()
         cells = [first, *(self._cell(method, "test", chosen, seed, self._test) for seed in others)]
         found.tests[method.name] = [cell for cell in cells if cell is not None]
-        for rate in accuracies:
+        for rate in by_rate:
             self._weights(method, rate).unlink(missing_ok=True)
 
     def _sweep(self, method: Method) -> dict[float, dict[str, float]]:
@@ -194,7 +194,7 @@ class CellRunner:
             self._keep_best(trainer, method, rate, selection_score(accuracies(cell)))
         return cell
 
-    def _keep_best(self, trainer: MethodTrainer, method: Method, rate: float, score: float) -> None:
+    def _keep_best(self, trainer: SDFTTrainer, method: Method, rate: float, score: float) -> None:
         """Store the weights if no other rate was better with seed 0, so that its test need not train again."""
         files = {other: self._file(method, "validation", other, 0) for other in self.comparison.plan["learning_rates"]}
         others = [selection_score(accuracies(cell)) for file in files.values() if (cell := read_json(file)) is not None]
@@ -221,7 +221,7 @@ class CellRunner:
         scores = self._scores(trainer, method, self.test)
         return {"test": scores, "seeded": self._seeds_matter(trainer, method), **moved, **cost}
 
-    def _seeds_matter(self, trainer: MethodTrainer, method: Method) -> bool:
+    def _seeds_matter(self, trainer: SDFTTrainer, method: Method) -> bool:
         """Whether seeds differ: a model that is not trained gives the same greedy answers to what is shown alike."""
         if method.trains or not _in_context(method):
             return method.trains
@@ -240,7 +240,7 @@ class CellRunner:
         """The starting model on the prompts of prior skills that are tested; None where there are none."""
         return start_reading(self._trainer(find_method("base"), 0.0, 0), self.test, self.experiment.eval.batch_size)
 
-    def _trained(self, method: Method, rate: float, seed: int) -> tuple[MethodTrainer, dict[str, float]]:
+    def _trained(self, method: Method, rate: float, seed: int) -> tuple[SDFTTrainer, dict[str, float]]:
         trainer = self._trainer(method, rate, seed)
         shutil.rmtree(str(trainer.args.output_dir), ignore_errors=True)  # of a cell that was stopped
         started = time.monotonic()
@@ -248,7 +248,7 @@ class CellRunner:
             trainer.train()
         return trainer, {"seconds": time.monotonic() - started, "flops": training_flops(trainer)}
 
-    def _trainer(self, method: Method, rate: float, seed: int) -> MethodTrainer:
+    def _trainer(self, method: Method, rate: float, seed: int) -> SDFTTrainer:
         args = copy.copy(self.experiment.args)
         args.seed, args.max_steps = seed, self.comparison.plan["steps"]
         args.learning_rate = rate or args.learning_rate
@@ -258,7 +258,7 @@ class CellRunner:
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def _scores(self, trainer: MethodTrainer, method: Method, sets: Sets) -> dict[str, dict[str, float]]:
+    def _scores(self, trainer: SDFTTrainer, method: Method, sets: Sets) -> dict[str, dict[str, float]]:
         """Item by item; the new task with demonstrations in context for ``icl``, everything else without."""
         _, records = evaluate(trainer, sets, _in_context(method), self.experiment.eval.batch_size, method.name)
         scores: dict[str, dict[str, float]] = {name: {} for name in sets}
@@ -277,7 +277,7 @@ def _in_context(method: Method) -> bool:
     return method.name.partition("/")[0] == "icl"
 
 
-def _trainable(trainer: MethodTrainer) -> dict[str, torch.Tensor]:
+def _trainable(trainer: SDFTTrainer) -> dict[str, torch.Tensor]:
     return {name: p.detach().contiguous() for name, p in trainer.module.named_parameters() if p.requires_grad}
 
 

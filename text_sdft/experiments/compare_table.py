@@ -8,7 +8,7 @@ from typing import Any
 
 from text_sdft.experiments.compare_cells import NEW, Comparison, seeds_matter
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.flops import FORMULA
+from text_sdft.experiments.cost import FLOPS_FORMULA
 from text_sdft.experiments.folder import write_json
 from text_sdft.experiments.plots import plot_pareto
 from text_sdft.experiments.scores import TASK
@@ -66,7 +66,8 @@ def markdown(results: dict[str, Any], plotted: bool) -> str:
         "*95 % pooled*: Wilson's interval over the items of all seeds, which takes them for independent; seeds share their "
         f"items. *change*: against base. *p*: {_tested(results['reference'])}. *KL*: from the starting model's "
         "next-token distributions to the model's, on the start's own answers to the prompts of prior skills, nats a token; "
-        "*perplexity*: of those prompts' references; means over seeds. *seconds*, *FLOPs*: of one training run. " + FORMULA,
+        "*perplexity*: of those prompts' references; means over seeds. *seconds*, *FLOPs*: of one training run. "
+        f"{FLOPS_FORMULA}",
         "",
     ]
     if plotted:

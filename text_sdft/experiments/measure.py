@@ -20,7 +20,7 @@ from text_sdft.core.scoring import completion_hidden_states, head_of
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_view
 from text_sdft.experiments.answers import Contexts, plain, slices
-from text_sdft.methods.written import written
+from text_sdft.methods.answers import answer_ids
 from text_sdft.training import SDFTTrainer
 
 
@@ -42,7 +42,7 @@ def right_answers(
     entropies: list[Tensor] = []
     lengths: list[int] = []
     for rows in slices(len(examples), size):
-        ids = [written(trainer.module, adapter, example, str(example.reference)) for example in examples[rows]]
+        ids = [answer_ids(trainer.module, adapter, example, str(example.reference)) for example in examples[rows]]
         inputs = encode_view(adapter, examples[rows], contexts and contexts[rows], trainer.prompt_limit)
         with evaluating(trainer.module), gathered(trainer.module):
             with trainer.accelerator.autocast():

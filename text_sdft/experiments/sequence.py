@@ -20,7 +20,8 @@ from text_sdft.experiments.folder import read_json, write_json
 from text_sdft.experiments.run import eval_sets, measuring_trainer, run_training, trained_model
 from text_sdft.experiments.scores import ADD_TEST_ROWS, TASK, evaluate
 from text_sdft.experiments.settings import Settings, first_change, resumable
-from text_sdft.methods.table import expert_answer, find_method
+from text_sdft.methods.answers import expert_answer
+from text_sdft.methods.table import find_method
 from text_sdft.training.modeling import load_model
 
 Row = dict[str, Any]
@@ -162,7 +163,7 @@ def _with_earlier(task: Experiment, earlier: Sequence[Experiment], count: int) -
 
     With the method ``replay`` their labelled rows (the first task is plain SFT); else ``count`` queries of each.
     """
-    replayed = find_method(task.method).replay
+    replayed = find_method(task.method).retention == "answered"
     if replayed and not earlier:
         return replace(task, method="sft")
     back = []
