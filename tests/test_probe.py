@@ -14,7 +14,7 @@ from scipy import stats
 from tests.tiny_text import save_tiny_text_model, tiny_text_model
 from text_sdft import TextAdapter
 from text_sdft.core import Demonstration, Example, SDFTConfig, TeacherContext
-from text_sdft.experiments.measure import positions, right_answers
+from text_sdft.experiments.measure import answer_positions, right_answer_reading
 from text_sdft.experiments.probe import VOTE
 from text_sdft.experiments.scores import contexts_for, sample
 from text_sdft.experiments.stats import Gap
@@ -240,7 +240,7 @@ def test_how_probable_the_right_answer_is(folder):
     trainer = bound(folder)
     examples = trainer.adapter.examples(trainer.adapter.demos.test)[:3]
     contexts = contexts_for(trainer, examples)
-    read = right_answers(trainer, examples, contexts, size=2)
+    read = right_answer_reading(trainer, examples, contexts, size=2)
     logps, entropies = [], []
     tokenizer = trainer.adapter.processing_class.tokenizer
     for example, context in zip(examples, contexts, strict=True):
@@ -267,7 +267,7 @@ def test_the_right_answer_ends_as_the_chat_template_ends_it(tmp_path):
         trainer = SDFTTrainer(
             model, SDFTConfig(str(tmp_path), use_cpu=True), adapter=TextAdapter(), processing_class=tokenizer
         )
-        return right_answers(trainer, trainer.adapter.examples(rows), None, size=1)
+        return right_answer_reading(trainer, trainer.adapter.examples(rows), None, size=1)
 
     assert read([tokenizer.eos_token_id, tokenizer.pad_token_id]) == read(tokenizer.eos_token_id)
 
@@ -286,10 +286,10 @@ def test_positions_that_are_favoured_show():
     shown = [
         [d.messages[-1]["content"] for d in Shown().demonstrations(e, c)] for e, c in zip(examples, contexts, strict=True)
     ]
-    fair = positions(Shown(), examples, contexts, ["Word 3."] * 300)
-    last = positions(Shown(), examples, contexts, [words[-1] for words in shown])
+    fair = answer_positions(Shown(), examples, contexts, ["Word 3."] * 300)
+    last = answer_positions(Shown(), examples, contexts, [words[-1] for words in shown])
     assert fair is not None and sum(fair["counts"]) == 300 and fair["p"] > 0.01
     assert last is not None and last["p"] < 1e-6 and last["counts"][-1] == max(last["counts"])
-    assert positions(Shown(), examples, contexts, ["other"] * 300) is None
-    few = positions(Shown(), examples[:9], contexts[:9], ["word 1"] * 9)
+    assert answer_positions(Shown(), examples, contexts, ["other"] * 300) is None
+    few = answer_positions(Shown(), examples[:9], contexts[:9], ["word 1"] * 9)
     assert few is not None and few["p"] is None

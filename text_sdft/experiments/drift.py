@@ -23,7 +23,7 @@ from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_o
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_student
 from text_sdft.experiments.answers import completions, slices
-from text_sdft.experiments.measure import right_answers
+from text_sdft.experiments.measure import right_answer_reading
 from text_sdft.experiments.scores import TASK, sample, with_reference
 from text_sdft.training import SDFTTrainer
 
@@ -84,7 +84,7 @@ def drift(trainer: SDFTTrainer, start: StartReading) -> dict[str, float]:
             tokens.append(divergence(after_NH, before_NH, now, start.head, DivergenceSettings(), ids_N, weight_N)[1])
     found = {"kl": float(torch.cat(tokens).mean())}
     known = with_reference(example for examples, _, _ in start.batches for example in examples)
-    read = right_answers(trainer, known, None, len(start.batches[0][0])) if known else None
+    read = right_answer_reading(trainer, known, None, len(start.batches[0][0])) if known else None
     return found if read is None else {**found, "perplexity": math.exp(-read["logp_token"])}
 
 

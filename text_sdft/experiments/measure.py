@@ -19,13 +19,13 @@ from text_sdft.core.sampling import draw_seed, evaluating
 from text_sdft.core.scoring import completion_hidden_states, head_of
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_view
-from text_sdft.experiments.answers import Contexts, plain, slices
+from text_sdft.experiments.answers import Contexts, normalised, slices
 from text_sdft.methods.answers import answer_ids
 from text_sdft.training import SDFTTrainer
 
 
 @torch.no_grad()
-def right_answers(
+def right_answer_reading(
     trainer: SDFTTrainer, examples: Sequence[Example], contexts: Contexts, size: int
 ) -> dict[str, float] | None:
     """How a view reads the right answer, teacher-forced, its end token included.
@@ -69,7 +69,7 @@ def mean_tokens(trainer: SDFTTrainer, examples: Sequence[Example], contexts: Con
     return total / len(examples)
 
 
-def positions(
+def answer_positions(
     adapter: Any, examples: Sequence[Example], contexts: Sequence[TeacherContext], texts: Sequence[str]
 ) -> dict[str, Any] | None:
     """At which position among its demonstrations the answer stands that the teacher gives; all alike is expected.
@@ -85,10 +85,10 @@ def positions(
     found: dict[int, list[int]] = {}
     for example, context, text in zip(examples, contexts, texts, strict=True):
         shown, *others = (
-            [plain(d.messages[-1]["content"]) for d in adapter.demonstrations(example, replace(context, seed=seed))]
+            [normalised(d.messages[-1]["content"]) for d in adapter.demonstrations(example, replace(context, seed=seed))]
             for seed in (context.seed, 1, 2, 3)
         )
-        places = [i for i, given in enumerate(shown) if given == plain(text)]
+        places = [i for i, given in enumerate(shown) if given == normalised(text)]
         if places and any(order != shown for order in others):
             found.setdefault(len(shown), []).append(random.Random(draw_seed(context.seed, "position")).choice(places))
     if not found:

@@ -17,9 +17,9 @@ from transformers.utils import logging
 
 from text_sdft.core import RUNGS, Example, TeacherContext, UserError
 from text_sdft.core.sampling import draw_seed
-from text_sdft.experiments.answers import answers, plain, score_all, slices
+from text_sdft.experiments.answers import answers, normalised, score_all, slices
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.measure import mean_tokens, positions, right_answers
+from text_sdft.experiments.measure import answer_positions, mean_tokens, right_answer_reading
 from text_sdft.experiments.scores import (
     ADD_TEST_ROWS,
     contexts_for,
@@ -86,7 +86,7 @@ class Probe:
             i: [replace(c, seed=draw_seed(c.seed, "draw", k)) for k in range(1, DRAWS)] for i, c in self.contexts.items()
         }
         shown_by = adapter or self.adapter
-        varying = {i: drawn[i] for i, c in self.contexts.items() if _differ(shown_by, self.examples[i], c, drawn[i])}
+        varying = {i: drawn[i] for i, c in self.contexts.items() if _draws_differ(shown_by, self.examples[i], c, drawn[i])}
         if not varying:
             self.alike = True
             return
@@ -102,7 +102,7 @@ class Probe:
         self.texts[voted], self.seconds[voted] = elected, seconds
         self.scores[voted] = dict(zip(elected, scores, strict=True))
 
-    def expected(self, name: str) -> str:
+    def reachable(self, name: str) -> str:
         """The view that says what a student of this one may reach: the vote of its draws where that is clearly better."""
         voted = vote_of(name)
         return voted if voted in self.scores and self.gap(voted, name).low > 0 else name
@@ -139,14 +139,14 @@ class Probe:
         """First minus second over the examples that have both."""
         return Gap.of(*self._pairs(first, second))
 
-    def kept(self, name: str) -> tuple[float, Gap]:
+    def kept_gap(self, name: str) -> tuple[float, Gap]:
         """What is left under spoiled demonstrations, and how much more of the gap than `SHARE` that is."""
         spoilt, teacher = self._pairs(name, "teacher")
         _, student = self._pairs(name, "student")
         half = [s + SHARE * (t - s) for t, s in zip(teacher, student, strict=True)]
         return sum(spoilt) / len(spoilt), Gap.of(spoilt, half)
 
-    def compared(self, name: str, present: str) -> tuple[float, Gap, Gap]:
+    def standing(self, name: str, present: str) -> tuple[float, Gap, Gap]:
         """A view's accuracy, its gap to the student, and its gap to the present setting's view."""
         return self.accuracy(name).accuracy, self.gap(name, "student"), self.gap(name, present)
 
@@ -168,17 +168,17 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
 
     Returns:
         ``accuracy`` ({view: {accuracy, n, low, high}}), ``gap`` (teacher minus student: mean, low, high, n), ``gaps`` (each
-        rung, each variant and the votes of draws minus the student), ``answer`` (how student and teacher read the right
-        one: `right_answers`), ``divergence`` (mean token divergence on the student's own completions: the training signal),
+        rung, each variant and the votes of draws minus the student), ``answer`` (`right_answer_reading` of student and
+        teacher), ``divergence`` (mean token divergence on the student's own completions: the training signal),
         ``positions``, ``tokens`` and ``seconds`` a query, ``verdict``, ``notes`` (views that not every example has).
 
     Raises:
         UserError: there is nothing with a reference to measure on, or the teacher sees no more than the student.
     """
-    known = _known(experiment)
+    known = _scorable_rows(experiment)
     if not known:
         raise UserError(f"The probe needs examples of the task with a reference: {ADD_TEST_ROWS}.")
-    examples = _examples(trainer, known, experiment.eval.max_examples or EXAMPLES)
+    examples = _examples_with_teacher(trainer, known, experiment.eval.max_examples or EXAMPLES)
     if not examples:
         raise UserError(f"The probe has no teacher to measure: {ALIKE}")
     run = Probe(trainer, examples, experiment.eval.batch_size)
@@ -197,7 +197,7 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
         run.measure_vote(option, variant)
     compared = (VOTE, *RUNGS.values(), *(name for option in variants for name in (option, vote_of(option))))
     views = {"student": None, "teacher": contexts}
-    places = positions(adapter, examples, contexts, list(run.texts["teacher"].values()))
+    places = answer_positions(adapter, examples, contexts, list(run.texts["teacher"].values()))
     found = _evidence(run, rivals, variants, places)
     drawn = verdict(found)
     tell_scoring_notes(adapter)
@@ -205,13 +205,13 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
         "accuracy": {name: asdict(run.accuracy(name)) for name in run.scores},
         "gap": asdict(found.gap),
         "gaps": {name: asdict(run.gap(name, "student")) for name in compared if name in run.scores},
-        "answer": {view: right_answers(trainer, examples, shown, run.size) for view, shown in views.items()},
+        "answer": {view: right_answer_reading(trainer, examples, shown, run.size) for view, shown in views.items()},
         "divergence": _divergence(trainer, examples, run.size),
         "positions": places,
         "tokens": {view: mean_tokens(trainer, examples, shown, run.size) for view, shown in views.items()},
         "seconds": run.seconds,
         "verdict": {**asdict(drawn), "train": drawn.train},
-        "notes": _partial(run),
+        "notes": _notes_on_partial_views(run),
     }
 
 
@@ -220,8 +220,8 @@ def short_probe(trainer: SDFTTrainer, experiment: Experiment) -> Verdict | None:
 
     None where there is nothing to measure on; where rows have references, but nothing for the teacher, a warning says so.
     """
-    known = _known(experiment)
-    examples = _examples(trainer, known, min(FEW, experiment.eval.max_examples or FEW))
+    known = _scorable_rows(experiment)
+    examples = _examples_with_teacher(trainer, known, min(FEW, experiment.eval.max_examples or FEW))
     if not examples:
         if known:
             logger.warning(f"No probe before training: {ALIKE}")
@@ -235,11 +235,11 @@ def short_probe(trainer: SDFTTrainer, experiment: Experiment) -> Verdict | None:
     return verdict(_evidence(run, (), {}, None))
 
 
-def _known(experiment: Experiment) -> list[Example]:
+def _scorable_rows(experiment: Experiment) -> list[Example]:
     return with_reference(experiment.adapter.examples(experiment.splits.evals.get("new", ())))
 
 
-def _examples(trainer: SDFTTrainer, known: list[Example], limit: int) -> list[Example]:
+def _examples_with_teacher(trainer: SDFTTrainer, known: list[Example], limit: int) -> list[Example]:
     """At most so many, of all that have a teacher; all are only looked at where some of the first draw have none."""
     drawn = sample(known, limit)
     alike = len(with_teacher(trainer, drawn)) < len(drawn)
@@ -260,9 +260,9 @@ def _evidence(run: Probe, rivals: Iterable[str], variants: dict[str, Any], place
         student=run.accuracy("student").accuracy,
         teacher=run.accuracy("teacher").accuracy,
         gap=run.gap("teacher", "student"),
-        vote=run.compared(VOTE, "teacher") if VOTE in run.scores else None,
-        kept={name: run.kept(name) for name in spoilt},
-        others={o: run.compared(run.expected(name), run.expected("teacher")) for o, name in options.items()},
+        vote=run.standing(VOTE, "teacher") if VOTE in run.scores else None,
+        kept={name: run.kept_gap(name) for name in spoilt},
+        others={o: run.standing(run.reachable(name), run.reachable("teacher")) for o, name in options.items()},
         answer_alone=mean(RUNGS[5]),
         rivals={name: run.accuracy(name).accuracy for name in rivals},
         permuted=mean("permuted label words"),
@@ -271,7 +271,7 @@ def _evidence(run: Probe, rivals: Iterable[str], variants: dict[str, Any], place
     )
 
 
-def _partial(run: Probe) -> list[str]:
+def _notes_on_partial_views(run: Probe) -> list[str]:
     """Sentences on views that some examples do not have."""
     total = len(run.examples)
     return [
@@ -286,7 +286,7 @@ def vote_of(name: str) -> str:
     return VOTE if name == "teacher" else f"{name}, {VOTE}"
 
 
-def _differ(adapter: Any, example: Example, context: TeacherContext, others: Sequence[TeacherContext]) -> bool:
+def _draws_differ(adapter: Any, example: Example, context: TeacherContext, others: Sequence[TeacherContext]) -> bool:
     """Whether another draw shows other demonstrations, and not the same in another order."""
     shown = adapter.demonstrations(example, context)
     return any(d not in shown for other in others for d in adapter.demonstrations(example, other))
@@ -302,5 +302,5 @@ def _divergence(trainer: SDFTTrainer, examples: Sequence[Example], size: int) ->
 
 def _most_frequent(ballot: Sequence[str]) -> str:
     """The answer that is given most often, the first such one, as it was written first."""
-    winner = Counter(map(plain, ballot)).most_common(1)[0][0]
-    return next(text for text in ballot if plain(text) == winner)
+    winner = Counter(map(normalised, ballot)).most_common(1)[0][0]
+    return next(text for text in ballot if normalised(text) == winner)

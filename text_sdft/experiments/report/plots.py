@@ -73,10 +73,7 @@ def ladder_history(run: Run) -> Markup | None:
     axes.stackplot(
         steps, *shares.values(), labels=labels.values(), colors=[COLOURS[rung] for rung in shares], edgecolor="white"
     )
-    axes.set_xlim(steps[0], steps[-1])
-    axes.set_ylim(0, 100)
-    axes.set_xlabel("optimiser step")
-    axes.set_ylabel("labelled queries in %")
+    axes.set(xlim=(steps[0], steps[-1]), ylim=(0, 100), xlabel="optimiser step", ylabel="labelled queries in %")
     _legend(axes)
     words = [
         f"rung {labels[rung]}: {values[0]:.3g} % at step {steps[0]}, {values[-1]:.3g} % at step {steps[-1]}"
@@ -101,15 +98,12 @@ def pareto(points: Sequence[Point], starts: Sequence[Point]) -> Markup | None:
     front = sorted((point for point in points if (point.old, point.new) in best), key=lambda point: point.old)
     figure, axes = _figure()
     for i, point in enumerate(points):
-        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": ""}
-        axes.plot(100 * point.old, 100 * point.new, label=point.label, markersize=8, **style)
+        axes.plot(100 * point.old, 100 * point.new, label=point.label, linestyle="", markersize=8, **_series_style(i))
     for start in starts:
-        axes.plot(
-            100 * start.old, 100 * start.new, marker="o", linestyle="", color="#556", fillstyle="none", label=start.label
-        )
+        style = {"linestyle": "", "marker": "o", "color": "#556", "fillstyle": "none"}
+        axes.plot(100 * start.old, 100 * start.new, label=start.label, **style)
     axes.step([100 * p.old for p in front], [100 * p.new for p in front], where="pre", color="#889", linewidth=1, zorder=1)
-    axes.set_xlabel("old, accuracy in %")
-    axes.set_ylabel("new, accuracy in %")
+    axes.set(xlabel="old, accuracy in %", ylabel="new, accuracy in %")
     axes.margins(0.1)
     _legend(axes)
     words = "; ".join(f"{p.label}: new {100 * p.new:.1f} %, old {100 * p.old:.1f} %" for p in [*points, *starts])
@@ -142,13 +136,11 @@ def _lines(
         return None
     figure, axes = _figure()
     for i, (name, points) in enumerate(series.items()):
-        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
-        axes.plot(*zip(*points, strict=True), label=name, **style)
+        axes.plot(*zip(*points, strict=True), label=name, markersize=4, **_series_style(i))
     if level is not None:
         axes.axhline(level[1], color="#667", linestyle="--", linewidth=1, label=level[0])
-    axes.set_xlabel("optimiser step")
-    axes.set_ylabel(unit)
-    axes.set_ylim(*((-3, 103) if percent else (min(0, axes.get_ylim()[0]), None)))
+    lowest, highest = (-3, 103) if percent else (min(0, axes.get_ylim()[0]), None)
+    axes.set(xlabel="optimiser step", ylabel=unit, ylim=(lowest, highest))
     _legend(axes)
     words = [
         f"{name}: {points[0][1]:.3g} at step {points[0][0]:.0f}, {points[-1][1]:.3g} at step {points[-1][0]:.0f}"
@@ -170,8 +162,7 @@ def _bars(title: str, unit: str, percent: Mapping[str, Sequence[float]]) -> Mark
             low, high = interval
             axes.errorbar(value, place, xerr=[[value - low], [high - value]], color="#334", capsize=3)
     axes.invert_yaxis()
-    axes.set_xlim(0, 102)
-    axes.set_xlabel(unit)
+    axes.set(xlim=(0, 102), xlabel=unit)
     axes.grid(visible=False, axis="y")
     return _svg(figure, title, ", ".join(f"{name} {value:.1f} %" for name, value in zip(names, values, strict=True)) + ".")
 
@@ -180,6 +171,10 @@ def _figure(height: float = 3.0) -> Any:
     """A figure and its axes, made without pyplot: nothing is kept, and no window system is asked for."""
     figure = Figure(figsize=(4.4, height), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def _series_style(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
 def _legend(axes: Any) -> None:
