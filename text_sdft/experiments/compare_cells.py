@@ -30,13 +30,13 @@ from text_sdft.experiments.cost import training_flops
 from text_sdft.experiments.drift import StartReading, drift, start_reading
 from text_sdft.experiments.folder import read_json, write_json
 from text_sdft.experiments.run import make_trainer
-from text_sdft.experiments.scores import TASK, contexts_for, evaluate
+from text_sdft.experiments.scores import contexts_for, evaluate, of_prior_skills
 from text_sdft.experiments.stats import mean
 from text_sdft.methods.table import Method, find_method
 from text_sdft.training import SDFTTrainer
 
 Sets = dict[str, list[Example]]
-#: The set that is learnt; prior skills are those outside of `TASK`.
+#: The set that is learnt.
 NEW = "new"
 #: Seeds that are looked at, where fewer are run: a later run may add some.
 SEEDS = 10
@@ -70,8 +70,8 @@ def accuracies(cell: dict[str, Any]) -> dict[str, float]:
 
 def selection_score(accuracy: dict[str, float]) -> float:
     """What the learning rate is chosen by: the mean of the new task and the mean of the prior skills."""
-    prior = [value for name, value in accuracy.items() if name not in TASK]
-    return (accuracy[NEW] + mean(prior)) / 2 if prior else accuracy[NEW]
+    prior = of_prior_skills(accuracy)
+    return (accuracy[NEW] + mean(prior.values())) / 2 if prior else accuracy[NEW]
 
 
 @dataclass

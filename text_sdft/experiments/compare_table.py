@@ -12,7 +12,8 @@ from text_sdft.experiments.compare_cells import NEW, Comparison, seeds_matter
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.cost import FLOPS_FORMULA
 from text_sdft.experiments.folder import write_json
-from text_sdft.experiments.scores import TASK
+from text_sdft.experiments.pages import filled
+from text_sdft.experiments.scores import of_prior_skills
 from text_sdft.experiments.stats import Accuracy, Interval, Paired, mean, pareto_front
 from text_sdft.methods.table import METHODS, find_method
 
@@ -52,56 +53,14 @@ def write_tables(comparison: Comparison, experiment: Experiment, folder: Path) -
 
 def markdown(results: dict[str, Any], plotted: bool) -> str:
     """The table with all that is needed to read it."""
-    plan = results["plan"]
-    lines = [
-        f"# {results['model']} on {results['data']}: {len(results['methods'])} methods",
-        "",
-        f"Every method: {plan['steps']} optimiser steps of the same number of prompts, learning rates "
-        f"{', '.join(f'{rate:g}' for rate in plan['learning_rates'])}, {plan['seeds']} seeds at the chosen one. "
-        f"{plan['validation']} By the mean of new and of the mean of the sets of prior skills, "
-        f"{_by_seeds(plan['validation_seeds'])}.",
-        "",
-        "| method | lr | new | 95 % pooled | change | p | prior skills | 95 % pooled | change | p | KL | perplexity | "
-        "seconds | FLOPs |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-        *(_line(name, row) for name, row in results["methods"].items()),
-        "",
-        "In points of accuracy. *new*, *prior skills* (mean of the sets but new, validation and ood): mean over seeds ± "
-        "95 % (Student's t). "
-        "*95 % pooled*: Wilson's interval over the items of all seeds, which takes them for independent; seeds share their "
-        f"items. *change*: against base. *p*: {_tested(results['reference'])}. *KL*: from the starting model's "
-        "next-token distributions to the model's, on the start's own answers to the prompts of prior skills, nats a token; "
-        "*perplexity*: of those prompts' references; means over seeds. *seconds*, *FLOPs*: of one training run. "
-        f"{FLOPS_FORMULA}",
-        "",
-    ]
-    if plotted:
-        lines += ["![New task against prior skills on validation rows](compare.png)", ""]
-    names = [name for name in results["methods"] if name.partition("/")[0] in METHODS]
-    lines += [f"- **{name}**: {find_method(name).summary}" for name in names]
-    lines += [f"- **{name}** was left out: {why}" for name, why in results["skipped"].items()]
-    lines += [f"- Failed: {name}: {why}" for name, why in results["failed"].items()]
-    return "\n".join(lines) + "\n"
-
-
-def _tested(reference: str | None) -> str:
-    """What the column of p values is."""
-    if reference is None:
-        return "only where sdft was run"
-    return (
-        f"sign-flip test against {reference} on the same items, each one's scores averaged over seeds (exact where at most "
-        "13 items differ, else from 9,999 draws of signs, and never below 0.0002); not corrected for the number of methods"
-    )
-
-
-def _by_seeds(count: int) -> str:
-    return f"means over {count} seeds" if count > 1 else "with seed 0 alone (--validation_seeds 3 chooses more surely)"
+    known = [name for name in results["methods"] if name.partition("/")[0] in METHODS]
+    summaries = {name: find_method(name).summary for name in known}
+    return filled("compare.md", **results, summaries=summaries, plotted=plotted, flops_formula=FLOPS_FORMULA)
 
 
 def _row(comparison: Comparison, name: str, reference: str | None) -> dict[str, Any]:
     cells, base = comparison.tests[name], comparison.tests.get("base")
-    sets = list(cells[0]["test"])
-    prior = [part for part in sets if part not in TASK]
+    sets, prior = list(cells[0]["test"]), list(of_prior_skills(cells[0]["test"]))
     row: dict[str, Any] = {
         "learning_rate": comparison.chosen[name],
         "seeds": [cell["seed"] for cell in cells],
@@ -143,26 +102,6 @@ def _paired(cells: list[dict[str, Any]], reference: list[dict[str, Any]], parts:
     return asdict(Paired.of(first, second))
 
 
-def _line(name: str, row: dict[str, Any]) -> str:
-    parts = [name, f"{row['learning_rate']:g}" if row["learning_rate"] else "–"]
-    for key in ("new", "prior"):
-        if key not in row:
-            parts += ["–"] * 4
-            continue
-        over, pooled, paired = row[key]["over_seeds"], row[key]["pooled"], row[key]["paired"]
-        half = "" if over["low"] is None else f" ± {100 * (over['high'] - over['mean']):.1f}"
-        change = row[key]["change"]
-        parts += [
-            f"{100 * over['mean']:.1f}{half}",
-            f"{100 * pooled['low']:.1f}–{100 * pooled['high']:.1f}",
-            "–" if change is None or name == "base" else f"{100 * change:+.1f}",
-            "–" if paired is None else f"{paired['p']:.2g}",
-        ]
-    parts += ["–" if row[key] is None else f"{row[key]:.3g}" for key in ("kl", "perplexity")]
-    parts += [f"{row['seconds']:.0f}", f"{row['flops']:.1e}"] if row["flops"] else ["–", "–"]
-    return "| " + " | ".join(parts) + " |"
-
-
 def plot_pareto(validation: dict[str, dict[float, dict[str, float]]], chosen: dict[str, float], file: Path) -> bool:
     """New task against prior skills, one point a method and learning rate, and the Pareto front of what is trained.
 
@@ -173,10 +112,10 @@ def plot_pareto(validation: dict[str, dict[float, dict[str, float]]], chosen: di
         chosen: method -> its rate, drawn filled.
     """
     points = [
-        (name, rate, mean(prior), accuracy[NEW])
+        (name, rate, mean(prior.values()), accuracy[NEW])
         for name, by_rate in validation.items()
         for rate, accuracy in by_rate.items()
-        if (prior := [value for part, value in accuracy.items() if part not in TASK])
+        if (prior := of_prior_skills(accuracy))
     ]
     if not points:
         return False

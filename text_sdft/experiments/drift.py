@@ -24,7 +24,7 @@ from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_student
 from text_sdft.experiments.answers import completions, slices
 from text_sdft.experiments.measure import right_answer_reading
-from text_sdft.experiments.scores import TASK, sample, with_reference
+from text_sdft.experiments.scores import of_prior_skills, sample, with_reference
 from text_sdft.training import SDFTTrainer
 
 #: The starting model's hidden states on so many examples stay in memory for the whole run.
@@ -49,10 +49,10 @@ def start_reading(trainer: SDFTTrainer, sets: dict[str, list[Example]], batch_si
     """To be called with the starting model; None where no prior skill is measured.
 
     Args:
-        sets: all that are measured, by name: prior skills are those outside of `TASK`, `MOST` of their examples at most.
+        sets: all that are measured, by name: of prior skills `MOST` examples are taken at most.
             References are only used for the perplexity.
     """
-    examples = sample([example for name, rows in sets.items() if name not in TASK for example in rows], MOST)
+    examples = sample([example for rows in of_prior_skills(sets).values() for example in rows], MOST)
     if not examples:
         return None
     answered = list(completions(trainer, examples, None, batch_size, "answers of the start"))

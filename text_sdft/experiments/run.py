@@ -24,7 +24,7 @@ from text_sdft.core import Example, Model, SDFTConfig, UserError
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.drift import drift, start_reading
 from text_sdft.experiments.folder import checkpoint_step, drop_later_lines, newest_checkpoint, read_json, write_json
-from text_sdft.experiments.model_card import model_card
+from text_sdft.experiments.pages import filled
 from text_sdft.experiments.pass_at_k import measure_pass_at_k
 from text_sdft.experiments.probe import short_probe
 from text_sdft.experiments.scores import ADD_TEST_ROWS, evaluate, sample
@@ -104,7 +104,9 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
         from text_sdft.experiments.report import write_report  # loads matplotlib
 
         append_jsonl(folder / "samples.jsonl", records)
-        (folder / "model" / "README.md").write_text(model_card(experiment, results), encoding="utf-8")
+        summary = find_method(experiment.method).summary
+        card = filled("model_card.md", experiment=experiment, results=results, summary=summary)
+        (folder / "model" / "README.md").write_text(card, encoding="utf-8")
         write_json(folder / "results.json", results)
         write_report([folder], folder / "report.html")
         if experiment.args.push_to_hub:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers.utils import logging
 
@@ -17,11 +17,17 @@ from text_sdft.experiments.answers import Contexts, answers
 from text_sdft.experiments.stats import Accuracy
 from text_sdft.training import SDFTTrainer
 
+T = TypeVar("T")
 logger = logging.get_logger(__name__)
-#: Sets that training or the choice of settings is about: everything else that is measured is a prior skill.
-TASK = ("new", "validation", "ood")
+#: What is measured of the task that training, or the choice of settings, is about.
+TASK_SETS = ("new", "validation", "ood", "teacher")
 #: The remedy where nothing can be measured: what test rows are, each modality's section ``data`` says.
 ADD_TEST_ROWS = "add test rows with a reference (section data; `--help` says where)"
+
+
+def of_prior_skills(by_set: Mapping[str, T]) -> dict[str, T]:
+    """What is said of the sets that the task is not about."""
+    return {name: value for name, value in by_set.items() if name not in TASK_SETS}
 
 
 def with_reference(examples: Iterable[Example]) -> list[Example]:

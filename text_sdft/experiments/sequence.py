@@ -18,7 +18,7 @@ from text_sdft.core import Example, Model, UserError
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.folder import read_json, write_json
 from text_sdft.experiments.run import eval_sets, measuring_trainer, run_training, trained_model
-from text_sdft.experiments.scores import ADD_TEST_ROWS, TASK, evaluate
+from text_sdft.experiments.scores import ADD_TEST_ROWS, evaluate, of_prior_skills
 from text_sdft.experiments.settings import Settings, first_change, resumable
 from text_sdft.methods.answers import expert_answer
 from text_sdft.methods.table import find_method
@@ -101,8 +101,9 @@ def measure(model: Model, tasks: Sequence[Experiment]) -> tuple[Row, Row]:
     n: Row = {"new": [], "old": {}}
     for k, task in enumerate(tasks):
         trainer, sets = measuring_trainer(model, task), eval_sets(task)
-        wanted = {name: examples for name, examples in sets.items() if name == "new" or (k == 0 and name not in TASK)}
-        scores, _ = evaluate(trainer, wanted, False, task.eval.batch_size, f"task {k + 1}")
+        wanted = ("new", *(of_prior_skills(sets) if k == 0 else ()))
+        measured = {name: examples for name, examples in sets.items() if name in wanted}
+        scores, _ = evaluate(trainer, measured, False, task.eval.batch_size, f"task {k + 1}")
         if "new" not in scores:
             raise UserError(f"Task {k + 1} has nothing to measure: {ADD_TEST_ROWS}.")
         for values, key in ((accuracy, "accuracy"), (n, "n")):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from text_sdft.experiments.folder import Record, read_json
+from text_sdft.experiments.pages import filled
 from text_sdft.experiments.report import plots
 from text_sdft.experiments.report.answers import confusion, cut, gallery, pictures
 from text_sdft.experiments.report.reading import Point, Run, read_run, run_names
-from text_sdft.experiments.scores import TASK
+from text_sdft.experiments.scores import of_prior_skills
+from text_sdft.experiments.stats import mean
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:
@@ -24,8 +26,6 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     Raises:
         UserError: a folder holds none of these, or a file of theirs is damaged.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     runs, comparisons, sequences = [], [], []
     for folder, name in zip(folders, run_names(folders), strict=True):
         comparison, sequence = read_json(folder / "compare.json"), read_json(folder / "sequence.json")
@@ -35,21 +35,16 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     points = [point for _, comparison in comparisons for point in _compared(comparison)]
     points += [point for run in runs if (point := _point(run, "after", run.name))]
     starts = [point for run in runs if (point := _point(run, "before", "before training"))]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"cut": cut, "pictures": pictures}
-    page = environment.get_template("page.html").render(
+    page = filled(
+        "report.html",
         title=", ".join(run_names(folders)),
         pareto=plots.pareto(points, starts[:1]),
         measured=[name for name in ("new", "old") if any(name in run.results["before"] for run in runs)],
         comparisons=comparisons,
         runs=[{"run": run, **_sections(run)} for run in runs],
         sequences=sequences,
+        cut=cut,
+        pictures=pictures,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
@@ -62,51 +57,20 @@ def _sections(run: Run) -> dict[str, Any]:
         "Loss": plots.learning_curve(run),
         "Growing hints": plots.ladder_history(run),
     }
+    probe = run.probe or {}
+    answer = {view: found for view, found in (probe.get("answer") or {}).items() if found}
+    lengths = [log["completions/mean_length"] for log in run.metrics if "completions/mean_length" in log]
     return {
-        "verdict": run.probe["verdict"] if run.probe else run.results.get("probe"),
-        "probe_plots": list(_probe_plots(run.probe)) if run.probe else [],
+        "verdict": probe["verdict"] if probe else run.results.get("probe"),
+        "probe_bars": plots.probe_bars(probe["accuracy"]) if probe else None,
+        "answer": answer,
+        "probability_bars": plots.probability_bars(answer) if answer else None,
         "plots": {title: svg for title, svg in drawn.items() if svg is not None},
         "confusion": confusion(run.answers),
         "gallery": gallery(run.answers),
-        "costs": dict(_costs(run)),
+        "mean_length": mean(lengths) if lengths else None,
         "settings": _flat(run.results["settings"]),
     }
-
-
-def _probe_plots(probe: Record) -> Iterator[tuple[Any, str]]:
-    """Plots with their captions."""
-    yield (
-        plots.probe_bars(probe["accuracy"]),
-        "Accuracy on new before training, with 95 % intervals: without and with demonstrations (blue); with other "
-        "demonstrations, with spoiled ones, and of rivals that need no training (grey).",
-    )
-    if answer := {name: view for name, view in (probe.get("answer") or {}).items() if view}:
-        entropies = ", ".join(f"{name} {view['entropy']:.2f}" for name, view in answer.items())
-        yield (
-            plots.probability_bars(answer),
-            "How probable the right answer is, read token by token (geometric mean). Entropy of the next token in nats: "
-            f"{entropies}.",
-        )
-
-
-def _costs(run: Run) -> Iterator[tuple[str, str]]:
-    """What the run took, in words."""
-    begun = run.results.get("resumed_at", 0)
-    since = f" since step {begun}, where it was resumed" if begun else ""
-    yield "optimiser steps", f"{run.steps}"
-    if "after" in run.results:  # a run's time and tokens are written at its end
-        yield f"training{since}", f"{run.results['seconds']:.0f} s"
-        if timed := run.steps - begun:
-            yield "seconds a step", f"{run.results['seconds'] / timed:.2f}"
-    for use, label in (("student", "tokens that the student read"), ("sampled", "tokens read and written in sampling")):
-        if count := run.results.get("tokens", {}).get(use):
-            yield f"{label}{since}", f"{count:,}"
-    if lengths := [log["completions/mean_length"] for log in run.metrics if "completions/mean_length" in log]:
-        yield "tokens a completion, mean", f"{sum(lengths) / len(lengths):.1f}"
-    if probe := run.probe:
-        for view in ("student", "teacher"):
-            numbers = f"{probe['tokens'][view]:.0f} tokens, {probe['seconds'][view]:.3f} s"
-            yield f"a query to the {view}, as probed", numbers
 
 
 def _compared(comparison: Record) -> list[Point]:
@@ -124,8 +88,8 @@ def _compared(comparison: Record) -> list[Point]:
 
 def _point(run: Run, phase: str, label: str) -> Point | None:
     scores = run.results.get(phase, {})
-    old = [score["accuracy"] for name, score in scores.items() if name not in (*TASK, "teacher")]
-    return Point(label, scores["new"]["accuracy"], sum(old) / len(old)) if "new" in scores and old else None
+    old = [score["accuracy"] for score in of_prior_skills(scores).values()]
+    return Point(label, scores["new"]["accuracy"], mean(old)) if "new" in scores and old else None
 
 
 def _flat(settings: Record) -> dict[str, Any]:
