@@ -12,11 +12,10 @@ import itertools
 import math
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -111,11 +110,10 @@ class CellRunner:
         by_rate = found.validation[method.name] = self._sweep(method)
         if not by_rate:
             return
-        chosen = max(by_rate, key=lambda rate: (selection_score(by_rate[rate]), -rate))
-        found.chosen[method.name] = chosen
-        first = self._cell(method, "test", chosen, 0, self._test)
+        chosen = found.chosen[method.name] = max(by_rate, key=lambda rate: (selection_score(by_rate[rate]), -rate))
+        first = self._cell(method, "test", chosen, 0)
         others = range(1, found.plan["seeds"]) if first is None or seeds_matter(first) else ()
-        cells = [first, *(self._cell(method, "test", chosen, seed, self._test) for seed in others)]
+        cells = [first, *(self._cell(method, "test", chosen, seed) for seed in others)]
         found.tests[method.name] = [cell for cell in cells if cell is not None]
         for rate in by_rate:
             self._weights(method, rate).unlink(missing_ok=True)
@@ -125,10 +123,7 @@ class CellRunner:
         plan = self.comparison.plan
         rates = plan["learning_rates"] if method.trains else [0.0]
         seeds = range(plan["validation_seeds"] if method.trains else 1)
-        cells = {
-            (rate, seed): self._cell(method, "validation", rate, seed, self._validate)
-            for seed, rate in itertools.product(seeds, rates)
-        }
+        cells = {(rate, seed): self._cell(method, "validation", rate, seed) for seed in seeds for rate in rates}
         found = {rate: [accuracies(cell) for seed in seeds if (cell := cells[rate, seed]) is not None] for rate in rates}
         return {
             rate: {name: mean(of_seed[name] for of_seed in of_seeds) for name in of_seeds[0]}
@@ -143,35 +138,22 @@ class CellRunner:
             self.comparison.skipped[method.name] = "there are none for this kind of data."
             return
         for seed in range(self.comparison.plan["seeds"]):
-            cell = self._cell(method, "test", 0.0, seed, self._rivals) or {"test": {}}
+            cell = self._cell(method, "test", 0.0, seed) or {"test": {}}
             for name, scores in cell["test"].items():
                 self.comparison.tests.setdefault(name, []).append({**cell, "method": name, "test": {NEW: scores}})
                 self.comparison.chosen[name] = 0.0
         if hasattr(adapter, "rivals_left_out"):
             self.comparison.skipped |= adapter.rivals_left_out()
 
-    def _rivals(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
-        trainer = self._trainer(method, rate, seed)
-        adapter, examples = cast(Any, trainer.adapter), self.test[NEW]
-        started = time.monotonic()
-        answers = adapter.rivals(examples, contexts_for(trainer, examples))
-        seconds = time.monotonic() - started
-        scores = {
-            name: {e.id: adapter.score(e, text) for e, text in zip(examples, texts, strict=True)}
-            for name, texts in answers.items()
-        }
-        return {"test": scores, "seconds": seconds, "flops": 0.0}
-
-    def _cell(
-        self, method: Method, part: str, rate: float, seed: int, work: Callable[[Method, float, int], dict[str, Any]]
-    ) -> dict[str, Any] | None:
-        """The stored cell, or what ``work`` returns, which is then stored; None where it failed."""
+    def _cell(self, method: Method, part: str, rate: float, seed: int) -> dict[str, Any] | None:
+        """The stored cell, or one that is run now, and stored; None where it failed."""
         file = self._file(method, part, rate, seed)
         name = f"{method.name}, {part}" + (f", learning rate {rate:g}" if rate else "") + f", seed {seed}"
         if (stored := read_json(file)) is not None:
             return stored
         self.console.print(f"[{time.strftime('%H:%M:%S')}] {name} …", highlight=False, markup=False)
         try:
+            work = self._rivals if method.name == "rivals" else self._validate if part == "validation" else self._test
             cell = {"method": method.name, "learning_rate": rate, "seed": seed, **work(method, rate, seed)}
         except Exception as error:  # one cell's failure is reported in the table, and must not cost the others
             self.comparison.failed[name] = f"{type(error).__name__}: {error}"
@@ -186,20 +168,31 @@ class CellRunner:
         self.console.print(f"    {scores} ({cell['seconds']:.0f} s)", highlight=False, markup=False)
         return cell
 
+    def _rivals(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
+        trainer, examples = self._trainer(method, rate, seed), self.test[NEW]
+        adapter: Any = trainer.adapter
+        started = time.monotonic()
+        answers = adapter.rivals(examples, contexts_for(trainer, examples))
+        seconds = time.monotonic() - started
+        scores = {
+            name: {e.id: adapter.score(e, text) for e, text in zip(examples, texts, strict=True)}
+            for name, texts in answers.items()
+        }
+        return {"test": scores, "seconds": seconds, "flops": 0.0}
+
     def _validate(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
         trainer, cost = self._trained(method, rate, seed)
-        scores = self._scores(trainer, method, self.validation)
-        cell = {"validation": scores, **cost}
+        cell = {"validation": self._scores(trainer, method, self.validation), **cost}
         if method.trains and seed == 0:
             self._keep_best(trainer, method, rate, selection_score(accuracies(cell)))
         return cell
 
     def _keep_best(self, trainer: SDFTTrainer, method: Method, rate: float, score: float) -> None:
         """Store the weights if no other rate was better with seed 0, so that its test need not train again."""
-        files = {other: self._file(method, "validation", other, 0) for other in self.comparison.plan["learning_rates"]}
-        others = [selection_score(accuracies(cell)) for file in files.values() if (cell := read_json(file)) is not None]
-        if score > max(others, default=-math.inf):
-            for other in files:
+        rates = self.comparison.plan["learning_rates"]
+        cells = [read_json(self._file(method, "validation", other, 0)) for other in rates]
+        if score > max((selection_score(accuracies(cell)) for cell in cells if cell), default=-math.inf):
+            for other in rates:
                 self._weights(method, other).unlink(missing_ok=True)
             file = self._weights(method, rate)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -207,14 +200,13 @@ class CellRunner:
 
     def _test(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
         start = self._start  # before the trainer is made: the adapter that they share reads with the newest one's model
-        file, sweep = self._weights(method, rate), self._file(method, "validation", rate, seed)
+        file = self._weights(method, rate)
         if seed == 0 and method.trains and file.exists():
-            trainer = self._trainer(method, rate, seed)
-            stored = load_file(file)
+            trainer, stored = self._trainer(method, rate, seed), load_file(file)
             for name, tensor in _trainable(trainer).items():
                 tensor.copy_(stored[name])
-            done = read_json(sweep)
-            cost = {"seconds": done["seconds"], "flops": done["flops"]}
+            validated = read_json(self._file(method, "validation", rate, seed))
+            cost = {"seconds": validated["seconds"], "flops": validated["flops"]}
         else:
             trainer, cost = self._trained(method, rate, seed)
         moved = {"drift": drift(trainer, start)} if start is not None else {}
@@ -225,12 +217,10 @@ class CellRunner:
         """Whether seeds differ: a model that is not trained gives the same greedy answers to what is shown alike."""
         if method.trains or not _in_context(method):
             return method.trains
-        examples, adapter = self.test[NEW], trainer.adapter
+        examples = self.test[NEW]
 
         def shown(seed: int) -> list[Conversation]:
-            return [
-                adapter.teacher_messages(e, c) for e, c in zip(examples, contexts_for(trainer, examples, seed), strict=True)
-            ]
+            return list(map(trainer.adapter.teacher_messages, examples, contexts_for(trainer, examples, seed)))
 
         first = shown(0)
         return any(shown(seed) != first for seed in range(1, max(self.comparison.plan["seeds"], SEEDS)))
