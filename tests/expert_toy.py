@@ -57,16 +57,9 @@ def trainer_of(method: str, tmp_path: Any, data: Any, model: Any = None, **setti
 
 def step_of(trainer: SDFTTrainer, examples: list[Example] | None = None) -> tuple[Tensor, Rollout, list[Example]]:
     """One step's loss, with the completions it learns from, and their examples."""
-    seen: dict[str, Any] = {}
-    complete = trainer.complete
-
-    def watched(inputs: Any, examples: list[Example], seeds: list[int]) -> Rollout:
-        seen["examples"], seen["rollout"] = examples, complete(inputs, examples, seeds)
-        return seen["rollout"]
-
-    trainer.complete = watched  # type: ignore[method-assign]
-    loss = trainer.compute_loss(trainer.model, {"examples": examples or trainer.queries})
-    return loss, seen["rollout"], seen["examples"]
+    queries = examples or trainer.queries
+    loss, rollout = trainer.compute_loss(trainer.model, {"examples": queries}, return_outputs=True)
+    return loss, rollout, [row for group in trainer.method.groups(trainer.step(queries)) for row in group.examples]
 
 
 def log_probabilities(model: Any, prompt: list[int], completion: list[int]) -> Tensor:

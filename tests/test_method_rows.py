@@ -54,7 +54,7 @@ def test_unknown_methods_and_variants_name_the_nearest():
         find_method("sft_techer")
     with pytest.raises(UserError, match=r"no variant 'noretain'. Did you mean 'no_retain'"):
         find_method("sft/noretain")
-    for name in ("sft/reverse", "offline/ema", "offline/entropy", "base/jsd"):
+    for name in ("sft/reverse", "offline/ema", "base/jsd"):
         with pytest.raises(UserError, match="has no divergence, or no teacher at every step"):
             find_method(name)
     with pytest.raises(UserError, match="only sft_teacher and offline learn from answers of the teacher"):
@@ -89,14 +89,12 @@ def test_text_rows_expert_is_the_golden_response_ended_as_the_template_ends_it(t
         ("sdft/jsd/frozen", 0.5, "base"),
         ("sdft/live", 0.3, "live"),
         ("offline/forward", 0.0, "base"),
-        ("sdft/entropy", 0.3, "ema"),
     ],
 )
 def test_variants_stand_for_settings(tmp_path, variant, alpha, kind):
     args = toy_args(tmp_path, distillation_alpha=0.3, teacher_model_kind="ema")
     trainer = SDFTTrainer(toy_model(), args, adapter=ExpertToy(), method=variant, train_dataset=rows())
     assert (trainer.args.divergence_settings.alpha, trainer.args.teacher_model_kind) == (alpha, kind)
-    assert trainer.args.confidence == ("entropy" if "entropy" in variant else "none")
     assert (args.distillation_alpha, args.teacher_model_kind) == (0.3, "ema"), "the caller's settings are left alone"
 
 

@@ -13,6 +13,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from text_sdft.answers import normalised, without_reasoning
 from text_sdft.columns import load_rows, to_examples, with_text
 from text_sdft.core import (
     Conversation,
@@ -26,7 +27,6 @@ from text_sdft.core import (
     UserError,
 )
 from text_sdft.core.errors import first_line
-from text_sdft.reasoning import without_reasoning
 from text_sdft.templates import check_template, render, shows_demonstrations
 
 
@@ -246,8 +246,7 @@ class TextAdapter:
             return None
         if self._scorer is not None:
             return float(self._scorer(example, answer))
-        said, wanted = (" ".join(text.casefold().split()) for text in (without_reasoning(answer), example.reference))
-        return float(said == wanted)
+        return float(normalised(without_reasoning(answer)) == normalised(example.reference))
 
     def _rung_of(self, example: Example, context: TeacherContext) -> int:
         return context.rung if context.rung in self.rungs(example) else 2  # type: ignore[return-value]

@@ -18,6 +18,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from text_sdft.answers import is_right
 from text_sdft.core import (
     RUNGS,
     Conversation,
@@ -33,7 +34,6 @@ from text_sdft.core.sampling import draw_seed
 from text_sdft.core.sharding import has_shards
 from text_sdft.templates import check_template, render
 from vlm_sdft.config import ImageData, ImageDemonstrations, load_demos, vlm
-from vlm_sdft.demos.answers import is_right
 from vlm_sdft.demos.controls import BLANK, CONTROLS, SHUFFLED, moved_answers, spoiled, with_cues
 from vlm_sdft.demos.episodes import Episodes
 from vlm_sdft.demos.examples import demonstration, examples_of
@@ -45,7 +45,6 @@ from vlm_sdft.demos.sets import DemoSet, ImageRow
 from vlm_sdft.images.embedding import ImageEmbedder
 from vlm_sdft.images.encoding import RowEncoder, check_by_forward
 from vlm_sdft.images.families import FAMILIES, Family, bound_images, find_family, vision_modules
-from vlm_sdft.images.feature_files import FeatureFiles, tower_key
 from vlm_sdft.images.features import ImageFeatures
 from vlm_sdft.images.loading import load_processor, load_vlm
 
@@ -60,7 +59,6 @@ class ImageAdapter:
         shots: demonstrations a type.
         rung: how much the teacher is shown (`text_sdft.core.RUNGS`), where a query has that rung; 5: of training rows.
         policy: ``"fixed"``, or ``"ladder"`` for hints that grow (`text_sdft.methods.hints`).
-        context: whose view holds the demonstrations; ``"teacher"`` is self-distillation, the others are controls.
         template: ``"turns"`` or a quoted template (see `text_sdft.templates`).
         rationale_question: what the model is asked about each labelled image, for rung 4 (`vlm_sdft.demos.rationales`).
         embedder: what retrieval compares: see `ImageEmbedder`.
@@ -69,11 +67,9 @@ class ImageAdapter:
         train_vision: train the vision tower and its projection too.
         image_features_gib: memory of the host for vision features, which are computed once for as long as the tower's
             weights stay; 0 computes them in every forward.
-        image_features_dir: keep them on disk too, for other processes and runs; an untouched tower's only.
-        image_features_dir_gib: bound of that folder.
 
     Raises:
-        UserError: an unknown template, context or selection, or no labelled images to demonstrate with.
+        UserError: an unknown template or selection, or no labelled images to demonstrate with.
     """
 
     def __init__(
@@ -85,7 +81,6 @@ class ImageAdapter:
         shots: int = 2,
         rung: int = 2,
         policy: Literal["fixed", "ladder"] = "fixed",
-        context: Literal["teacher", "student", "both"] = "teacher",
         template: str = "turns",
         rationale_question: str = QUESTION,
         embedder: str = "model",
@@ -93,12 +88,8 @@ class ImageAdapter:
         system_prompt: str | None = None,
         train_vision: bool = False,
         image_features_gib: float = 4.0,
-        image_features_dir: str | None = None,
-        image_features_dir_gib: float = 50.0,
     ) -> None:
         check_template(template)
-        if context not in ("teacher", "student", "both"):
-            raise UserError(f"context is '{context}'; use 'teacher', 'student' or 'both'.")
         if rung not in RUNGS:
             known = ", ".join(f"{number} ({name})" for number, name in RUNGS.items())
             raise UserError(f"demonstrations.rung is {rung}; use {known}.")
@@ -106,10 +97,9 @@ class ImageAdapter:
         self.policy, self.rung = policy, rung
         self.processing_class: Any = None
         self._train_vision, self._image_features_gib = train_vision, image_features_gib
-        self._image_features_dir, self._image_features_dir_gib = image_features_dir, image_features_dir_gib
         self._trust: dict[str, Any] = {}  # the model's own code was trusted: so is its processor's
         self._selector = DemonstrationSelector(demos.labelled, None, selection=selection, n_types=n_types, shots=shots)
-        self._context, self._template, self._system_prompt = context, template, system_prompt
+        self._template, self._system_prompt = template, system_prompt
         self._embedder_name, self._max_pixels, self._rationale_question = embedder, max_pixels, rationale_question
         self._model: PreTrainedModel | None = None
         self._family: Family | None = None
@@ -132,8 +122,6 @@ class ImageAdapter:
             system_prompt=data.system_prompt,
             train_vision=data.train_vision,
             image_features_gib=data.image_features_gib,
-            image_features_dir=data.image_features_dir,
-            image_features_dir_gib=data.image_features_dir_gib,
         )
         evals = {
             "new": demos.test,
@@ -172,11 +160,8 @@ class ImageAdapter:
             bound_images(family, processing_class, base, self._max_pixels)
         self.processing_class, self._family, self._model = processing_class, family, base
         self._embedder = self._selector.embeddings_RD = self._episodes = self._rationales = None
-        memory, files = int(self._image_features_gib * 2**30), None
-        if family.reuses_features and memory and self._image_features_dir is not None and not self._train_vision:
-            tower = tower_key(base, processing_class, family)
-            files = FeatureFiles(self._image_features_dir, tower, int(self._image_features_dir_gib * 2**30))
-        self._features = ImageFeatures(base, processing_class, family, memory, files, self._train_vision)
+        memory = int(self._image_features_gib * 2**30)
+        self._features = ImageFeatures(base, processing_class, family, memory, self._train_vision)
         self._encode_row = RowEncoder(processing_class, family)
 
     def release(self) -> None:
@@ -195,21 +180,15 @@ class ImageAdapter:
         return examples_of(rows, self._system_prompt)
 
     def student_messages(self, example: Example) -> Conversation:
-        """The query alone; after demonstrations that hang on its id only: a retention row in context, and any query with
-        ``context="both"`` or ``"student"``."""
-        row, shown = example.meta.get("row"), list[Demonstration]()
-        if example.retain:
-            shown = self._kept_in_context(example)
-        elif self._context != "teacher" and not (row is not None and row.split == "old"):
-            shown = self._demonstrations(example, draw_seed(example.id), None)
-        return render(example.messages, shown, None, self._template)
+        """The query alone; a retention row in context after demonstrations that hang on its id only."""
+        return render(example.messages, self._kept_in_context(example) if example.retain else [], None, self._template)
 
     def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
-        """What the teacher is shown before the query: nothing with ``context="student"``; a retention row's own episode."""
+        """What the teacher is shown before the query; before a retention row its own episode."""
         if example.retain:
             return self._kept_in_context(example)
         rung = self._rung_of(example, context)
-        if self._context == "student" or rung == 0:
+        if rung == 0:
             return []
         if rung == 5:  # the answer alone, as the paper shows it: the very same query, answered
             return [Demonstration([example.messages[-1], {"role": "assistant", "content": example.reference}])]
@@ -271,7 +250,7 @@ class ImageAdapter:
 
     def rungs(self, example: Example) -> tuple[int, ...]:
         """Rungs that this query has: 1, 3 and 4 need chosen demonstrations, 1 and 3 types, 5 a known answer."""
-        if example.retain or self._context == "student":
+        if example.retain:
             return ()
         chosen = not example.demonstrations and example.meta.get("row") is not None
         typed = chosen and self.demos.one_answer_a_type and self._type_of(example) is not None
@@ -284,7 +263,7 @@ class ImageAdapter:
         or answers. None where one of several types is shown: its name is to be copied, as selection looked at the query."""
         own = example.demonstrations
         shown = any(images_of(d.messages) for d in own) if own else example.meta.get("row") is not None
-        if example.retain or self._context == "student" or not shown:
+        if example.retain or not shown:
             return ()
         if not own and self.demos.n_labelled_types > self._selector.n_types == 1:
             return ()

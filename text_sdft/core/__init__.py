@@ -15,10 +15,9 @@ if TYPE_CHECKING:  # the same once more, for what checks types
     from text_sdft.core.data import RUNGS, Conversation, Demonstration, Example, Message, Model, Splits, TeacherContext
     from text_sdft.core.divergence import DivergenceSettings, Head
     from text_sdft.core.errors import UserError
-    from text_sdft.core.evaluation import answer
     from text_sdft.core.groups import Answer, Group, Reader, Step
     from text_sdft.core.inputs import ModelInputs, RowInputs
-    from text_sdft.core.sampling import Rollout, Sampler, TransformersSampler
+    from text_sdft.core.sampling import Rollout, Sampler, TransformersSampler, answer
     from text_sdft.core.teachers import EMATeacher, FrozenTeacher, LiveTeacher
 
 #: File -> its public names; none may be called like a file of this folder.
@@ -28,10 +27,9 @@ _NAMES = {
     "data": "RUNGS Conversation Demonstration Example Message Model Splits TeacherContext",
     "divergence": "DivergenceSettings Head",
     "errors": "UserError",
-    "evaluation": "answer",
     "groups": "Answer Group Reader Step",
     "inputs": "ModelInputs RowInputs",
-    "sampling": "Rollout Sampler TransformersSampler",
+    "sampling": "Rollout Sampler TransformersSampler answer",
     "teachers": "EMATeacher FrozenTeacher LiveTeacher",
 }
 _HOME = {name: file for file, names in _NAMES.items() for name in names.split()}

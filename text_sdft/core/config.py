@@ -188,7 +188,7 @@ class SDFTConfig(TrainingArguments):
             raise ValueError(f"report_to {unusable} Or use none")
         for name, (good, remedy) in RULES.items():
             if not good(getattr(self, name)):
-                raise ValueError(f"{name} {getattr(self, name)}: {remedy}")
+                raise ValueError(f"{name} {getattr(self, name)!r}: {remedy}")
         if self.max_steps < 1 and self.num_train_epochs <= 0:
             raise ValueError(f"num_train_epochs {self.num_train_epochs}: use more than 0")
         if not 0 <= self.loss_tokens_to_skip < self.max_completion_length:

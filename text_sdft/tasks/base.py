@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from text_sdft.adapter import TextAdapter, not_scored, trained_on
+from text_sdft.answers import states, without_reasoning
 from text_sdft.columns import load_rows, to_examples
 from text_sdft.core import Conversation, Demonstration, Example, Splits, TeacherContext, UserError
-from text_sdft.reasoning import without_reasoning
-from text_sdft.tasks.answers import states
 from text_sdft.templates import render
 from text_sdft.training.checks import unique
 

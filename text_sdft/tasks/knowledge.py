@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from text_sdft.answers import MONTH, quantities, states
 from text_sdft.columns import messages_of
 from text_sdft.core import Conversation, Demonstration, Example, Splits, TeacherContext, UserError
-from text_sdft.tasks.answers import MONTH, quantities, states
 from text_sdft.tasks.base import TaskAdapter, TaskData, TaskDemonstrations, required, row_id
 from text_sdft.templates import render
 

@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from text_sdft.answers import tagged
 from text_sdft.columns import messages_of
 from text_sdft.core import Demonstration, Example, UserError
-from text_sdft.tasks.answers import tagged
 from text_sdft.tasks.base import TaskAdapter, required, row_id
 
 
