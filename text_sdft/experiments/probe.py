@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from text_sdft.core import RUNGS, Example, TeacherContext, UserError
 from text_sdft.core.sampling import draw_seed
-from text_sdft.experiments.answers import answers, plain, score_all, slices
+from text_sdft.experiments.answers import answers, bare_answer, score_all, slices
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.measure import answer_positions, mean_tokens, right_answer_reading
 from text_sdft.experiments.scores import (
@@ -302,5 +302,5 @@ def _divergence(trainer: SDFTTrainer, examples: Sequence[Example], size: int) ->
 
 def _most_frequent(ballot: Sequence[str]) -> str:
     """The answer that is given most often, the first such one, as it was written first."""
-    winner = Counter(map(plain, ballot)).most_common(1)[0][0]
-    return next(text for text in ballot if plain(text) == winner)
+    winner = Counter(map(bare_answer, ballot)).most_common(1)[0][0]
+    return next(text for text in ballot if bare_answer(text) == winner)
