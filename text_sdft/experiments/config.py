@@ -91,6 +91,12 @@ class Experiment:
     defaults: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def test_rows_remedy(self) -> str:
+        """The remedy where nothing can be measured, by the key of the section ``data`` that has test rows."""
+        key = "data.test" if "test" in self.defaults.get("data", {}) else "data.path"
+        return f"add test rows with a reference ({key}; `--help` says how)"
+
+    @property
     def folder(self) -> Path:
         """Where the run is written."""
         return Path(str(self.args.output_dir))

@@ -52,7 +52,7 @@ def first_change(before: Settings, now: Settings, defaults: Settings) -> str | N
             those that have been added since.
     """
     for key in sorted(before.keys() | now.keys()):
-        old, new = (settings.get(key, defaults.get(key, GONE.get(key))) for settings in (before, now))
+        old, new = (settings.get(key, defaults.get(key, GONE.get(key.rpartition(": ")[2]))) for settings in (before, now))
         if old != new:
             return f"{key} {old}, not {new}"
     return None
