@@ -37,7 +37,7 @@ def train(folder: Path, *options: str) -> tuple[int, str]:
 
 def test_demonstrations_beyond_the_context_are_left_out_and_counted(folder):
     adapter = ImageAdapter(DemoSet.from_folder(folder))
-    adapter.bind(adapter.load_model(BUILTIN))
+    adapter = adapter.bind(adapter.load_model(BUILTIN))
     queries = adapter.examples([row for row in adapter.demos.train if row.split != "retain"])
     limit = 40
     expected = 0
@@ -93,8 +93,7 @@ def test_features_of_another_model_are_not_used(folder, tmp_path):
             for parameter in model.model.visual.parameters():
                 torch.manual_seed(0)
                 parameter.add_(noise * torch.randn_like(parameter))
-        adapter.bind(model)
-        return adapter.embed([image for row in demos.labelled for image in row.images])
+        return adapter.bind(model).embed([image for row in demos.labelled for image in row.images])
 
     cache = tmp_path / "features"
     other = embedded(0.1, cache)

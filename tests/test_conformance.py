@@ -48,8 +48,7 @@ def sentence(name: str) -> str:
 
 def bound(adapter):
     model, tokenizer = tiny_text_model()
-    adapter.bind(model, tokenizer)
-    return adapter, model
+    return adapter.bind(model, tokenizer), model
 
 
 @pytest.mark.parametrize("template", [None, "turns", "quoted"])
@@ -63,8 +62,7 @@ def test_the_text_adapter_keeps_every_promise_but_media(template):
 
 def test_the_image_adapter_keeps_every_promise():
     model, processor = build_family("qwen3_vl")
-    adapter = ImageAdapter(demo_set(), n_types=3, shots=2)
-    adapter.bind(model, processor)
+    adapter = ImageAdapter(demo_set(), n_types=3, shots=2).bind(model, processor)
     demos = demo_set()
     rows = [*demos.train[:2], *demos.test[:2], *(row for row in demos.train if row.split == "retain")]
     assert check_adapter(adapter, model, rows) == [sentence(promise.__name__) for promise in PROMISES]

@@ -153,6 +153,6 @@ def test_training_from_files_is_the_same(tmp_path: Path):
         trainer = SDFTTrainer("builtin:tiny-qwen3-vl", args, adapter=adapter, train_dataset=demos.train)
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        runs.append((losses, adapter._features.computed if adapter._features else None))
+        runs.append((losses, trainer.adapter._features.computed))
     assert runs[1][0] == runs[0][0]
     assert runs[0][1] and runs[1][1] == 0

@@ -29,8 +29,7 @@ def demos(tmp_path_factory) -> DemoSet:
 def bound(demos: DemoSet, **settings: Any) -> tuple[ImageAdapter, Any]:
     adapter = ImageAdapter(demos, n_types=3, rationale_question=DESCRIBE, **settings)
     model = adapter.load_model(BUILTIN)
-    adapter.bind(model)
-    return adapter, model
+    return adapter.bind(model), model
 
 
 def shown(adapter: ImageAdapter, demos: DemoSet, rung: int = 4) -> dict[Any, tuple[str, str]]:
@@ -79,9 +78,9 @@ def test_the_settings_reach_it(demos):
     example = adapter.examples(demos.test)[0]
     assert adapter.demonstrations(example, TeacherContext(3)) == adapter.demonstrations(example, TeacherContext(3, rung=4))
     asked = []
+    adapter = adapter.bind(model)
     encode = adapter.encode
     adapter.encode = lambda conversations: asked.extend(conversations) or encode(conversations)  # type: ignore[method-assign]
-    adapter.bind(model)
     assert shown(adapter, demos) and len(asked) == len(demos.labelled), "each is asked about once"
     assert all([m["role"] for m in conversation] == ["system", "user"] for conversation in asked)
     assert all("expert answered" in str(conversation) and DESCRIBE in str(conversation) for conversation in asked)
@@ -103,8 +102,7 @@ def test_the_model_at_the_start_writes_them_in_a_run_that_goes_on_too(demos, tmp
     whole = trainer(kind, demos, tmp_path / "whole", rung)
     whole.train()
     assert shown(whole.adapter, demos) == right
-    whole.adapter.bind(whole.module)
-    assert shown(whole.adapter, demos) != right, "the trained model writes otherwise"
+    assert shown(whole.adapter.bind(whole.module), demos) != right, "the trained model writes otherwise"
     resumed = trainer(kind, demos, tmp_path / "resumed", rung)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert shown(resumed.adapter, demos) == right

@@ -14,6 +14,7 @@ _HOME = {
     "default_lora": "text_sdft.training",
     **dict.fromkeys(
         [
+            "ChatAdapter",
             "ConfigurableAdapter",
             "Demonstration",
             "Example",

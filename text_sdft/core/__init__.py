@@ -3,7 +3,8 @@
 Read `trainer.py` first: `SDFTTrainer.compute_loss` is one training step, top to bottom.
 """
 
-from text_sdft.core.adapter import ENTRY_POINT_GROUP, ConfigurableAdapter, ModalityAdapter, adapter_class
+from text_sdft.core.adapter import ENTRY_POINT_GROUP, ConfigurableAdapter, ExperimentAdapter, ModalityAdapter, adapter_class
+from text_sdft.core.chat import ChatAdapter
 from text_sdft.core.config import SDFTConfig, lora, paper
 from text_sdft.core.data import (
     RUNGS,
@@ -25,12 +26,14 @@ from text_sdft.core.teachers import EMATeacher, FrozenTeacher, LiveTeacher
 __all__ = [
     "ENTRY_POINT_GROUP",
     "RUNGS",
+    "ChatAdapter",
     "ConfigurableAdapter",
     "Conversation",
     "Demonstration",
     "DivergenceSettings",
     "EMATeacher",
     "Example",
+    "ExperimentAdapter",
     "FrozenTeacher",
     "Head",
     "LiveTeacher",

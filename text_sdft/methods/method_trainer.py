@@ -111,7 +111,7 @@ class MethodTrainer(SDFTTrainer):
         if self.method.completions == "expert":
             self.answers = {example.id: self._expert(example) for example in [*queries, *self._old]}
         elif self.method.completions == "context":
-            parts = windows(adapter.processing_class, queries, args.max_completion_length)
+            parts = windows(self.adapter.processing_class, queries, args.max_completion_length)
             self.queries = self.train_dataset = [query for query, _ in parts]
             self.answers = {query.id: Answer(ids) for query, ids in parts}
 

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text_sdft.core import Conversation, Example, ModalityAdapter, ModelInputs, RowInputs
+from text_sdft.core import Conversation, Example, ModalityAdapter, Model, ModelInputs, RowInputs
+from text_sdft.core.adapter import bound_adapter
+from text_sdft.core.chat import tokenizer_of
 
 ROLE = "plain text"
 
@@ -25,6 +27,10 @@ class PlainTextAdapter:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._adapter, name)
+
+    def bind(self, model: Model, processing_class: Any | None = None) -> PlainTextAdapter:
+        """See `ModalityAdapter.bind`."""
+        return PlainTextAdapter(bound_adapter(self._adapter, model, processing_class))
 
     def student_messages(self, example: Example) -> Conversation:
         """The text's own ids, or the adapter's view of any other example."""
@@ -50,7 +56,7 @@ def windows(processing_class: Any, examples: Sequence[Example], length: int) -> 
         for each window a query that holds the token before it, and its ids [T]. Every token of a text but its first (the
         beginning-of-text token of models that have one) is learnt once.
     """
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    tokenizer = tokenizer_of(processing_class)
     named = {_text(example): example.id for example in reversed(examples)}
     parts = []
     for text, name in named.items():

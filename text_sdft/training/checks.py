@@ -11,7 +11,6 @@ from transformers.utils import logging
 
 from text_sdft.core.adapter import ModalityAdapter, missing_methods
 from text_sdft.core.config import SDFTConfig
-from text_sdft.core.data import Example
 from text_sdft.core.errors import UserError
 
 logger = logging.get_logger(__name__)
@@ -66,16 +65,6 @@ def checked_rows(rows: Any) -> Any:
         names = ", ".join(str(name) for name in rows)
         raise UserError(f"Rows are given as a {type(rows).__name__} of {names}: give one split of it, or a list of rows.")
     return rows
-
-
-def unique(examples: list[Example]) -> list[Example]:
-    """The examples. Raises `UserError` where two have one id, by which draws are keyed and answers are kept."""
-    seen: set[str] = set()
-    for example in examples:
-        if example.id in seen:
-            raise UserError(f"Two rows have the id '{example.id}': ids must be unique, or left out.")
-        seen.add(example.id)
-    return examples
 
 
 def checked_evals(args: SDFTConfig, adapter: ModalityAdapter, rows: Iterable[Any] | dict[str, Iterable[Any]] | None) -> Any:

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallbac
 from transformers.trainer_utils import EvalLoopOutput, align_special_tokens
 from transformers.utils import logging
 
-from text_sdft.core.adapter import ModalityAdapter
+from text_sdft.core.adapter import ModalityAdapter, bound_adapter, with_unique_ids
 from text_sdft.core.confidence import Reading, completion_weights
 from text_sdft.core.config import SDFTConfig
 from text_sdft.core.data import Example, Model, TeacherContext
@@ -41,7 +41,7 @@ from text_sdft.fast.prefix import PrefixStore
 from text_sdft.fast.vllm_sampler import OWN_SAMPLERS, make_sampler
 from text_sdft.training.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
 from text_sdft.training.checkpoints import CheckpointedTrainer
-from text_sdft.training.checks import check_adapter, checked_args, checked_evals, checked_rows, unique
+from text_sdft.training.checks import check_adapter, checked_args, checked_evals, checked_rows
 from text_sdft.training.metrics import StepMetrics
 from text_sdft.training.modeling import load_model, loss_summary, prepare_model, prompt_limit, training_summary
 
@@ -98,12 +98,11 @@ class SDFTTrainer(CheckpointedTrainer):
         check_adapter(adapter)
         train_dataset = checked_rows(train_dataset)
         module: Model = load_model(str(model), adapter, args, peft_config) if isinstance(model, str | PathLike) else model
-        adapter.bind(module, processing_class)
+        self.adapter = adapter = bound_adapter(adapter, module, processing_class)
         module = prepare_model(module, adapter, peft_config, args.seed)
         head_of(module, args.temperature)  # refuses an output layer that the divergence cannot take
-        self.adapter = adapter
         self.prompt_limit = prompt_limit(module, args)
-        examples = unique(adapter.examples(train_dataset)) if train_dataset is not None else []
+        examples = with_unique_ids(adapter.examples(train_dataset)) if train_dataset is not None else []
         self.queries = [example for example in examples if not example.retain]
         self.retained = [example for example in examples if example.retain]
         super().__init__(

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from text_sdft.reasoning import without_reasoning
+from text_sdft.core.chat import without_reasoning
 
 _EDGES = " \t\n\r\"'`´‘’“”«».,;:!?()[]{}*_"
 
