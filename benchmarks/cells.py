@@ -54,7 +54,7 @@ def demo_set(**options: Any) -> DemoSet:
 
 def make_trainer(
     adapter: ImageAdapter, rows: Sequence[Any], rate: float, steps: int, seed: int, model: Any = MODEL,
-    kind: type[SDFTTrainer] = SDFTTrainer, folder: str = "runs/benchmark", peft_config: Any = None, **changes: Any,
+    kind: Callable[..., SDFTTrainer] = SDFTTrainer, folder: str = "runs/benchmark", peft_config: Any = None, **changes: Any,
 ) -> SDFTTrainer:  # fmt: skip
     """A trainer with 16 queries a step, cosine; ``changes`` are further settings of `SDFTConfig`."""
     settings = {**vlm(), "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_completion_length": 16}

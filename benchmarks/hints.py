@@ -18,8 +18,6 @@ from typing import Any
 
 from cells import Cells, accuracies, demo_set, make_trainer, shown
 
-from text_sdft.methods.hints import LadderTrainer
-from text_sdft.training import SDFTTrainer
 from vlm_sdft import ImageAdapter
 from vlm_sdft.zoo.vocabulary import DESCRIBE_QUESTION
 
@@ -91,13 +89,13 @@ def run(data: str, rate: float, setting: str, seed: int, args: argparse.Namespac
     """Train once; for the ladder, also the share of each rung in the first and in the last fifth of the run."""
     demos = demo_set(n_types=10, seed=seed, noise=args.noise)
     rung = SETTINGS[setting]
-    kind = LadderTrainer if rung is None else SDFTTrainer
     shown = 2 if rung is None else rung
-    adapter = ImageAdapter(demos, n_types=5, shots=2, rung=shown, rationale_question=DESCRIBE_QUESTION)
+    policy = "ladder" if rung is None else "fixed"
+    adapter = ImageAdapter(demos, n_types=5, shots=2, rung=shown, policy=policy, rationale_question=DESCRIBE_QUESTION)
     rows = demos.labelled if data == "labelled" else demos.train
     folder = Path("runs/hints") / f"{data}-{rate:g}-{setting.replace(' ', '')}-{seed}-{args.noise:g}"
     (folder / "metrics.jsonl").unlink(missing_ok=True)
-    trainer = make_trainer(adapter, rows, rate, args.steps, seed, kind=kind, folder=str(folder))
+    trainer = make_trainer(adapter, rows, rate, args.steps, seed, folder=str(folder))
     trainer.args.logging_steps = max(args.steps // 5, 1)
     trainer.train()
     trained: Any = trainer.adapter

@@ -23,7 +23,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from text_sdft.core import Example, TeacherContext
+from text_sdft.core import Group, Reader, Step, TeacherContext
 from vlm_sdft import DemoSet, ImageAdapter, SDFTConfig, SDFTTrainer, vlm
 from vlm_sdft.zoo import resolve_data, resolve_model
 
@@ -35,11 +35,11 @@ SAVINGS = {
 SHOWN = {0: (1, 1), 1: (1, 1), 4: (2, 2), 16: (8, 2)}
 
 
-class Blind(SDFTTrainer):
+def blind(step: Step) -> list[Group]:
     """The teacher sees no demonstrations: what a step costs without them."""
-
-    def contexts(self, queries: list[Example], seeds: list[int]) -> list[TeacherContext]:
-        return [TeacherContext(seed, max_demonstrations=0) for seed in seeds]
+    queries, seeds = step.rollouts()
+    contexts = [TeacherContext(seed, max_demonstrations=0) for seed in seeds]
+    return [Group(queries, seeds, reader=Reader(step.teacher, contexts))]
 
 
 @dataclass
@@ -144,7 +144,8 @@ def side(
     )  # fmt: skip
     torch.manual_seed(0)
     loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
-    trainer = (SDFTTrainer if count else Blind)(loaded, config, adapter=adapter, train_dataset=demos.unlabelled)
+    method = "sdft" if count else blind
+    trainer = SDFTTrainer(loaded, config, adapter=adapter, method=method, train_dataset=demos.unlabelled)
     trainer.create_optimizer()
     return Side(trainer, [])
 
@@ -152,8 +153,7 @@ def side(
 def teacher_tokens(trainer: SDFTTrainer) -> float:
     """Tokens of a teacher prompt, on average."""
     adapter, queries = trainer.adapter, trainer.queries
-    contexts = trainer.contexts(queries, [0] * len(queries))
-    conversations = [adapter.teacher_messages(q, c) for q, c in zip(queries, contexts, strict=True)]
+    conversations = [adapter.teacher_messages(query, TeacherContext()) for query in queries]
     return statistics.mean(adapter.encode(conversations).lengths)
 
 

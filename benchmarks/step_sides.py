@@ -30,7 +30,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-import text_sdft.training.trainer
+import text_sdft.core.losses
 from text_sdft import SDFTConfig, SDFTTrainer, TextAdapter
 from text_sdft.core import DivergenceSettings, divergence
 from text_sdft.core.inputs import ModelInputs, RowInputs
@@ -79,10 +79,11 @@ class Ours(SDFTTrainer):
 
     clock: Clock
 
-    def complete(self, *args: Any) -> Any:
+    def rollouts(self, *args: Any) -> Any:
         with self.clock.part("sampling"):
-            self.rollout = super().complete(*args)
-        return self.rollout
+            rollouts = super().rollouts(*args)
+        self.rollout = rollouts[0]
+        return rollouts
 
 
 def timed(clock: Clock, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,7 +106,7 @@ def our_trainer(args: Any, cell: Cell, model: Any, tokenizer: Any, rows: list[An
     trainer.create_optimizer()
     trainer.clock = clock = Clock(args.device)
     trainer.prefixes.completion_hidden_states = timed(clock, "teacher", trainer.prefixes.completion_hidden_states)
-    text_sdft.training.trainer.divergence = timed(clock, "divergence", divergence)
+    text_sdft.core.losses.divergence = timed(clock, "divergence", divergence)
     trainer.accelerator.backward = timed(clock, "backward", trainer.accelerator.backward)
     trainer.optimizer.step = timed(clock, "optimiser", trainer.optimizer.step)
     module = trainer.module

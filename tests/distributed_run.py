@@ -17,7 +17,7 @@ from peft import LoraConfig
 from tests.toy import ToyAdapter, toy_args, toy_model, toy_rows
 from text_sdft.core import SDFTConfig, scoring
 from text_sdft.experiments.run import run_training
-from text_sdft.methods.method_trainer import MethodTrainer
+from text_sdft.training import SDFTTrainer
 from vlm_sdft.cli.parsing import read_experiment
 
 
@@ -49,7 +49,7 @@ def train_toy(folder: Path, case: dict[str, Any]) -> None:
     args = toy_args(folder, per_device_train_batch_size=case.get("rows", 4), **settings)
     shard_on_cpu(args)
     args.gradient_accumulation_steps = 8 // (args.per_device_train_batch_size * args.world_size)
-    trainer = MethodTrainer(
+    trainer = SDFTTrainer(
         toy_model(tied=case["tied"]),
         args,
         adapter=ToyAdapter(),

@@ -10,7 +10,6 @@ from torch import Tensor
 from tests.toy import ToyAdapter, toy_args, toy_model, toy_rows
 from text_sdft.core import Example, ModelInputs
 from text_sdft.core.sampling import Rollout
-from text_sdft.methods.method_trainer import MethodTrainer
 from text_sdft.training import SDFTTrainer
 
 
@@ -50,24 +49,17 @@ def rows(labelled: int = 4, unlabelled: int = 0, retained: int = 0, old: bool = 
     return made
 
 
-def trainer_of(method: str, tmp_path: Any, data: Any, model: Any = None, **settings: Any) -> MethodTrainer:
+def trainer_of(method: str, tmp_path: Any, data: Any, model: Any = None, **settings: Any) -> SDFTTrainer:
     settings.setdefault("distillation_is_clip", None)
     model = model if model is not None else toy_model(dtype=torch.float64)
-    return MethodTrainer(model, toy_args(tmp_path, **settings), adapter=ExpertToy(), method=method, train_dataset=data)
+    return SDFTTrainer(model, toy_args(tmp_path, **settings), adapter=ExpertToy(), method=method, train_dataset=data)
 
 
 def step_of(trainer: SDFTTrainer, examples: list[Example] | None = None) -> tuple[Tensor, Rollout, list[Example]]:
     """One step's loss, with the completions it learns from, and their examples."""
-    seen: dict[str, Any] = {}
-    complete = trainer.complete
-
-    def watched(inputs: Any, examples: list[Example], seeds: list[int]) -> Rollout:
-        seen["examples"], seen["rollout"] = examples, complete(inputs, examples, seeds)
-        return seen["rollout"]
-
-    trainer.complete = watched  # type: ignore[method-assign]
-    loss = trainer.compute_loss(trainer.model, {"examples": examples or trainer.queries})
-    return loss, seen["rollout"], seen["examples"]
+    queries = examples or trainer.queries
+    loss, rollout = trainer.compute_loss(trainer.model, {"examples": queries}, return_outputs=True)
+    return loss, rollout, [row for group in trainer.method.groups(trainer.step(queries)) for row in group.examples]
 
 
 def log_probabilities(model: Any, prompt: list[int], completion: list[int]) -> Tensor:

@@ -140,7 +140,7 @@ def test_whatever_asks_for_a_metric_takes_the_accuracy(tmp_path, changes):
 
 @pytest.mark.parametrize("name", ["loss", "eval_loss"])
 def test_there_is_no_loss_to_choose_the_best_checkpoint_by(tmp_path, name):
-    with pytest.raises(ValueError, match=f"metric_for_best_model {name}: .*accuracy"):
+    with pytest.raises(ValueError, match=f"metric_for_best_model '{name}': .*accuracy"):
         toy_args(tmp_path, metric_for_best_model=name)
 
 
@@ -176,7 +176,7 @@ def test_a_checkpoint_of_the_model_alone_has_no_teacher_to_go_on_with(tmp_path):
 
 
 def test_batches_by_length_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="train_sampling_strategy group_by_length"):
+    with pytest.raises(ValueError, match="train_sampling_strategy 'group_by_length'"):
         toy_args(tmp_path, train_sampling_strategy="group_by_length")
 
 

@@ -23,7 +23,7 @@ from text_sdft.core.sampling import TransformersSampler
 from text_sdft.experiments.compare import split_sets
 from text_sdft.experiments.compare_cells import Comparison, selection_score
 from text_sdft.experiments.compare_table import write_tables
-from text_sdft.methods.method_trainer import MethodTrainer
+from text_sdft.training import SDFTTrainer
 from vlm_sdft.cli import main
 
 OPTIONS = ("--methods", "icl,sft/no_retain,cpt,sdft", "--seeds", "2", "--lr_sweep", "[1e-3,1e-2]")
@@ -248,14 +248,14 @@ def test_a_killed_comparison_ends_in_the_same_table(finished, config, tmp_path):
 
 
 def test_a_cell_that_fails_says_why_and_the_others_go_on(config, tmp_path, monkeypatch, capsys):
-    train = MethodTrainer.train
+    train = SDFTTrainer.train
 
-    def fails_at_the_high_rate(self: MethodTrainer, *args: Any) -> Any:
+    def fails_at_the_high_rate(self: SDFTTrainer, *args: Any) -> Any:
         if self.method.name == "sft" and self.args.learning_rate > 5e-3:
             raise RuntimeError("out of memory")
         return train(self, *args)
 
-    monkeypatch.setattr(MethodTrainer, "train", fails_at_the_high_rate)
+    monkeypatch.setattr(SDFTTrainer, "train", fails_at_the_high_rate)
     command = ["compare", config, *OPTIONS, "--methods", "sft", "--seeds", "1", "--train.output_dir", str(tmp_path)]
     assert main(command) == 0
     results = table(tmp_path)

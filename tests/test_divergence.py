@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from text_sdft.core.divergence import DivergenceSettings, Head, divergence
+from text_sdft.core.losses import token_loss
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -29,17 +30,13 @@ def tensors(dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, 
     return *(t.to(dtype) for t in (student, teacher, w_s, w_t, bias)), ids  # type: ignore[return-value]
 
 
-def definition(student_z: Tensor, teacher_z: Tensor, alpha: float, topk: int | None, tail: bool) -> Tensor:
+def definition(student_z: Tensor, teacher_z: Tensor, alpha: float, topk: int | None) -> Tensor:
     """The divergence written from its definition on probabilities, for autograd."""
     p, q = student_z.softmax(-1), teacher_z.softmax(-1)
     if topk is not None:
         index = p.topk(topk).indices
         p_k, q_k = p.gather(-1, index), q.gather(-1, index)
-        if tail:
-            p = torch.cat([p_k, 1 - p_k.sum(-1, keepdim=True)], -1)
-            q = torch.cat([q_k, 1 - q_k.sum(-1, keepdim=True)], -1)
-        else:
-            p, q = p_k / p_k.sum(-1, keepdim=True), q_k / q_k.sum(-1, keepdim=True)
+        p, q = p_k / p_k.sum(-1, keepdim=True), q_k / q_k.sum(-1, keepdim=True)
     if alpha == 0:
         return (q * (q / p).log()).sum(-1)
     if alpha == 1:
@@ -51,8 +48,8 @@ def definition(student_z: Tensor, teacher_z: Tensor, alpha: float, topk: int | N
 @pytest.mark.parametrize(
     ("alpha", "topk", "chunk"),
     [
-        *itertools.product([0.0, 0.3, 0.5, 1.0], [None, (5, False), (5, True)], [1, 4, 100]),
-        (0.0, (V + 1, False), 4),
+        *itertools.product([0.0, 0.3, 0.5, 1.0], [None, 5], [1, 4, 100]),
+        (0.0, V + 1, 4),
     ],
 )
 @pytest.mark.parametrize(("softcap", "clip"), [(None, None), (3.0, None), (None, 2.0)])
@@ -60,14 +57,13 @@ def definition(student_z: Tensor, teacher_z: Tensor, alpha: float, topk: int | N
 def test_loss_and_gradients_equal_fp64_autograd(alpha, topk, chunk, softcap, clip, dtype):
     student, teacher, w_s, w_t, bias, ids = tensors(torch.float64)
     weights = torch.linspace(0, 2, N, dtype=torch.float64)  # a mask and unequal token weights at once
-    k, tail = topk or (None, False)
 
     reference = [t.clone().requires_grad_() for t in (student, w_s, bias)]
     z_s = reference[0] @ reference[1].T + reference[2]
     z_t = teacher @ w_t.T
     if softcap is not None:
         z_s, z_t = softcap * (z_s / softcap).tanh(), softcap * (z_t / softcap).tanh()
-    expected = definition(z_s / 0.7, z_t / 0.7, alpha, k if k is None or k < V else None, tail)
+    expected = definition(z_s / 0.7, z_t / 0.7, alpha, topk if topk is None or topk < V else None)
     if clip is not None:  # of a sampler that gave every token probability exp(-3)
         logp_N = (z_s.detach() / 0.7).log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1)
         expected = expected * (logp_N + 3.0).exp().clamp(max=clip)
@@ -80,7 +76,7 @@ def test_loss_and_gradients_equal_fp64_autograd(alpha, topk, chunk, softcap, cli
         teacher.to(dtype),
         Head(ours[1], ours[2], softcap, temperature=0.7),
         Head(w_t.to(dtype), None, softcap, temperature=0.7),
-        DivergenceSettings(alpha=alpha, topk=k, add_tail=tail, chunk_size=chunk, importance_clip=clip),
+        DivergenceSettings(alpha=alpha, topk=topk, chunk_size=chunk, importance_clip=clip),
         ids,
         weights.to(dtype),
         sampler_N,
@@ -118,19 +114,18 @@ def test_closed_forms():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("topk", [None, (7, False), (7, True)])
+@pytest.mark.parametrize("topk", [None, 7])
 def test_equals_trl(alpha, topk):
     utils = pytest.importorskip("trl.experimental.sdft.loss_utils", reason="TRL is the oracle (pip install trl)")
     student, teacher, w_s, w_t, _, ids = tensors(torch.float32)
-    k, tail = topk or (None, False)
-    settings = DivergenceSettings(alpha=alpha, topk=k, add_tail=tail)
+    settings = DivergenceSettings(alpha=alpha, topk=topk)
     ours = divergence(student, teacher, Head(w_s), Head(w_t), settings, ids, torch.ones(N))[1]
     z_s, z_t = student @ w_s.T, teacher @ w_t.T
-    if k is None:
+    if topk is None:
         theirs = utils.compute_full_logit_self_distillation_loss(z_s, z_t, distillation_alpha=alpha)
     else:
         theirs = utils.compute_topk_self_distillation_loss(
-            z_s, z_t, distillation_topk=k, distillation_alpha=alpha, distillation_add_tail=tail
+            z_s, z_t, distillation_topk=topk, distillation_alpha=alpha, distillation_add_tail=False
         )
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
@@ -138,7 +133,7 @@ def test_equals_trl(alpha, topk):
 def test_bf16_hidden_states_give_an_fp32_loss_near_the_exact_one():
     student, teacher, w_s, w_t, _, ids = tensors(torch.bfloat16)
     _, loss_N = divergence(student, teacher, Head(w_s), Head(w_t), DivergenceSettings(), ids, torch.ones(N))
-    exact_N = definition((student @ w_s.T).double(), (teacher @ w_t.T).double(), 0.0, None, False)
+    exact_N = definition((student @ w_s.T).double(), (teacher @ w_t.T).double(), 0.0, None)
     assert loss_N.dtype == torch.float32
     torch.testing.assert_close(loss_N.double(), exact_N, rtol=1e-5, atol=1e-5)
 
@@ -166,7 +161,7 @@ def test_a_confident_teacher_stays_finite():
     teacher = torch.tensor([[-1e4, 0.0, 1e4]])
     eye, ids = torch.eye(3), torch.tensor([0])
     for alpha, topk in itertools.product((0.0, 0.5, 1.0), (None, 2)):
-        settings = DivergenceSettings(alpha=alpha, topk=topk, add_tail=True)
+        settings = DivergenceSettings(alpha=alpha, topk=topk)
         total, loss_N = divergence(student, teacher, Head(eye), Head(eye), settings, ids, torch.ones(1))
         total.backward()
         assert loss_N.isfinite().all() and student.grad.isfinite().all()
@@ -189,27 +184,7 @@ def test_settings_out_of_range_are_refused():
         DivergenceSettings(topk=0)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_the_tail_of_a_sure_student_is_exact_in_fp32(alpha):
-    """Its mass lies far below fp32's resolution near 1, where log(1 - Σp) reads log(1e-7)."""
-    g = torch.Generator().manual_seed(0)
-    N, H, V = 8, 16, 50
-    student_NH, teacher_NH, weight_VH = (2 * torch.randn(n, H, generator=g) for n in (N, N, V))
-    results = []
-    for dtype in (torch.float32, torch.float64):
-        hidden_NH = student_NH.to(dtype, copy=True).requires_grad_()
-        head = Head(weight_VH.to(dtype))
-        settings = DivergenceSettings(alpha, topk=5, add_tail=True)
-        ids_N = torch.zeros(N, dtype=torch.long)
-        total, loss_N = divergence(hidden_NH, teacher_NH.to(dtype), head, head, settings, ids_N, torch.ones(N))
-        total.backward()
-        results.append((loss_N.detach().double(), hidden_NH.grad.double()))
-    logp_NV = (student_NH @ weight_VH.T).log_softmax(-1)
-    assert logp_NV.double().topk(V - 5, largest=False).values.logsumexp(-1).min() < -20
-    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("settings", [{}, {"alpha": 1.0}, {"alpha": 0.5}, {"topk": 20, "add_tail": True}])
+@pytest.mark.parametrize("settings", [{}, {"alpha": 1.0}, {"alpha": 0.5}, {"topk": 20}])
 def test_less_than_two_chunks_exist_at_once_however_many_tokens(settings):
     """Beside the output layer's gradient and those of the states."""
     H, V, C = 8, 4096, 64
@@ -230,3 +205,26 @@ def test_less_than_two_chunks_exist_at_once_however_many_tokens(settings):
         of_tokens = 4 * N * (H + 8)  # the states' gradient, ids, losses and weights
         peaks.append((peak(loss, "cpu")[0] - of_tokens - 4 * V * H) / (4 * C * V))
     assert max(peaks) <= 2 and peaks[1] <= 1.05 * peaks[0]
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_a_loss_of_ones_own_is_a_function_that_autograd_differentiates(chunk):
+    """Squared Hellinger distance: the same value and gradients as with all logits at once, in fp64."""
+    student, teacher, w_s, w_t, _, ids = tensors(torch.float64)
+
+    def hellinger(student_CV: Tensor, reader_CV: Tensor | None, ids_C: Tensor) -> Tensor:
+        return 1 - ((student_CV + reader_CV) / 2).exp().sum(-1)
+
+    results = []
+    for whole in (False, True):
+        hidden, weight = (t.clone().requires_grad_() for t in (student, w_s))
+        head, weights = Head(weight, temperature=0.7), torch.linspace(0, 2, N, dtype=torch.float64)
+        if whole:
+            logps = (hidden @ weight.T / 0.7).log_softmax(-1), (teacher @ w_t.T / 0.7).log_softmax(-1)
+            total = (hellinger(*logps, ids) * weights).sum()
+        else:
+            reading, settings = (teacher, Head(w_t, temperature=0.7)), DivergenceSettings(chunk_size=chunk)
+            total, _ = token_loss(hellinger, hidden, head, reading, settings, ids, weights)
+        total.backward()
+        results.append((total.detach(), hidden.grad, weight.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)

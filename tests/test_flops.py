@@ -9,35 +9,35 @@ import torch
 
 from tests.tiny_text import tiny_text_model
 from tests.toy import toy_args
-from text_sdft import TextAdapter
+from text_sdft import TeacherContext, TextAdapter
 from text_sdft.experiments.flops import training_flops
-from text_sdft.methods.method_trainer import MethodTrainer
+from text_sdft.training import SDFTTrainer
 
 
 def test_flops_follow_the_stated_formula(tmp_path):
-    """One SFT step and SDFT steps, counted by hand from prompts and completions; for agreement the teacher reads twice."""
-    for method, readings in (("sft", 0), ("sdft", 1), ("sdft/agreement", 2)):
+    """One SFT step and SDFT steps, counted by hand from prompts and completions."""
+    for method, readings in (("sft", 0), ("sdft", 1)):
         model, tokenizer = tiny_text_model()
-        trainer = MethodTrainer(
+        trainer = SDFTTrainer(
             model, toy_args(tmp_path, max_steps=1, per_device_train_batch_size=1), adapter=TextAdapter(), method=method,
             train_dataset=[{"prompt": "A question?", "golden_response": "yes"}], processing_class=tokenizer,
         )  # fmt: skip
         lengths: dict[str, int] = {}
-        complete = trainer.complete
+        rollouts = trainer.rollouts
 
-        def watched(inputs: Any, *args: Any, lengths: Any = lengths, complete: Any = complete) -> Any:
-            rollout = complete(inputs, *args)
-            lengths["prompt"], lengths["completion"] = inputs.lengths[0], len(rollout.ids[0])
-            return rollout
+        def watched(groups: Any, inputs: Any, lengths: Any = lengths, rollouts: Any = rollouts) -> Any:
+            found = rollouts(groups, inputs)
+            lengths["prompt"], lengths["completion"] = inputs.lengths[0], len(found[0].ids[0])
+            return found
 
-        trainer.complete = watched  # type: ignore[method-assign]
+        trainer.rollouts = watched  # type: ignore[method-assign]
         trainer.train()
         P = sum(p.numel() for p in trainer.module.parameters())
         student = lengths["prompt"] + lengths["completion"]
         expected = 6 * P * student
         if readings:
-            [context] = trainer.contexts(trainer.queries, [0])
-            prompt = trainer.adapter.encode([trainer.adapter.teacher_messages(trainer.queries[0], context)]).lengths[0]
+            view = trainer.adapter.teacher_messages(trainer.queries[0], TeacherContext())
+            prompt = trainer.adapter.encode([view]).lengths[0]
             assert prompt > lengths["prompt"]
             expected += 2 * P * student + readings * 2 * P * (prompt + lengths["completion"])
         assert training_flops(trainer) == pytest.approx(expected)

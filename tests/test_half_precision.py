@@ -23,8 +23,8 @@ def gradient(tmp_path, dtype: torch.dtype, seen: list) -> Tensor:
     args = toy_args(tmp_path, max_completion_length=LENGTH, num_loss_tokens_to_skip=0, **settings)
     rows = toy_rows(4)
     trainer = SDFTTrainer(model.half().to(dtype), args, adapter=ToyAdapter(), train_dataset=rows, peft_config=LORA)
-    sample = trainer.complete
-    trainer.complete = lambda *given: seen[0] if seen else seen.append(sample(*given)) or seen[0]
+    sample = trainer.rollouts
+    trainer.rollouts = lambda *given: seen[0] if seen else seen.append(sample(*given)) or seen[0]
     scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
     trainer.accelerator.scaler = scaler if scaler.is_enabled() else None  # accelerate has one on GPUs alone
     scaler.scale(trainer.compute_loss(trainer.model, {"examples": trainer.queries}, num_items_in_batch=4)).backward()

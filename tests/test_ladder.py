@@ -13,17 +13,19 @@ import torch
 
 from tests.toy import EOS, ToyAdapter, toy_args, toy_model
 from text_sdft.core import RUNGS, Example, TeacherContext, answer
-from text_sdft.core.sampling import Rollout
 from text_sdft.experiments.report import plots
 from text_sdft.experiments.report.reading import Run
 from text_sdft.experiments.run import make_trainer
-from text_sdft.methods.hints import LadderTrainer
+from text_sdft.methods.distillation import sdft
+from text_sdft.training import SDFTTrainer
 from vlm_sdft.cli import main
 from vlm_sdft.cli.parsing import read_experiment
 
 
 class Rungs(ToyAdapter):
     """Rung r shows r tokens of 7 before the query; queries with a reference have the rungs 0, 1, 2, 3 and 5."""
+
+    policy = "ladder"
 
     def __init__(self) -> None:
         self.asked = 0
@@ -41,10 +43,10 @@ def rows() -> list[dict[str, Any]]:
     return [{"id": f"q{i}", "prompt": prompt} for i, prompt in enumerate(prompts)]
 
 
-def trainer(folder: Path, **settings: Any) -> LadderTrainer:
+def trainer(folder: Path, **settings: Any) -> SDFTTrainer:
     """The reference of q0 … q4 is what the model answers at the rungs 0, 1, 2, 3, 5; that of q5 nobody knows."""
     model, adapter = toy_model(), Rungs()
-    made = LadderTrainer(
+    made = SDFTTrainer(
         model, toy_args(folder, teacher_model_kind="base", **settings), adapter=adapter, train_dataset=rows()
     )
     for i, rung in enumerate((0, 1, 2, 3, 5)):
@@ -55,7 +57,11 @@ def trainer(folder: Path, **settings: Any) -> LadderTrainer:
     return made
 
 
-def lowest(made: LadderTrainer, query: Example) -> int:
+def rungs_of(made: SDFTTrainer, queries: list[Example]) -> dict[str, int]:
+    return made.hints.rungs(made.step(queries), queries)
+
+
+def lowest(made: SDFTTrainer, query: Example) -> int:
     """By asking the teacher at one rung after the other."""
     for rung in (0, 1, 2, 3, 5):
         given = answer(made.module, made.adapter, made.sampler, [query], 99, [TeacherContext(rung=rung)])[0]
@@ -66,40 +72,40 @@ def lowest(made: LadderTrainer, query: Example) -> int:
 
 def test_the_lowest_rung_that_solves_it(tmp_path):
     made = trainer(tmp_path)
-    rungs = made.rungs(made.queries)
+    rungs = rungs_of(made, made.queries)
     assert rungs == {query.id: lowest(made, query) for query in made.queries[:5]}
     assert len(set(rungs.values())) >= 4, "the queries tell rungs apart"
-    contexts = made.contexts(made.queries, list(range(6)))
-    assert [c.rung for c in contexts] == [*rungs.values(), None]
-    assert [c.seed for c in contexts] == list(range(6))
+    [group] = sdft(made.step(made.queries))
+    assert [c.rung for c in group.reader.contexts] == [*rungs.values(), None]
+    assert [c.seed for c in group.reader.contexts] == list(group.seeds)
 
 
 def test_a_query_that_no_rung_solves_is_shown_the_most(tmp_path):
     made = trainer(tmp_path)
     made.queries[2] = replace(made.queries[2], reference="never")
-    assert made.rungs(made.queries)["q2"] == 5
+    assert rungs_of(made, made.queries)["q2"] == 5
 
 
 def test_rungs_are_kept_while_the_teacher_stays(tmp_path):
     made = trainer(tmp_path)
-    first, asked = made.rungs(made.queries), made.adapter.asked
+    first, asked = rungs_of(made, made.queries), made.adapter.asked
     read = made.tokens["sampled"]
     assert read >= sum(len(query.messages[-1]["content"]) + 1 for query in made.queries[:5]), "its answers cost something"
-    assert made.rungs(made.queries[::-1]) == first and made.adapter.asked == asked > 0 and made.tokens["sampled"] == read
+    assert (
+        rungs_of(made, made.queries[::-1]) == first and made.adapter.asked == asked > 0 and made.tokens["sampled"] == read
+    )
     made.teacher.version += 1
-    made.rungs(made.queries)
+    rungs_of(made, made.queries)
     assert made.adapter.asked == 2 * asked
 
 
 def test_what_the_student_solves_weighs_nothing(tmp_path):
     made = trainer(tmp_path)
-    retained = Example("r", [{"role": "user", "content": [4]}], retain=True)
-    examples = [*made.queries, retained]
-    ids = [torch.tensor([9, 9, EOS]) for _ in examples]
+    ids = [torch.tensor([9, 9, EOS]) for _ in made.queries]
     ids[3] = torch.tensor([*(int(word) for word in str(made.queries[3].reference).split()), EOS])
-    made.contexts(made.queries, [0] * 6)
-    counted = [bool(mask.any()) for mask in made.scored_tokens(examples, Rollout(ids, ids, [True] * len(ids)))]
-    assert counted == [False, True, True, False, True, True, True], "q0 at rung 0, q3 answered right; q5 and retention stay"
+    [group] = sdft(made.step(made.queries))
+    counted = [group.counts(query, row) for query, row in zip(made.queries, ids, strict=True)]
+    assert counted == [False, True, True, False, True, True], "q0 at rung 0, q3 answered right; q5 stays"
 
 
 def test_a_run_trains_and_logs_its_rungs(tmp_path):

@@ -9,8 +9,8 @@ from tests.tiny_text import tiny_text_model
 from tests.toy import toy_args, toy_model
 from text_sdft import TextAdapter
 from text_sdft.core import UserError
-from text_sdft.methods.method_trainer import MethodTrainer
 from text_sdft.methods.table import Unsupported, find_method
+from text_sdft.training import SDFTTrainer
 from vlm_sdft import DemoSet, ImageAdapter
 from vlm_sdft.zoo import resolve_data
 
@@ -54,7 +54,7 @@ def test_unknown_methods_and_variants_name_the_nearest():
         find_method("sft_techer")
     with pytest.raises(UserError, match=r"no variant 'noretain'. Did you mean 'no_retain'"):
         find_method("sft/noretain")
-    for name in ("sft/reverse", "offline/ema", "offline/entropy", "base/jsd"):
+    for name in ("sft/reverse", "offline/ema", "base/jsd"):
         with pytest.raises(UserError, match="has no divergence, or no teacher at every step"):
             find_method(name)
     with pytest.raises(UserError, match="only sft_teacher and offline learn from answers of the teacher"):
@@ -74,7 +74,7 @@ def test_text_rows_expert_is_the_golden_response_ended_as_the_template_ends_it(t
         {"prompt": "B?", "demonstrations": [{"prompt": "C?", "answer": "other"}], "reference": "no"},
         {"prompt": "D?", "privileged_context": "context", "reference": "no"},
     ]
-    trainer = MethodTrainer(
+    trainer = SDFTTrainer(
         model, toy_args(tmp_path), adapter=TextAdapter(system_prompt="Be brief."), method="sft", train_dataset=data,
         processing_class=tokenizer,
     )  # fmt: skip
@@ -89,14 +89,12 @@ def test_text_rows_expert_is_the_golden_response_ended_as_the_template_ends_it(t
         ("sdft/jsd/frozen", 0.5, "base"),
         ("sdft/live", 0.3, "live"),
         ("offline/forward", 0.0, "base"),
-        ("sdft/entropy", 0.3, "ema"),
     ],
 )
 def test_variants_stand_for_settings(tmp_path, variant, alpha, kind):
     args = toy_args(tmp_path, distillation_alpha=0.3, teacher_model_kind="ema")
-    trainer = MethodTrainer(toy_model(), args, adapter=ExpertToy(), method=variant, train_dataset=rows())
+    trainer = SDFTTrainer(toy_model(), args, adapter=ExpertToy(), method=variant, train_dataset=rows())
     assert (trainer.args.divergence_settings.alpha, trainer.args.teacher_model_kind) == (alpha, kind)
-    assert trainer.args.confidence == ("entropy" if "entropy" in variant else "none")
     assert (args.distillation_alpha, args.teacher_model_kind) == (0.3, "ema"), "the caller's settings are left alone"
 
 
@@ -107,7 +105,7 @@ def test_an_images_expert_is_its_label(tmp_path):
     adapter = ImageAdapter(demos)
     everything = adapter.examples([*demos.train, *demos.test, *demos.old])
     args = toy_args(tmp_path, max_completion_length=16)
-    trainer = MethodTrainer("builtin:tiny-qwen3-vl", args, adapter=adapter, method="sft", train_dataset=everything)
+    trainer = SDFTTrainer("builtin:tiny-qwen3-vl", args, adapter=adapter, method="sft", train_dataset=everything)
     assert sorted(query.id for query in trainer.queries) == sorted(row.id for row in demos.labelled)
     tokenizer = adapter.processing_class.tokenizer
     for query in trainer.queries:

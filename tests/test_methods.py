@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,9 +14,9 @@ from tests.expert_toy import ExpertToy, gradients, log_probabilities, prompt_of,
 from tests.tiny_text import tiny_text_model
 from tests.toy import EOS, VOCABULARY, toy_args, toy_model
 from text_sdft import TextAdapter
-from text_sdft.core import Example, TransformersSampler, UserError
-from text_sdft.core.sampling import Rollout
-from text_sdft.methods.method_trainer import Answer, MethodTrainer
+from text_sdft.core import Answer, Group, Reader, Step, TeacherContext, TransformersSampler, UserError
+from text_sdft.core.groups import contexts_of
+from text_sdft.methods.distillation import retention
 from text_sdft.methods.table import METHODS
 from text_sdft.training import SDFTTrainer, default_lora
 
@@ -55,7 +55,7 @@ def test_offline_is_the_divergence_to_the_teacher_on_its_own_answers(tmp_path):
     for example, ids in zip(examples, rollout.ids, strict=True):
         answer = trainer.answers[example.id]
         assert answer.ids.tolist() == ids.tolist()
-        [context] = trainer.contexts([example], [123])
+        context = TeacherContext(answer.seed)
         temperature = 0.8
         p = log_probabilities(trainer.module, prompt_of(example, trainer), ids.tolist())
         q = log_probabilities(start, prompt_of(example, trainer, context), ids.tolist())
@@ -132,7 +132,7 @@ def test_continued_pretraining_is_the_models_own_loss_on_the_raw_text(tmp_path):
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     for length, parts in ((len(ids[0]) - 1, 1), (20, 4)):
         args = toy_args(tmp_path, max_completion_length=length)
-        trainer = MethodTrainer(
+        trainer = SDFTTrainer(
             model, args, adapter=TextAdapter(), method="cpt", train_dataset=data, processing_class=tokenizer
         )
         trainer.check_prompts()
@@ -154,7 +154,7 @@ def test_the_starting_teacher_answers_once_and_its_answers_are_stored(tmp_path):
     assert [record["id"] for record in stored] == [f"q{i}" for i in range(6)]
     start, sampler = toy_model(), TransformersSampler(6)
     for record, query in zip(stored, trainer.queries, strict=True):
-        [context] = trainer.contexts([query], [0])
+        context = TeacherContext(record["seed"])
         inputs = trainer.adapter.encode([trainer.adapter.teacher_messages(query, context)])
         assert sampler.sample(start, inputs, [record["seed"]]).ids[0].tolist() == record["ids"]
         assert trainer.answers[query.id].ids.tolist() == record["ids"]
@@ -165,24 +165,23 @@ def test_the_starting_teacher_answers_once_and_its_answers_are_stored(tmp_path):
 @pytest.mark.parametrize("method", ["sft_teacher/fresh", "offline/fresh"])
 def test_fresh_answers_are_the_starting_teachers_in_the_context_of_the_step(tmp_path, method):
     trainer = trainer_of(method, tmp_path, rows(3, 1, retained=2), model=toy_model(), max_steps=3)
-    drawn: list[tuple[list[str], list[int], Rollout]] = []
-    complete = trainer.complete
+    drawn: list[list[Group]] = []
+    groups = trainer.method.groups
 
-    def watched(inputs: Any, examples: list[Example], seeds: list[int]) -> Rollout:
-        drawn.append(([example.id for example in examples], seeds, complete(inputs, examples, seeds)))
-        return drawn[-1][2]
+    def watched(step: Step) -> list[Group]:
+        drawn.append(groups(step))
+        return drawn[-1]
 
-    trainer.complete = watched  # type: ignore[method-assign]
+    trainer.method = replace(trainer.method, groups=watched)
     trainer.train()
-    start, sampler, by_id = toy_model(), TransformersSampler(6), {query.id: query for query in trainer.queries}
+    start, sampler = toy_model(), TransformersSampler(6)
     answers: dict[str, set[tuple[int, ...]]] = {}
-    for ids, seeds, rollout in drawn:
-        for name, seed, answer in zip(ids, seeds, rollout.ids, strict=True):
-            if name in by_id:  # retention prompts are answered by the student
-                [context] = trainer.contexts([by_id[name]], [seed])
-                inputs = trainer.adapter.encode([trainer.adapter.teacher_messages(by_id[name], context)])
-                assert sampler.sample(start, inputs, [seed]).ids[0].tolist() == answer.tolist()
-                answers.setdefault(name, set()).add(tuple(answer.tolist()))
+    for queries, retained in drawn:
+        assert retained.answers is None, "retention prompts are answered by the student"
+        for query, seed, answer in zip(queries.examples, queries.seeds, queries.answers, strict=True):
+            inputs = trainer.adapter.encode([trainer.adapter.teacher_messages(query, TeacherContext(seed))])
+            assert sampler.sample(start, inputs, [seed]).ids[0].tolist() == answer.ids.tolist()
+            answers.setdefault(query.id, set()).add(tuple(answer.ids.tolist()))
     assert len(drawn) == 3 and max(map(len, answers.values())) > 1, "other answers in other steps"
     assert not (tmp_path / "answers.jsonl").exists()
 
@@ -234,17 +233,6 @@ def test_every_method_trains_in_the_same_loop(tmp_path, method):
     assert trainer.tokens["student"] > 0
 
 
-def test_sdft_is_the_trainer_itself(tmp_path):
-    ours = trainer_of("sdft", tmp_path / "a", rows(4, 2, 3), model=toy_model())
-    theirs = SDFTTrainer(
-        toy_model(), toy_args(tmp_path / "b", distillation_is_clip=None), adapter=ExpertToy(), train_dataset=rows(4, 2, 3)
-    )
-    ours.train()
-    theirs.train()
-    for a, b in zip(ours.module.parameters(), theirs.module.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
 @pytest.mark.parametrize(
     ("method", "reads"), [("sft", False), ("sft_reinvoke", False), ("sft_teacher", True), ("sft_teacher/fresh", True)]
 )
@@ -269,7 +257,7 @@ def test_what_trains_nothing_says_so(tmp_path, method):
 
 
 def test_attention_alone_is_what_a_lora_adapter_goes_on(tmp_path):
-    trainer = MethodTrainer(
+    trainer = SDFTTrainer(
         toy_model(), toy_args(tmp_path), adapter=ExpertToy(), method="sft_attention", train_dataset=rows(),
         peft_config=default_lora(),
     )  # fmt: skip
@@ -281,7 +269,7 @@ def test_attention_alone_of_layers_that_transpose_their_weights(tmp_path):
     """GPT-2's projections are `Conv1D`s, which LoRA takes as it takes linear layers."""
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, eos_token_id=EOS))
-    trainer = MethodTrainer(
+    trainer = SDFTTrainer(
         model, toy_args(tmp_path), adapter=ExpertToy(), method="sft_attention", train_dataset=rows(),
         peft_config=LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True),
     )  # fmt: skip
@@ -291,7 +279,7 @@ def test_attention_alone_of_layers_that_transpose_their_weights(tmp_path):
 
 def test_full_batches_give_every_method_as_many_prompts(tmp_path):
     for labelled, unlabelled in ((3, 0), (3, 4)):
-        trainer = MethodTrainer(
+        trainer = SDFTTrainer(
             toy_model(), toy_args(tmp_path, max_steps=5), adapter=ExpertToy(), train_dataset=rows(labelled, unlabelled),
             full_batches=True,
         )  # fmt: skip
@@ -301,3 +289,35 @@ def test_full_batches_give_every_method_as_many_prompts(tmp_path):
         n = labelled + unlabelled
         for start in range(0, len(seen) - n + 1, n):
             assert len(set(seen[start : start + n])) == n, "every row once a round"
+
+
+# ---- a method of one's own ----
+
+
+def test_a_new_method_is_one_function(tmp_path):
+    """Labels where there are labels, the teacher for the other queries: two groups of one step."""
+
+    def labels_and_teacher(step: Step) -> list[Group]:
+        """The expert's answers are learnt where there are some; the teacher reads the student's to all other queries."""
+        labelled = [query for query in step.examples if step.adapter.expert_answer(query) is not None]
+        others, seeds = step.rollouts([query for query in step.examples if query not in labelled])
+        answers = [Answer(torch.tensor([*query.meta["answer"], EOS])) for query in labelled]
+        taught = Group(others, seeds, reader=Reader(step.teacher, contexts_of(seeds)))
+        return [Group(*step.rollouts(labelled), "labels", answers), taught, *retention(step)]
+
+    args = toy_args(tmp_path, max_steps=2, distillation_is_clip=None, logging_steps=1)
+    data = rows(2, 2, retained=2)
+    trainer = SDFTTrainer(toy_model(), args, adapter=ExpertToy(), method=labels_and_teacher, train_dataset=data)
+    parts = {}
+    for name in ("sft", "sdft"):
+        args = toy_args(tmp_path / name, distillation_is_clip=None, num_loss_tokens_to_skip=0)
+        alone = SDFTTrainer(toy_model(), args, adapter=ExpertToy(), method=f"{name}/no_retain", train_dataset=data)
+        queries = trainer.queries[:2] if name == "sft" else trainer.queries[2:]
+        parts[name] = float(step_of(alone, queries)[0])
+    without = trainer.step(trainer.queries, retained=[])
+    mine = float(trainer.compute_loss(trainer.model, {"examples": without.examples, "retained": []}))
+    assert mine == pytest.approx((parts["sft"] + parts["sdft"]) / 2, rel=1e-5)
+    trainer.train()
+    assert trainer.state.global_step == 2 and {"labels/loss", "distillation/loss", "retain/loss"} <= set(
+        trainer.state.log_history[0]
+    )

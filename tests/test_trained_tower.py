@@ -20,7 +20,7 @@ from tests.families import build_family
 from tests.test_families import conversations, encoded, family_name, loaded  # noqa: F401  # a fixture
 from tests.test_image_adapter import demo_set
 from tests.toy import toy_args
-from text_sdft.core import Rollout, UserError
+from text_sdft.core import Rollout, TeacherContext, UserError
 from text_sdft.fast.vllm_sampler import _prompt
 from text_sdft.training import SDFTTrainer
 from vlm_sdft.adapter import ImageAdapter
@@ -83,20 +83,21 @@ def assert_same(one: tuple[SDFTTrainer, Recorder], two: tuple[SDFTTrainer, Recor
 @pytest.mark.parametrize("teacher", ["base", "ema"])
 def test_losses_and_gradients_are_those_of_pixels(family_name: str, teacher: str, tmp_path: Any, monkeypatch: Any):  # noqa: F811
     """Both runs read the completions of the first: a draw within rounding of the border between two tokens may differ."""
-    drawn: list[Rollout] = []
-    complete = SDFTTrainer.complete
+    drawn: list[list[Rollout]] = []
+    rollouts = SDFTTrainer.rollouts
 
-    def watched(trainer: SDFTTrainer, *args: Any) -> Rollout:
-        own = complete(trainer, *args)
+    def watched(trainer: SDFTTrainer, *args: Any) -> list[Rollout]:
+        own = rollouts(trainer, *args)
         if trainer.adapter._image_features_gib:  # type: ignore[attr-defined]
             drawn.append(own)
             return own
         first = drawn[trainer.state.global_step]
         if trainer.state.global_step == 0:  # the weights are still the same
-            assert [ids.tolist() for ids in own.ids] == [ids.tolist() for ids in first.ids]
+            mine, theirs = (Rollout.joined(parts).ids for parts in (own, first))
+            assert [ids.tolist() for ids in mine] == [ids.tolist() for ids in theirs]
         return first
 
-    monkeypatch.setattr(SDFTTrainer, "complete", watched)
+    monkeypatch.setattr(SDFTTrainer, "rollouts", watched)
     runs = [trained(family_name, tmp_path / str(gib), gib, teacher_model_kind=teacher) for gib in (1.0, 0.0)]
     assert len(drawn) == 3
     assert_same(*runs)
@@ -134,8 +135,7 @@ def test_how_often_an_image_is_encoded(teacher: str, tmp_path: Any):
     """A step encodes its queries once for the student; the teacher's images only under weights that they have not met."""
     settings = {"teacher_model_kind": teacher, "per_device_train_batch_size": 6, "max_steps": 3, "retain_ratio": 1e-9}
     trainer, recorder = trained("qwen3_vl", tmp_path, 1.0, teacher_prefix_gib=0.0, **settings)
-    contexts = trainer.contexts(trainer.queries, [0] * 6)
-    views = [trainer.adapter.teacher_messages(q, c) for q, c in zip(trainer.queries, contexts, strict=True)]
+    views = [trainer.adapter.teacher_messages(query, TeacherContext()) for query in trainer.queries]
     shown = {image.key for row in trainer.adapter.encode(views).rows for image in row.images}
     each = [after - before for before, after in zip(recorder.computed, recorder.computed[1:], strict=False)]
     assert len(shown) > 6  # the queries' six, and demonstrations
@@ -153,7 +153,7 @@ def test_features_of_older_weights_are_dropped():
     features = ImageFeatures(model, processor, family, trained=True)
     row = encoded("qwen3_vl", conversations(), features).rows[2]
     for owner, version, kept in (("teacher", 0, 5), ("start", 0, 10), ("teacher", 1, 10), ("start", 0, 10)):
-        features.under(owner, version, fleeting=False).encode(row.images)
+        features.for_weights(owner, version, fleeting=False).encode(row.images)
         assert len(features._kept) == kept
     assert features.computed == 15
     features.encode(row.images)  # whose weights these are is not known
@@ -193,12 +193,12 @@ def test_dropout_in_the_tower_does_not_reach_the_sampler():
 
     wanted, before = values(features), features.computed
     with torch.no_grad():
-        assert torch.equal(values(features.once(images)), wanted)
-    assert features.computed == before + 1 and features.once(images).encode(images)  # the one run serves both
+        assert torch.equal(values(features.encoded_once(images)), wanted)
+    assert features.computed == before + 1 and features.encoded_once(images).encode(images)  # the one run serves both
     tower = model.get_submodule(vision_modules(model)[0])
     tower.blocks[0].mlp = nn.Sequential(tower.blocks[0].mlp, nn.Dropout(0.5))
     model.train()
-    encoder = features.once(images)
+    encoder = features.encoded_once(images)
     assert values(encoder).requires_grad and not torch.allclose(values(encoder), wanted)
     with torch.no_grad():
         assert torch.equal(values(encoder), wanted)

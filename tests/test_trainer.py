@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from tests.toy import VOCABULARY, ToyAdapter, toy_args, toy_model, toy_rows
 from text_sdft.core import TeacherContext, UserError
 from text_sdft.core.sampling import draw_seed
+from text_sdft.methods.distillation import retention
 from text_sdft.training import SDFTTrainer
 
 
@@ -49,9 +50,9 @@ def test_the_step_equals_a_plain_one_written_from_the_paper(tmp_path):
     teacher = copy.deepcopy(start)
     total = torch.zeros(())
     queries = [(example, draw_seed(42, 0, example.id, 0), teacher, 1.0) for example in trainer.queries]
-    retained = trainer._draw_retained(trainer.queries)
-    queries += [(example, seed, start, 0.5) for example, seed in retained]
-    assert len(retained) == 6
+    [retained] = retention(trainer.step(trainer.queries))
+    queries += [(example, seed, start, 0.5) for example, seed in zip(retained.examples, retained.seeds, strict=True)]
+    assert len(retained.examples) == 6
     for example, seed, its_teacher, weight in queries:
         prompt = adapter.encode([adapter.student_messages(example)])
         context = prompt if example.retain else adapter.encode([adapter.teacher_messages(example, TeacherContext(seed))])
@@ -148,7 +149,7 @@ def test_retention_keeps_the_student_near_its_start(tmp_path):
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
 def test_fewer_retention_prompts_than_queries(tmp_path, ratio):
     trainer = make(tmp_path, toy_rows(64, retained=4), retain_ratio=ratio)
-    drawn = trainer._draw_retained(trainer.queries)
+    drawn = [example for group in retention(trainer.step(trainer.queries)) for example in group.examples]
     assert abs(len(drawn) - 64 * ratio) <= 14  # three standard deviations of a binomial
     loss, _ = loss_and_gradients(trainer, trainer.queries)
     assert loss.isfinite()

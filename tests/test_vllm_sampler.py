@@ -151,13 +151,13 @@ def test_training_weighs_tokens_by_the_engines_probabilities(tmp_path, monkeypat
     assert isinstance(trainer.sampler, VLLMSampler)
     trainer.train()
     assert (tmp_path / "vllm" / "config.json").exists()
-    module, own = trainer.module, trainer.complete
+    module, own = trainer.module, trainer.rollouts
     step = {"examples": trainer.queries[:4]}
     rollout: list[Rollout] = []
 
     def lowered(by: float | None) -> Any:
-        def complete(inputs: ModelInputs, examples: Any, seeds: Any) -> Rollout:
-            drawn = own(inputs, examples, seeds)
+        def rollouts(groups: Any, inputs: ModelInputs) -> list[Rollout]:
+            [drawn] = own(groups, inputs)
             rollout[:] = [drawn]
             logps = drawn.logps
             if by is None:  # those of the trainer's own forward
@@ -172,14 +172,14 @@ def test_training_weighs_tokens_by_the_engines_probabilities(tmp_path, monkeypat
                 ]
                 for mine, theirs in zip(drawn.logps, logps, strict=True):
                     torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
-                return Rollout(drawn.ids, logps, drawn.finished)
-            return Rollout(drawn.ids, [row - by for row in logps], drawn.finished)
+                return [Rollout(drawn.ids, logps, drawn.finished)]
+            return [Rollout(drawn.ids, [row - by for row in logps], drawn.finished)]
 
-        return complete
+        return rollouts
 
     losses = []
     for by in (None, 0.0, 0.5, 3.0):
-        monkeypatch.setattr(trainer, "complete", lowered(by))
+        monkeypatch.setattr(trainer, "rollouts", lowered(by))
         losses.append(float(trainer.compute_loss(trainer.model, step).detach()))
     exact, mine, half, clipped = losses
     assert exact > 0 and abs(mine / exact - 1) < 1e-4

@@ -15,14 +15,18 @@ _HOME = {
     "default_lora": "text_sdft.training",
     **dict.fromkeys(
         [
+            "Answer",
             "ConfigurableAdapter",
             "Demonstration",
             "Example",
+            "Group",
             "ModalityAdapter",
             "ModelInputs",
+            "Reader",
             "RowInputs",
             "SDFTConfig",
             "Splits",
+            "Step",
             "TeacherContext",
             "UserError",
             "lora",

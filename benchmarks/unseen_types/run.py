@@ -31,7 +31,6 @@ from tables import ALONE, ANSWERED, FRESH, LORA, RIVAL, Rows, collect, report, w
 
 from text_sdft.core import Example
 from text_sdft.experiments.scores import contexts_for, evaluate
-from text_sdft.methods.method_trainer import MethodTrainer
 from text_sdft.training import SDFTTrainer, default_lora
 from vlm_sdft import DemoSet, ImageAdapter, retain_in_context
 from vlm_sdft.zoo.objects import base_types
@@ -45,6 +44,8 @@ from vlm_sdft.zoo.vocabulary import (
 
 RATES = (1e-4, 3e-4, 1e-3)
 #: what the tables call it -> the method's name in this package
+#: Rows that stay in the tables, of weights by the teacher's confidence, which brought nothing and is gone.
+RETIRED = ("SDFT + retention, by entropy", "SDFT + retention, by agreement")
 METHODS = {
     "SFT": "sft/no_retain",
     "SFT + retention": "sft",
@@ -54,8 +55,6 @@ METHODS = {
     "SDFT, labelled images only": "sdft/labelled/no_retain",
     "SDFT": "sdft/no_retain",
     "SDFT + retention": "sdft",
-    "SDFT + retention, by entropy": "sdft/entropy",
-    "SDFT + retention, by agreement": "sdft/agreement",
     "SDFT + retention, twice its weight": "sdft",
     "SDFT + retention, growing weight": "sdft",
     "SDFT + retention, averaged student": "sdft",
@@ -132,7 +131,7 @@ def rows_in(done: Mapping[str, dict[str, Any]]) -> dict[str, Rows]:
         for other in SETTINGS if method in LABELS else ():
             if of_labels(other) == name and f"{other}/{split}/{seed}/{NOBODY}/0" in done:
                 found[f"{other}/{rest}"] = scores
-    return collect(found, list(SETTINGS), [NOBODY, *METHODS])
+    return collect(found, list(SETTINGS), [NOBODY, *METHODS, *RETIRED])
 
 
 def best_rate(cells: Cells, name: str, method: str, seeds: int) -> float:
@@ -186,9 +185,9 @@ def run(
     rung = 5 if method.endswith(ANSWERED) else 2
     adapter = ImageAdapter(demos, n_types=setting.shown, shots=setting.shots, selection=setting.selection, rung=rung)
     trained = method != NOBODY
-    kind = partial(MethodTrainer, method=METHODS[method], full_batches=True) if trained else SDFTTrainer
+    kind = partial(SDFTTrainer, method=METHODS[method], full_batches=True) if trained else SDFTTrainer
     changes = SETTINGS_OF.get(method, {}) | ({"peft_config": default_lora()} if method.endswith(LORA) else {})
-    trainer = make_trainer(adapter, demos.train, rate, setting.steps, seed, model=setting.model, kind=kind, **changes)  # type: ignore[arg-type]
+    trainer = make_trainer(adapter, demos.train, rate, setting.steps, seed, model=setting.model, kind=kind, **changes)
     if method in CALLBACK_OF:
         trainer.add_callback(CALLBACK_OF[method]())
     if trained:

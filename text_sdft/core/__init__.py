@@ -1,6 +1,6 @@
 """The distillation core: token ids, masks and hidden states; nothing of pixels, templates or tasks.
 
-Read `trainer.py` first: `SDFTTrainer.compute_loss` is one training step, top to bottom.
+Read `groups.py` first: what a step consumes. `text_sdft.training.trainer` is the step, top to bottom.
 """
 
 from text_sdft.core.adapter import ENTRY_POINT_GROUP, ConfigurableAdapter, ExperimentAdapter, ModalityAdapter, adapter_class
@@ -19,6 +19,7 @@ from text_sdft.core.data import (
 from text_sdft.core.divergence import DivergenceSettings, Head, divergence
 from text_sdft.core.errors import UserError
 from text_sdft.core.evaluation import answer
+from text_sdft.core.groups import Answer, Group, Reader, Step
 from text_sdft.core.inputs import ModelInputs, RowInputs
 from text_sdft.core.sampling import Rollout, Sampler, TransformersSampler
 from text_sdft.core.teachers import EMATeacher, FrozenTeacher, LiveTeacher
@@ -26,6 +27,7 @@ from text_sdft.core.teachers import EMATeacher, FrozenTeacher, LiveTeacher
 __all__ = [
     "ENTRY_POINT_GROUP",
     "RUNGS",
+    "Answer",
     "ChatAdapter",
     "ConfigurableAdapter",
     "Conversation",
@@ -35,17 +37,20 @@ __all__ = [
     "Example",
     "ExperimentAdapter",
     "FrozenTeacher",
+    "Group",
     "Head",
     "LiveTeacher",
     "Message",
     "ModalityAdapter",
     "Model",
     "ModelInputs",
+    "Reader",
     "Rollout",
     "RowInputs",
     "SDFTConfig",
     "Sampler",
     "Splits",
+    "Step",
     "TeacherContext",
     "TransformersSampler",
     "UserError",

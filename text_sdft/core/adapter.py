@@ -192,9 +192,11 @@ def missing_methods(adapter: Any) -> list[str]:
 
 
 def with_defaults(adapter: ModalityAdapter) -> ExperimentAdapter:
-    """The adapter itself where it has all that `ExperimentAdapter` names, else with the defaults of what it leaves out."""
-    whole = all(hasattr(adapter, name) for name in _members(ExperimentAdapter))
-    return cast(ExperimentAdapter, adapter if whole else _WithDefaults(adapter))
+    """The adapter, given the defaults of what it leaves out of `ExperimentAdapter`."""
+    left_out = [name for name in _members(ExperimentAdapter) if not hasattr(adapter, name)]
+    defaults = {name: getattr(ExperimentAdapter, name) for name in left_out}
+    vars(adapter).update({name: MethodType(d, adapter) if callable(d) else d for name, d in defaults.items()})
+    return cast(ExperimentAdapter, adapter)
 
 
 def bound_adapter(adapter: ModalityAdapter, model: Model, processing_class: Any | None = None) -> ExperimentAdapter:
@@ -207,21 +209,6 @@ def bound_adapter(adapter: ModalityAdapter, model: Model, processing_class: Any 
     if bound is None:
         raise UserError(f"{type(adapter).__name__}.bind returns None: return the adapter that reads for the model.")
     return with_defaults(bound)
-
-
-class _WithDefaults:
-    """An adapter, and `ExperimentAdapter`'s defaults of what it leaves out."""
-
-    def __init__(self, adapter: ModalityAdapter) -> None:
-        self._adapter = adapter
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "_adapter":  # of a copy that is being made
-            raise AttributeError(name)
-        if hasattr(self._adapter, name):
-            return getattr(self._adapter, name)
-        default = getattr(ExperimentAdapter, name)
-        return MethodType(default, self) if callable(default) else default
 
 
 def _members(protocol: type) -> list[str]:

@@ -6,20 +6,59 @@ vocabulary, EMA teacher at rate 0.01 moved every step, 3 tokens skipped, 1 compl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
-from text_sdft.core.confidence import Confidence
 from text_sdft.core.divergence import DivergenceSettings
 from text_sdft.core.teachers import TeacherKind
 
 #: Answers of at most so many tokens are labels: no token of theirs is skipped, and cut ones still count.
 SHORT_ANSWER = 16
+
+
+#: Setting -> what holds of a good value, and what to use instead of a bad one.
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "output_dir": (lambda v: bool(str(v)), "name the run's folder, such as runs/mine"),
+    "learning_rate": (lambda v: v >= 0, "use 0 or more"),
+    "max_steps": (lambda v: v == -1 or v >= 1, "use 1 or more, or -1 for epochs"),
+    "per_device_train_batch_size": (lambda v: v >= 1, "use 1 or more"),
+    "gradient_accumulation_steps": (lambda v: v >= 1, "use 1 or more"),
+    "metric_for_best_model": (
+        lambda v: v not in ("loss", "eval_loss"),
+        "answers are measured by their accuracy: use accuracy",
+    ),
+    "train_sampling_strategy": (
+        lambda v: v != "group_by_length",
+        "rows have no tokens before a step; use random or sequential (a forward pads little, as it takes rows of similar "
+        "length together)",
+    ),
+    "seed": (lambda v: v >= 0, "use 0 or more"),
+    "distillation_alpha": (lambda v: 0 <= v <= 1, "use 0 (forward KL) … 1"),
+    "distillation_topk": (lambda v: v is None or v >= 1, "use 1 or more, or leave it unset for the full vocabulary"),
+    "distillation_is_clip": (lambda v: v is None or v > 0, "use more than 0, or null for no weights"),
+    "distillation_chunk_size": (lambda v: v is None or v >= 1, "use 1 or more, or leave it unset"),
+    "teacher_model_kind": (lambda v: v in ("base", "ema", "live"), "use base (frozen), ema or live"),
+    "teacher_update_rate": (lambda v: 0 < v <= 1, "use a rate in (0, 1]"),
+    "teacher_sync_steps": (lambda v: v >= 1, "use 1 or more"),
+    "teacher_prefix_gib": (lambda v: v >= 0, "use 0 (off) or more"),
+    "num_generations": (lambda v: v >= 1, "use 1 or more"),
+    "max_completion_length": (lambda v: v >= 1, "use 1 or more"),
+    "temperature": (lambda v: v > 0, "use more than 0 (greedy completions teach nothing new)"),
+    "top_p": (lambda v: 0 < v <= 1, "use a share in (0, 1]"),
+    "sampler": (lambda v: v in ("transformers", "vllm"), "use transformers or vllm"),
+    "vllm_cache_gib": (lambda v: v > 0, "use more than 0"),
+    "retain_ratio": (lambda v: 0 <= v <= 1, "use 0 … 1 retention prompts for each query"),
+    "retain_weight": (lambda v: v >= 0, "use 0 or more"),
+    "bf16_full_eval": (lambda v: not v, "must stay off: answers come from the model as it is trained"),
+    "fp16_full_eval": (lambda v: not v, "must stay off: answers come from the model as it is trained"),
+    "model_init_kwargs": (lambda v: not isinstance(v, str), "use a mapping, such as {'attn_implementation': 'sdpa'}"),
+    "remove_unused_columns": (lambda v: not v, "must stay off: the adapter reads the rows"),
+}
 
 
 @dataclass
@@ -63,9 +102,6 @@ class SDFTConfig(TrainingArguments):
     distillation_topk: int | None = field(
         default=None, metadata={"help": "Compare the student's k most probable tokens only; unset: the full vocabulary."}
     )
-    distillation_add_tail: bool = field(
-        default=False, metadata={"help": "With distillation_topk: one more outcome for the remaining mass."}
-    )
     distillation_is_clip: float | None = field(
         default=2.0,
         metadata={"help": "Token weights p_trainer / p_sampler, clipped here (they are 1 unless another engine samples)."},
@@ -95,14 +131,6 @@ class SDFTConfig(TrainingArguments):
         metadata={
             "help": "Memory (GiB) for what teacher prompts have in common at their beginning: it is read once, and again "
             "only when the teacher has moved. 0 reads every prompt whole."
-        },
-    )
-
-    confidence: Confidence = field(
-        default="none",
-        metadata={
-            "help": "A query's completion counts less where its teacher is unsure: entropy (exp of minus its entropy at "
-            "the least sure token), agreement (of two draws of its demonstrations: one more teacher forward), none."
         },
     )
 
@@ -156,86 +184,18 @@ class SDFTConfig(TrainingArguments):
         if by_metric and self.greater_is_better:  # both schedules' own default is that less is better
             self.lr_scheduler_kwargs = {"mode": "max", **cast(dict[str, Any], self.lr_scheduler_kwargs or {})}
         unusable = _unusable_logger(self.report_to or ())
-        checks = [
-            (bool(str(self.output_dir)), "output_dir is empty: name the run's folder, such as runs/mine"),
-            (not unusable, f"report_to {unusable} Or use none"),
-            (self.learning_rate >= 0, f"learning_rate {self.learning_rate}: use 0 or more"),
-            (self.max_steps == -1 or self.max_steps >= 1, f"max_steps {self.max_steps}: use 1 or more, or -1 for epochs"),
-            (
-                self.max_steps >= 1 or self.num_train_epochs > 0,
-                f"num_train_epochs {self.num_train_epochs}: use more than 0",
-            ),
-            (
-                self.per_device_train_batch_size >= 1,
-                f"per_device_train_batch_size {self.per_device_train_batch_size}: use 1 or more",
-            ),
-            (
-                self.gradient_accumulation_steps >= 1,
-                f"gradient_accumulation_steps {self.gradient_accumulation_steps}: use 1 or more",
-            ),
-            (
-                self.metric_for_best_model not in ("loss", "eval_loss"),
-                f"metric_for_best_model {self.metric_for_best_model}: answers are measured by their accuracy: use accuracy",
-            ),
-            (
-                self.train_sampling_strategy != "group_by_length",
-                "train_sampling_strategy group_by_length: rows have no tokens before a step; use random or sequential (a "
-                "forward pads little, as it takes rows of similar length together)",
-            ),
-            (self.seed >= 0, f"seed {self.seed}: use 0 or more"),
-            (0 <= self.distillation_alpha <= 1, f"distillation_alpha {self.distillation_alpha}: use 0 (forward KL) … 1"),
-            (
-                self.distillation_topk is None or self.distillation_topk >= 1,
-                f"distillation_topk {self.distillation_topk}: use 1 or more, or leave it unset for the full vocabulary",
-            ),
-            (
-                self.distillation_is_clip is None or self.distillation_is_clip > 0,
-                f"distillation_is_clip {self.distillation_is_clip}: use more than 0, or null for no weights",
-            ),
-            (
-                self.distillation_chunk_size is None or self.distillation_chunk_size >= 1,
-                f"distillation_chunk_size {self.distillation_chunk_size}: use 1 or more, or leave it unset",
-            ),
-            (
-                self.teacher_model_kind in ("base", "ema", "live"),
-                f"teacher_model_kind '{self.teacher_model_kind}': use base (frozen), ema or live",
-            ),
-            (0 < self.teacher_update_rate <= 1, f"teacher_update_rate {self.teacher_update_rate}: use a rate in (0, 1]"),
-            (self.teacher_sync_steps >= 1, f"teacher_sync_steps {self.teacher_sync_steps}: use 1 or more"),
-            (self.teacher_prefix_gib >= 0, f"teacher_prefix_gib {self.teacher_prefix_gib}: use 0 (off) or more"),
-            (
-                self.confidence in get_args(Confidence),
-                f"confidence '{self.confidence}': use {', '.join(get_args(Confidence))}",
-            ),
-            (self.num_generations >= 1, f"num_generations {self.num_generations}: use 1 or more"),
-            (self.max_completion_length >= 1, f"max_completion_length {self.max_completion_length}: use 1 or more"),
-            (
-                self.temperature > 0,
-                f"temperature {self.temperature}: use more than 0 (greedy completions teach nothing new)",
-            ),
-            (0 < self.top_p <= 1, f"top_p {self.top_p}: use a share in (0, 1]"),
-            (self.sampler in ("transformers", "vllm"), f"sampler '{self.sampler}': use transformers or vllm"),
-            (self.vllm_cache_gib > 0, f"vllm_cache_gib {self.vllm_cache_gib}: use more than 0"),
-            (0 <= self.retain_ratio <= 1, f"retain_ratio {self.retain_ratio}: use 0 … 1 retention prompts for each query"),
-            (self.retain_weight >= 0, f"retain_weight {self.retain_weight}: use 0 or more"),
-            (
-                0 <= self.loss_tokens_to_skip < self.max_completion_length,
+        if unusable:
+            raise ValueError(f"report_to {unusable} Or use none")
+        for name, (good, remedy) in RULES.items():
+            if not good(getattr(self, name)):
+                raise ValueError(f"{name} {getattr(self, name)!r}: {remedy}")
+        if self.max_steps < 1 and self.num_train_epochs <= 0:
+            raise ValueError(f"num_train_epochs {self.num_train_epochs}: use more than 0")
+        if not 0 <= self.loss_tokens_to_skip < self.max_completion_length:
+            raise ValueError(
                 f"num_loss_tokens_to_skip {self.num_loss_tokens_to_skip} leaves nothing of max_completion_length "
-                f"{self.max_completion_length}",
-            ),
-            (
-                not (self.bf16_full_eval or self.fp16_full_eval),
-                "bf16_full_eval and fp16_full_eval must stay off: answers come from the model as it is trained",
-            ),
-            (
-                not isinstance(self.model_init_kwargs, str),
-                f"model_init_kwargs {self.model_init_kwargs!r}: use a mapping, such as {{'attn_implementation': 'sdpa'}}",
-            ),
-            (not self.remove_unused_columns, "remove_unused_columns must stay off: the adapter reads the rows"),
-        ]
-        for good, complaint in checks:
-            if not good:
-                raise ValueError(complaint)
+                f"{self.max_completion_length}"
+            )
 
     @property
     def divergence_settings(self) -> DivergenceSettings:
@@ -243,7 +203,6 @@ class SDFTConfig(TrainingArguments):
         return DivergenceSettings(
             self.distillation_alpha,
             self.distillation_topk,
-            self.distillation_add_tail,
             self.distillation_chunk_size,
             self.distillation_is_clip,
         )

@@ -42,6 +42,7 @@ class Example:
             teacher at rung 5 alone.
         retain: a retention prompt: its teacher is the model as it was at the start, and reads the student's own view.
         meta: what the adapter wants to remember (a type's name, a file's path); the core never reads it.
+        prompt_ids: the student's prompt as token ids, for text that no template goes around; None: made of the messages.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Example:
     reference: str | None = None
     retain: bool = False
     meta: Mapping[str, Any] = field(default_factory=dict)
+    prompt_ids: tuple[int, ...] | None = None
 
 
 #: The privilege ladder: how much the teacher is shown, from nothing to the answer itself. Rung 4 is written by the model as

@@ -10,7 +10,7 @@ The backward pass only scales. What exists at once takes less than two [C, V] fp
 gradient: the student's logits of a chunk, the teacher's of a part of it, and temporary tensors of a block of that part.
 
 Shapes: N tokens · H hidden size · V vocabulary · C tokens of one chunk · P tokens of one part of a chunk · R tokens of one
-block of a part · K outcomes compared (V, or top-k, or top-k + 1).
+block of a part · K outcomes compared (V, or top-k).
 """
 
 from __future__ import annotations
@@ -74,15 +74,13 @@ class DivergenceSettings:
 
     Attributes:
         alpha: 0 forward KL, 1 reverse KL, between the generalised Jensen-Shannon divergence.
-        topk: compare the student's k most probable tokens only; None compares the whole vocabulary.
-        add_tail: with topk, one further outcome holds all remaining mass; without, both are renormalised.
+        topk: compare the student's k most probable tokens only, renormalised; None compares the whole vocabulary.
         chunk_size: tokens of one chunk; None takes what keeps a [C, V] fp32 tensor within 64 MiB (512 MiB on a GPU).
         importance_clip: tokens weigh p_student / p_sampler, at most this; None leaves every weight at 1.
     """
 
     alpha: float = 0.0
     topk: int | None = None
-    add_tail: bool = False
     chunk_size: int | None = None
     importance_clip: float | None = None
 
@@ -227,16 +225,7 @@ def _outcomes(student_RV: Tensor, teacher_RV: Tensor, settings: DivergenceSettin
     if settings.topk is None or settings.topk >= student_RV.shape[-1]:
         return student_RV, teacher_RV, None
     student_RK, index_RK = student_RV.topk(settings.topk, dim=-1)
-    teacher_RK = teacher_RV.gather(-1, index_RK)
-    if not settings.add_tail:
-        return student_RK.log_softmax(-1), teacher_RK.log_softmax(-1), index_RK
-    return _with_tail(student_RV, index_RK), _with_tail(teacher_RV, index_RK), index_RK
-
-
-def _with_tail(logp_RV: Tensor, index_RK: Tensor) -> Tensor:
-    """The outcomes, and one more that holds all others' mass: summed up, for log(1 - Σp) is lost where Σp is near 1."""
-    tail_R1 = logp_RV.scatter(-1, index_RK, -torch.inf).logsumexp(-1, keepdim=True)
-    return torch.cat([logp_RV.gather(-1, index_RK), tail_R1], dim=-1)
+    return student_RK.log_softmax(-1), teacher_RV.gather(-1, index_RK).log_softmax(-1), index_RK
 
 
 def _loss_and_slope(student_RK: Tensor, teacher_RK: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
@@ -259,12 +248,6 @@ def _loss_and_slope(student_RK: Tensor, teacher_RK: Tensor, alpha: float) -> tup
 
 
 def _spread(slope_RK: Tensor, student_RK: Tensor, student_RV: Tensor, index_RK: Tensor | None) -> Tensor:
-    """dL/dz [R, V] from p·dL/dp of the outcomes: the softmax's Jacobian, and a tail's share to its tokens."""
+    """dL/dz [R, V] from p·dL/dp of the outcomes: the softmax's Jacobian."""
     grad_RK = slope_RK - student_RK.exp() * slope_RK.sum(-1, keepdim=True)
-    if index_RK is None:
-        return grad_RK
-    if grad_RK.shape[-1] == index_RK.shape[-1]:
-        return torch.zeros_like(student_RV).scatter_(-1, index_RK, grad_RK)
-    # The tail's logit is the logsumexp of its tokens' logits: each takes its part of the tail's mass.
-    grad_RV = (student_RV - student_RK[:, -1:]).exp() * grad_RK[:, -1:]
-    return grad_RV.scatter_(-1, index_RK, grad_RK[:, :-1])
+    return grad_RK if index_RK is None else torch.zeros_like(student_RV).scatter_(-1, index_RK, grad_RK)

@@ -34,7 +34,7 @@ class MediaEncoder(Protocol):
         """The images themselves, for an engine that encodes them on its own."""
         ...
 
-    def under(self, owner: str, version: int, fleeting: bool) -> MediaEncoder:
+    def for_weights(self, owner: str, version: int, fleeting: bool) -> MediaEncoder:
         """This encoder while the model has that owner's weights: features are kept until its version moves.
 
         Args:
@@ -42,7 +42,7 @@ class MediaEncoder(Protocol):
         """
         ...
 
-    def once(self, handles: Sequence[Any]) -> MediaEncoder:
+    def encoded_once(self, handles: Sequence[Any]) -> MediaEncoder:
         """This encoder after one run over all these images, with gradient if it is trained; gives what that run gave."""
         ...
 
@@ -110,15 +110,15 @@ class ModelInputs:
         """The given rows, in the given order, each with its own media."""
         return replace(self, rows=[self.rows[i] for i in indices])
 
-    def under(self, owner: str, version: int, fleeting: bool) -> ModelInputs:
-        """The same rows, for a model that has a teacher's weights: see `MediaEncoder.under`."""
+    def for_weights(self, owner: str, version: int, fleeting: bool) -> ModelInputs:
+        """The same rows, for a model that has a teacher's weights: see `MediaEncoder.for_weights`."""
         encoder = self.media_encoder
-        return self if encoder is None else replace(self, media_encoder=encoder.under(owner, version, fleeting))
+        return self if encoder is None else replace(self, media_encoder=encoder.for_weights(owner, version, fleeting))
 
     def encoded_once(self) -> ModelInputs:
-        """The same rows, their images encoded now, with the weights and the gradient of now: see `MediaEncoder.once`."""
+        """The same rows, their images encoded with the weights and gradient of now: see `MediaEncoder.encoded_once`."""
         encoder, images = self.media_encoder, [image for row in self.rows for image in row.images]
-        return self if encoder is None else replace(self, media_encoder=encoder.once(images))
+        return self if encoder is None else replace(self, media_encoder=encoder.encoded_once(images))
 
     def batch(
         self,

@@ -39,6 +39,15 @@ class Rollout:
     logps: list[Tensor]
     finished: list[bool]
 
+    def select(self, rows: slice) -> Rollout:
+        """Some of its rows."""
+        return Rollout(self.ids[rows], self.logps[rows], self.finished[rows])
+
+    @staticmethod
+    def joined(parts: Sequence[Rollout]) -> Rollout:
+        """The rows of several, one after the other."""
+        return Rollout(*([row for part in parts for row in getattr(part, name)] for name in ("ids", "logps", "finished")))
+
 
 class Sampler(Protocol):
     """Makes completions. `TransformersSampler` and `VLLMSampler` stand behind the same call."""

@@ -24,6 +24,9 @@ TeacherKind = Literal["base", "ema", "live"]
 class LiveTeacher:
     """The student's current weights.
 
+    Args:
+        name: in checkpoints, and of what is kept for its weights.
+
     Attributes:
         version: changes whenever the teacher's weights do; key every cache of what the teacher computed with it.
         fleeting: it changes after every optimiser step.
@@ -31,8 +34,8 @@ class LiveTeacher:
 
     fleeting = True
 
-    def __init__(self, model: nn.Module) -> None:
-        self.version = 0
+    def __init__(self, model: nn.Module, name: str = "teacher") -> None:
+        self.name, self.version = name, 0
         self._model = model
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -71,8 +74,8 @@ class FrozenTeacher(LiveTeacher):
     dtype: torch.dtype | None = None  # None keeps each tensor's own
     fleeting = False
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
+    def __init__(self, model: nn.Module, name: str = "teacher") -> None:
+        super().__init__(model, name)
         self._weights = {name: p.detach().to(self.dtype, copy=True) for name, p in self._parameters.items()}
 
     @contextmanager

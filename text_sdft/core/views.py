@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.data import Conversation, Example, TeacherContext
 from text_sdft.core.errors import UserError
-from text_sdft.core.inputs import ModelInputs
+from text_sdft.core.inputs import ModelInputs, RowInputs
 
 
 def encode_view(
@@ -33,7 +35,10 @@ def encode_student(adapter: ModalityAdapter, examples: Sequence[Example], limit:
     Raises:
         UserError: a prompt is longer; names the example.
     """
-    inputs = _encoded(adapter, [adapter.student_messages(example) for example in examples])
+    inputs = _encoded(adapter, [adapter.student_messages(e) for e in examples if e.prompt_ids is None])
+    rest = iter(inputs.rows)
+    rows = [next(rest) if e.prompt_ids is None else RowInputs({"input_ids": torch.tensor(e.prompt_ids)}) for e in examples]
+    inputs = replace(inputs, rows=rows)
     for example, length in zip(examples, inputs.lengths, strict=True):
         if length > limit:
             raise UserError(

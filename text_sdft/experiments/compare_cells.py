@@ -31,8 +31,8 @@ from text_sdft.experiments.drift import Start, drift, general, remember
 from text_sdft.experiments.flops import training_flops
 from text_sdft.experiments.run import make_trainer, write_json
 from text_sdft.experiments.scores import TASK, contexts_for, evaluate
-from text_sdft.methods.method_trainer import MethodTrainer
-from text_sdft.methods.table import Method, Unsupported, find_method, rows_for
+from text_sdft.methods.table import Method, Unsupported, find_method
+from text_sdft.training import SDFTTrainer
 
 Sets = dict[str, list[Example]]
 #: The set that is learnt; prior skills are those outside of `TASK`.
@@ -101,7 +101,7 @@ class CellRunner:
         """All cells of a method; what fails is noted, and the next one goes on."""
         plan, found = self.comparison.plan, self.comparison
         try:
-            rows_for(method, self.experiment.adapter, self.experiment.adapter.examples(self.experiment.splits.train))
+            method.rows(self.experiment.adapter, self.experiment.adapter.examples(self.experiment.splits.train))
         except Unsupported as error:
             found.skipped[method.name] = str(error)
             self.console.print(f"Left out: {error}", highlight=False, soft_wrap=True)
@@ -196,7 +196,7 @@ class CellRunner:
             self._keep_best(trainer, method, rate, selection_score(_accuracies(cell)))
         return cell
 
-    def _keep_best(self, trainer: MethodTrainer, method: Method, rate: float, score: float) -> None:
+    def _keep_best(self, trainer: SDFTTrainer, method: Method, rate: float, score: float) -> None:
         """Store the weights if no other rate was better with seed 0, so that its test need not train again."""
         files = {other: self._file(method, "validation", other, 0) for other in self.comparison.plan["learning_rates"]}
         others = [json.loads(file.read_text(encoding="utf-8")) for file in files.values() if file.exists()]
@@ -223,7 +223,7 @@ class CellRunner:
         scores = self._scores(trainer, method, self.test)
         return {"test": scores, "seeded": self._seeded(trainer, method), **moved, **cost}
 
-    def _seeded(self, trainer: MethodTrainer, method: Method) -> bool:
+    def _seeded(self, trainer: SDFTTrainer, method: Method) -> bool:
         """Whether seeds differ: a model that is not trained gives the same greedy answers to what is shown alike."""
         if method.trains or not _in_context(method):
             return method.trains
@@ -245,7 +245,7 @@ class CellRunner:
             return None
         return remember(self._trainer(find_method("base"), 0.0, 0), prior, self.experiment.eval.batch_size)
 
-    def _trained(self, method: Method, rate: float, seed: int) -> tuple[MethodTrainer, dict[str, float]]:
+    def _trained(self, method: Method, rate: float, seed: int) -> tuple[SDFTTrainer, dict[str, float]]:
         trainer = self._trainer(method, rate, seed)
         shutil.rmtree(str(trainer.args.output_dir), ignore_errors=True)  # of a cell that was stopped
         started = time.monotonic()
@@ -253,7 +253,7 @@ class CellRunner:
             trainer.train()
         return trainer, {"seconds": time.monotonic() - started, "flops": training_flops(trainer)}
 
-    def _trainer(self, method: Method, rate: float, seed: int) -> MethodTrainer:
+    def _trainer(self, method: Method, rate: float, seed: int) -> SDFTTrainer:
         args = copy.copy(self.experiment.args)
         args.seed, args.max_steps = seed, self.comparison.plan["steps"]
         args.learning_rate = rate or args.learning_rate
@@ -263,7 +263,7 @@ class CellRunner:
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def _scores(self, trainer: MethodTrainer, method: Method, sets: Sets) -> dict[str, dict[str, float]]:
+    def _scores(self, trainer: SDFTTrainer, method: Method, sets: Sets) -> dict[str, dict[str, float]]:
         """Item by item; the new task with demonstrations in context for ``icl``, everything else without."""
         _, records = evaluate(trainer, sets, _in_context(method), self.experiment.eval.batch_size, method.name)
         scores: dict[str, dict[str, float]] = {name: {} for name in sets}
@@ -287,7 +287,7 @@ def _in_context(method: Method) -> bool:
     return method.name.partition("/")[0] == "icl"
 
 
-def _trainable(trainer: MethodTrainer) -> dict[str, torch.Tensor]:
+def _trainable(trainer: SDFTTrainer) -> dict[str, torch.Tensor]:
     return {name: p.detach().contiguous() for name, p in trainer.module.named_parameters() if p.requires_grad}
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from text_sdft.core import TeacherContext
-from text_sdft.core.sampling import draw_seed
-from text_sdft.core.views import encode_teacher
-from text_sdft.methods.method_trainer import MethodTrainer
+from text_sdft.training import SDFTTrainer
 
 #: In words, for tables.
 FORMULA = (
@@ -14,11 +11,9 @@ FORMULA = (
     "with, P' those of them that are trained; prompts count as tokens. Attention's quadratic part, vision towers and what "
     "caches save are left out."
 )
-#: Queries over which the teacher's prompt length is averaged.
-COUNTED = 64
 
 
-def training_flops(trainer: MethodTrainer) -> float:
+def training_flops(trainer: SDFTTrainer) -> float:
     """Operations of what this trainer has done so far, by `FORMULA`, over all processes alike."""
     module, tokens = trainer.module, trainer.tokens
     frozen = trainer.adapter.frozen_modules(module)
@@ -31,15 +26,5 @@ def training_flops(trainer: MethodTrainer) -> float:
     ]
     weights = sum(p.numel() for p in multiplied)
     trained = sum(p.numel() for p in multiplied if p.requires_grad)
-    read = tokens["sampled"] + tokens["teacher"] + tokens["teacher_prompts"] * _teacher_prompt(trainer)
+    read = tokens["sampled"] + tokens["teacher"]
     return float(trainer.args.world_size * (2 * weights * read + (4 * weights + 2 * trained) * tokens["student"]))
-
-
-def _teacher_prompt(trainer: MethodTrainer) -> float:
-    """Mean tokens of the teacher's prompt over the first queries."""
-    if not trainer.tokens["teacher_prompts"]:
-        return 0.0
-    queries = trainer.queries[:COUNTED]
-    contexts = [TeacherContext(draw_seed(trainer.args.seed, 0, query.id, 0)) for query in queries]
-    inputs, _ = encode_teacher(trainer.adapter, queries, contexts, trainer.prompt_limit)
-    return sum(inputs.lengths) / len(queries)

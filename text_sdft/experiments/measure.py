@@ -20,7 +20,7 @@ from text_sdft.core.sampling import draw_seed, evaluating
 from text_sdft.core.scoring import completion_hidden_states, head_of
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_view
-from text_sdft.methods.written import written
+from text_sdft.methods.answers import answer_ids
 from text_sdft.training import SDFTTrainer
 
 Contexts = Sequence[TeacherContext] | None
@@ -132,7 +132,7 @@ def _answer_ids(trainer: SDFTTrainer, example: Example) -> Tensor | None:
     adapter: Any = trainer.adapter
     if not hasattr(adapter, "encode_answer"):
         return None
-    return written(trainer.module, adapter, example, str(example.reference))
+    return answer_ids(trainer.module, adapter, example, str(example.reference))
 
 
 def _read(head: Any, hidden_NH: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:

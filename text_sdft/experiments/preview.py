@@ -15,7 +15,8 @@ from text_sdft.core.views import encode_student, encode_teacher
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.cost import memory, step_cost
 from text_sdft.experiments.run import check_trains, make_trainer
-from text_sdft.methods.method_trainer import MethodTrainer
+from text_sdft.methods.answers import answers_by_id
+from text_sdft.training import SDFTTrainer
 from text_sdft.training.modeling import training_summary
 
 #: Queries that are shown, and whose tokens are counted; micro-batches that are run where a step is measured.
@@ -58,7 +59,8 @@ def preview(experiment: Experiment, measure: bool = False) -> dict[str, Any]:
         text = {"text": _text(trainer, inputs, 0), "tokens": inputs.lengths[0]}
         shown.append({"id": example.id, "set": "retain", "student": text, "images": _images(adapter, example, folder)})
     if measure:
-        trainer.answer_some(trainer.queries[: MEASURED * trainer.args.per_device_train_batch_size])
+        first = trainer.queries[: MEASURED * trainer.args.per_device_train_batch_size]
+        trainer.answers |= answers_by_id(trainer.sampled_answers(first)) if trainer.method.stores_answers else {}
     step = step_cost(trainer, warm=MEASURED - 1) if measure else None
     return {
         "step": step,
@@ -79,13 +81,13 @@ def preview(experiment: Experiment, measure: bool = False) -> dict[str, Any]:
     }
 
 
-def _text(trainer: MethodTrainer, inputs: ModelInputs, row: int) -> str:
+def _text(trainer: SDFTTrainer, inputs: ModelInputs, row: int) -> str:
     """The prompt as the model reads it, special tokens included; runs of an image's tokens shortened."""
     text = _decoded(trainer, inputs.rows[row].tokens["input_ids"])
     return re.sub(r"(<[^<>\s]+>)\1+", lambda m: f"{m[1]}×{len(m[0]) // len(m[1])}", text)
 
 
-def _decoded(trainer: MethodTrainer, ids: torch.Tensor) -> str:
+def _decoded(trainer: SDFTTrainer, ids: torch.Tensor) -> str:
     processing = trainer.adapter.processing_class
     return getattr(processing, "tokenizer", processing).decode(ids, skip_special_tokens=False)
 

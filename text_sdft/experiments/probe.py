@@ -303,13 +303,9 @@ def _differ(adapter: Any, example: Example, context: TeacherContext, others: Seq
 @torch.no_grad()
 def _divergence(trainer: SDFTTrainer, examples: Sequence[Example], size: int) -> float:
     """Mean loss of a training step on these queries, retention left out."""
-    retained, trainer.retained = trainer.retained, []
-    batches = [list(examples[i : i + size]) for i in range(0, len(examples), size)]
-    try:
-        total = sum(float(trainer.compute_loss(trainer.module, {"examples": batch})) * len(batch) for batch in batches)
-    finally:
-        trainer.retained = retained
-    return total / len(examples)
+    batches = [{"examples": list(examples[i : i + size]), "retained": []} for i in range(0, len(examples), size)]
+    losses = [float(trainer.compute_loss(trainer.module, batch)) * len(batch["examples"]) for batch in batches]
+    return sum(losses) / len(examples)
 
 
 def _most(ballot: Sequence[str | None]) -> str:

@@ -32,8 +32,6 @@ from text_sdft.experiments.scores import evaluate, sample
 from text_sdft.experiments.settings import first_change, resumable
 from text_sdft.experiments.skills import prior_skills
 from text_sdft.experiments.verdict import Verdict
-from text_sdft.methods.hints import LadderTrainer
-from text_sdft.methods.method_trainer import MethodTrainer
 from text_sdft.methods.table import find_method
 from text_sdft.training import SDFTTrainer
 from text_sdft.training.callbacks import append_jsonl
@@ -181,14 +179,13 @@ def check_trains(experiment: Experiment) -> None:
         raise UserError(f"The method '{experiment.method}' trains nothing; `vlm-sdft compare` measures it.")
 
 
-def make_trainer(experiment: Experiment, full_batches: bool = False) -> MethodTrainer:
-    """The trainer of an experiment's method; ``full_batches`` as in `MethodTrainer`.
+def make_trainer(experiment: Experiment, full_batches: bool = False) -> SDFTTrainer:
+    """The trainer of an experiment's method; ``full_batches`` as in `SDFTTrainer`.
 
-    SDFT and its variants have hints that grow where the adapter's policy is ``ladder``. With ``eval_strategy: steps`` it
-    logs ``eval_SET_accuracy`` of each set.
+    With ``eval_strategy: steps`` it logs ``eval_SET_accuracy`` of each set.
 
     Raises:
-        UserError: ``eval_strategy`` asks for accuracies, and the data has no set to measure; or as `MethodTrainer`.
+        UserError: ``eval_strategy`` asks for accuracies, and the data has no set to measure; or as `SDFTTrainer`.
     """
     args, sets = _local(experiment.args), eval_sets(experiment)
     if args.eval_strategy != IntervalStrategy.NO and not sets:
@@ -201,14 +198,7 @@ def make_trainer(experiment: Experiment, full_batches: bool = False) -> MethodTr
     model: str | Model = experiment.model
     if experiment.start is not None:
         model, args.model_init_kwargs = experiment.start, None  # which were of use when it was loaded
-    method, wanted = find_method(experiment.method), getattr(experiment.adapter, "policy", None) == "ladder"
-    ladder = wanted and method.completions == "student"  # SDFT and its variants
-    if wanted and method.trains and not ladder:
-        logger.warning_once(
-            f"demonstrations.policy ladder changes nothing for the method '{method.name}': only sdft has hints that grow. "
-            "A teacher, where it has one, is shown what demonstrations.rung says."
-        )
-    return (LadderTrainer if ladder else MethodTrainer)(
+    return SDFTTrainer(
         model,
         args,
         adapter=experiment.adapter,

@@ -20,7 +20,8 @@ from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.run import eval_sets, measuring, run_training, trained_model, write_json
 from text_sdft.experiments.scores import TASK, evaluate
 from text_sdft.experiments.settings import Settings, first_change, resumable
-from text_sdft.methods.table import expert_answer, find_method
+from text_sdft.methods.answers import expert_answer
+from text_sdft.methods.table import find_method
 from text_sdft.training import SDFTTrainer
 from text_sdft.training.modeling import load_model
 
@@ -192,7 +193,7 @@ def _with_earlier(task: Experiment, earlier: Sequence[Experiment], count: int) -
 
     With the method ``replay`` their labelled rows (the first task is plain SFT); else ``count`` queries of each.
     """
-    replayed = find_method(task.method).replay
+    replayed = find_method(task.method).retention == "answered"
     if replayed and not earlier:
         return replace(task, method="sft")
     back = []

@@ -104,11 +104,11 @@ class NoisyEncoder:
     def load(self, handles: Sequence[Any]) -> list[Any]:
         return self._own.load(handles)
 
-    def under(self, owner: str, version: int, fleeting: bool) -> MediaEncoder:
-        return NoisyEncoder(self._own.under(owner, version, fleeting))
+    def for_weights(self, owner: str, version: int, fleeting: bool) -> MediaEncoder:
+        return NoisyEncoder(self._own.for_weights(owner, version, fleeting))
 
-    def once(self, handles: Sequence[Any]) -> MediaEncoder:
-        return NoisyEncoder(self._own.once(handles))
+    def encoded_once(self, handles: Sequence[Any]) -> MediaEncoder:
+        return NoisyEncoder(self._own.encoded_once(handles))
 
 
 def has_words(text: str, words: str) -> bool:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from text_sdft.core.errors import UserError
-from text_sdft.core.sharding import whole, whole_state_dict
+from text_sdft.core.sharding import whole
 from text_sdft.core.teachers import LiveTeacher
 from text_sdft.fast.prefix import PrefixStore
+from text_sdft.training.placement import whole_state_dict
 
 TEACHER_FILE = "teacher.safetensors"
 PREFIXES_FILE = "prefixes.safetensors"

@@ -1,61 +1,63 @@
-"""`SDFTTrainer`: self-distillation fine-tuning (arXiv 2601.19897, alg. 1) on transformers' `Trainer`.
+"""`SDFTTrainer`: self-distillation fine-tuning (arXiv 2601.19897, alg. 1) and its rivals on transformers' `Trainer`.
 
-`compute_loss` is one training step, top to bottom: sample from the student, let the teacher score the same ids in its own
-view, let the student score them, compare. Checkpoints, resuming, several processes, logging and callbacks are
-transformers'; what is overridden here are its hooks.
+`compute_loss` is one training step, top to bottom: the method makes groups of rows, the student answers, teachers read the
+same ids in their own views, the student reads them with gradient, the groups' losses are summed. Checkpoints, resuming,
+several processes, logging and callbacks are transformers'; what is overridden here are its hooks.
 
-Shapes: B rows of a micro-batch · N scored tokens · H hidden size.
+Shapes: B rows of a micro-batch · N tokens of its completions · H hidden size.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from peft import PeftConfig
+from rich.progress import track
 from torch import Tensor, nn
+from torch.utils.data import Sampler as IndexSampler
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, align_special_tokens
 from transformers.utils import logging
 
-from text_sdft.core.adapter import ModalityAdapter, bound_adapter, with_unique_ids
-from text_sdft.core.confidence import Reading, completion_weights
-from text_sdft.core.config import SDFTConfig
-from text_sdft.core.data import Example, Model, TeacherContext
-from text_sdft.core.divergence import Head, divergence
-from text_sdft.core.errors import UserError
-from text_sdft.core.evaluation import answer
+from text_sdft.core import Example, ModalityAdapter, Model, Rollout, Sampler, SDFTConfig, TeacherContext, UserError, answer
+from text_sdft.core.adapter import bound_adapter, with_defaults, with_unique_ids
+from text_sdft.core.groups import Answer, Group, Step, contexts_of
 from text_sdft.core.inputs import ModelInputs
-from text_sdft.core.sampling import Rollout, Sampler, draw_seed, eos_ids, evaluating
+from text_sdft.core.losses import Reading, answers_loss
+from text_sdft.core.sampling import draw_seed, eos_ids, evaluating
 from text_sdft.core.scoring import check_logits, completion_hidden_states, frozen_head, head_of
-from text_sdft.core.sharding import gathered, place_for_zero, shard
+from text_sdft.core.sharding import gathered
 from text_sdft.core.teachers import FrozenTeacher, LiveTeacher, make_teacher
 from text_sdft.core.views import encode_student, encode_teacher, read_views
 from text_sdft.fast.prefix import PrefixStore
 from text_sdft.fast.vllm_sampler import OWN_SAMPLERS, make_sampler
+from text_sdft.methods.answers import (
+    ANSWERS_FILE,
+    answer_records,
+    answers_by_id,
+    expert_answers,
+    read_records,
+    write_records,
+)
+from text_sdft.methods.hints import Hints, contexts_asked
+from text_sdft.methods.plain_text import windows
+from text_sdft.methods.table import Method, method_of
 from text_sdft.training.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
 from text_sdft.training.checkpoints import CheckpointedTrainer
 from text_sdft.training.checks import check_adapter, checked_args, checked_evals, checked_rows
 from text_sdft.training.metrics import StepMetrics
 from text_sdft.training.modeling import load_model, loss_summary, prepare_model, prompt_limit, training_summary
+from text_sdft.training.placement import place_for_zero, shard
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class _Side:
-    """Rows of a micro-batch that share a teacher, and the view in which it reads them (None: no teacher reads them)."""
-
-    rows: slice
-    teacher: LiveTeacher | None
-    view: ModelInputs | None
-    weight: float
 
 
 class SDFTTrainer(CheckpointedTrainer):
@@ -65,15 +67,19 @@ class SDFTTrainer(CheckpointedTrainer):
         model: a name or folder, or a loaded module (a `PeftModel` too).
         args: settings; None takes the defaults.
         adapter: the modality: makes prompts of rows.
+        method: a name from `text_sdft.methods.table` with variants, or a function from a step to its groups.
         train_dataset: rows or examples: queries with or without a known reference, and retention prompts
             (``Example.retain``), which are drawn beside the queries.
         eval_dataset: rows or examples, or a dict of several such sets; ``evaluate()`` reports ``eval_accuracy``.
         processing_class: tokenizer or processor; None loads the model's own.
         peft_config: trains a LoRA adapter instead of all weights; frozen modules are excluded from it.
         sampler: makes the completions; None: the one that ``args.sampler`` names.
+        full_batches: every optimiser step sees a full batch, across the ends of epochs too, so that methods with fewer rows
+            take as many prompts (with ``max_steps``). Else the last batch of an epoch may be smaller.
         callbacks, optimizers: as in `transformers.Trainer`.
 
     Raises:
+        Unsupported: the data has nothing that this method could learn from.
         UserError: the data, the model or a setting cannot work; says what to do.
     """
 
@@ -86,29 +92,42 @@ class SDFTTrainer(CheckpointedTrainer):
         args: SDFTConfig | None = None,
         *,
         adapter: ModalityAdapter,
+        method: str | Method | Callable[[Step], list[Group]] = "sdft",
         train_dataset: Iterable[Any] | None = None,
         eval_dataset: Iterable[Any] | dict[str, Iterable[Any]] | None = None,
         processing_class: Any | None = None,
         peft_config: PeftConfig | None = None,
         sampler: Sampler | None = None,
+        full_batches: bool = False,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        args = checked_args(args, model)
+        self.method = method_of(method)
+        args = self.method.configured(checked_args(args, model))
         check_adapter(adapter)
-        train_dataset = checked_rows(train_dataset)
+        adapter = with_defaults(adapter)
+        examples = with_unique_ids(adapter.examples(checked_rows(train_dataset))) if train_dataset is not None else []
+        # Without rows the model is only measured.
+        self.queries, self.retained = self.method.rows(adapter, examples) if examples else ([], [])
         module: Model = load_model(str(model), adapter, args, peft_config) if isinstance(model, str | PathLike) else model
+        if self.method.trainable is not None:
+            peft_config = self.method.trainable(module, adapter.frozen_modules(module), peft_config)
         self.adapter = adapter = bound_adapter(adapter, module, processing_class)
         module = prepare_model(module, adapter, peft_config, args.seed)
         head_of(module, args.temperature)  # refuses an output layer that the divergence cannot take
         self.prompt_limit = prompt_limit(module, args)
-        examples = with_unique_ids(adapter.examples(train_dataset)) if train_dataset is not None else []
-        self.queries = [example for example in examples if not example.retain]
-        self.retained = [example for example in examples if example.retain]
+        self.answers: dict[str, Answer] = {}  # given ones, by their query's id
+        if self.method.answers == "expert":
+            answered = [*self.queries, *(self.retained if self.method.retention == "answered" else ())]
+            self.answers = expert_answers(module, adapter, answered, args.max_completion_length)
+        elif self.method.answers == "context" and self.queries:
+            parts = windows(adapter.processing_class, self.queries, args.max_completion_length)
+            self.queries = [query for query, _ in parts]
+            self.answers = {query.id: answer for query, answer in parts}
         super().__init__(
             model=module,
             args=args,
-            data_collator=lambda batch: {"examples": batch},
+            data_collator=as_inputs,
             train_dataset=self.queries,  # type: ignore[arg-type]  # a list is a map-style dataset
             eval_dataset=checked_evals(args, adapter, eval_dataset),
             processing_class=adapter.processing_class,
@@ -122,15 +141,17 @@ class SDFTTrainer(CheckpointedTrainer):
             place_for_zero(self)
         # After the model has been moved or sharded: a teacher's copies lie beside the tensors they stand for.
         self.teacher = make_teacher(args.teacher_model_kind, module, args.teacher_update_rate, args.teacher_sync_steps)
-        same = args.teacher_model_kind == "base" or not self.retained
-        self.start_teacher = self.teacher if same else FrozenTeacher(module)
+        own_start = args.teacher_model_kind != "base" and self.retained and self.method.retention != "answered"
+        self.start_teacher = FrozenTeacher(module, "start") if own_start else self.teacher
         self.add_callback(TeacherUpdate(self.teacher))
         self.prefixes = PrefixStore(int(args.teacher_prefix_gib * 2**30))
+        self.hints = self._hints()
         if isinstance(self.processing_class, PreTrainedTokenizerBase | ProcessorMixin):
             # `Trainer.train` does this too; but what is measured before it must end at the same tokens.
             align_special_tokens(module, self.processing_class)
-        self._prompts_checked = False
+        self._full_batches, self._prompts_checked = full_batches, False
         self.metrics = StepMetrics()
+        self.tokens: Counter[str] = Counter()  # what this process has sampled and read so far: see `training_flops`
         logger.warning_once(f"{training_summary(module, adapter.frozen_modules(module))} {loss_summary(args)}")
 
     @property
@@ -151,191 +172,242 @@ class SDFTTrainer(CheckpointedTrainer):
 
         Args:
             model: the wrapped student.
-            inputs: ``{"examples": queries}``.
-            return_outputs: give the completions (`Rollout`: the queries', then retention prompts') beside the loss.
+            inputs: arguments of `step`.
+            return_outputs: give the completions (`Rollout`: group by group) beside the loss.
             num_items_in_batch: rollouts of all micro-batches and processes of this step.
         """
-        args, module, step = self.args, self.module, self.state.global_step
-        queries = [(example, g) for example in inputs["examples"] for g in range(args.num_generations)]
-        retained = self._draw_retained(inputs["examples"])
-        examples = [example for example, _ in queries] + [example for example, _ in retained]
-        seeds = [draw_seed(args.seed, step, example.id, g) for example, g in queries] + [seed for _, seed in retained]
+        args, module, step = self.args, self.module, self.step(**inputs)
+        assert self.method.groups is not None
+        groups = self.method.groups(step)
+        examples = [example for group in groups for example in group.examples]
 
         # 1. The student answers: y ~ π_θ(· | x).
         student_inputs = encode_student(self.adapter, examples, self.prompt_limit)
         with self.accelerator.autocast():
             student_inputs = student_inputs.encoded_once()  # images: sampling uses the values, 3. the graph
-        rollout = self.complete(student_inputs, examples, seeds)
+        rollouts = self.rollouts(groups, student_inputs)
+        ids = [ids for rollout in rollouts for ids in rollout.ids]
 
-        # 2. The teacher scores the same ids with its demonstrations in context; for a retention prompt the model as it
-        #    was at the start scores them in the student's own view.
-        n, dropped = len(queries), 0
-        teacher_inputs = None
-        if self.query_teacher is not None:
-            contexts = self.contexts(examples[:n], seeds[:n])
-            teacher_inputs, dropped = encode_teacher(self.adapter, examples[:n], contexts, self.prompt_limit)
-        sides = [_Side(slice(0, n), self.query_teacher, teacher_inputs, weight=1.0)]
-        if retained:
-            view = student_inputs.select(range(n, len(examples)))
-            # All together weigh `retain_weight` against the queries' 1.
-            weight = args.retain_weight * args.num_generations / args.retain_ratio
-            sides.append(_Side(slice(n, len(examples)), self.start_teacher, view, weight))
-        teacher_states = [self._read_as_teacher(side, rollout) for side in sides]
-        scored = self.scored_tokens(examples, rollout)
-        trust = self._trust(examples[:n], seeds[:n], rollout, teacher_states[0], scored[:n]) + [1.0] * len(retained)
+        # 2. Teachers read the same ids: the queries' with demonstrations in context, the start in the student's own view.
+        readings, dropped = self._readings(groups, student_inputs, rollouts)
 
-        # 3. The student scores them in its own view, with gradient.
-        student_NH = completion_hidden_states(model, module, student_inputs, rollout.ids)
-        student_rows = student_NH.split([len(ids) for ids in rollout.ids])
-        head = head_of(module, args.temperature)
+        # 3. The student reads them in its own view, with gradient.
+        student_NH = completion_hidden_states(model, module, student_inputs, ids)
+        states = student_NH.split([sum(map(len, rollout.ids)) for rollout in rollouts])
 
-        # 4. Token divergence, mean over a completion's scored tokens, then over completions.
-        total = num_items_in_batch if num_items_in_batch is not None else len(queries) * self.accelerator.num_processes
+        # 4. Each group's loss: a mean over completions, of means over their scored tokens.
+        total = num_items_in_batch
+        if total is None:
+            total = len(step.examples) * args.num_generations * self.accelerator.num_processes
         # fp16: the divergence rounds its gradient in the forward, so what the scaler will multiply it by comes before.
         scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale() / float(total)
-        dtype = torch.promote_types(student_NH.dtype, torch.float32)
-        loss = student_NH.new_zeros((), dtype=dtype)
-        losses_B: list[float] = []
-        for side, teacher in zip(sides, teacher_states, strict=True):
-            keep_N = torch.cat(scored[side.rows]).to(student_NH.device)
-            counts = [int(mask.sum()) for mask in scored[side.rows]]
-            weights = [
-                torch.full((count,), scale * side.weight * sure / count, dtype=dtype)
-                for count, sure in zip(counts, trust[side.rows], strict=True)
-                if count
-            ]
-            weight_N = torch.cat(weights or [torch.zeros(0, dtype=dtype)]).to(student_NH.device)
-            ids_N, sampler_logp_N = (
-                torch.cat(values[side.rows]).to(student_NH.device)[keep_N] for values in (rollout.ids, rollout.logps)
+        head, losses = head_of(module, args.temperature), []
+        loss = student_NH.new_zeros((), dtype=torch.promote_types(student_NH.dtype, torch.float32))
+        for group, rollout, states_NH, reading in zip(groups, rollouts, states, readings, strict=True):
+            masks, weight = self._scored_tokens(group, rollout), scale * group.weight
+            group_loss, losses_B = answers_loss(
+                states_NH, head, reading, rollout, masks, weight, args.divergence_settings, group.loss
             )
-            states_NH = torch.cat(student_rows[side.rows])[keep_N]
-            if teacher is None:
-                side_loss, loss_N = self.likelihood_loss(states_NH, head, ids_N, weight_N)
-            else:
-                side_loss, loss_N = divergence(
-                    states_NH,
-                    teacher[0][keep_N],
-                    head,
-                    teacher[1],
-                    args.divergence_settings,
-                    ids_N,
-                    weight_N,
-                    sampler_logp_N,
-                )
-            loss = loss + side_loss
-            losses_B += [float(row.mean()) if len(row) else 0.0 for row in loss_N.split(counts)]
+            loss = loss + group_loss
+            losses.append(losses_B)
 
-        self.metrics.record(self.adapter, step, examples, rollout, losses_B, dropped)
+        self._count(groups, student_inputs, rollouts)
+        self.metrics.record(self.adapter, step.number, groups, rollouts, losses, dropped)
         # Data parallelism averages gradients over processes; the total already counts all of them.
         loss = loss * self.accelerator.num_processes / total / scale
-        return (loss, rollout) if return_outputs else loss
+        return (loss, Rollout.joined(rollouts)) if return_outputs else loss
 
-    # What the methods that SDFT is compared with do otherwise (`text_sdft.methods.table`).
+    def step(self, examples: Sequence[Example], retained: Sequence[Example] | None = None) -> Step:
+        """What the method makes groups of: queries, and the retention rows (default: all) that may be drawn beside them."""
+        return Step(
+            examples,
+            self.state.global_step,
+            self.state.max_steps,
+            self.args,
+            self.adapter,
+            self.teacher,
+            self.start_teacher,
+            self.retained if retained is None else retained,
+            self.given_answers,
+            self.teacher_answers,
+            self.metrics.add,
+            **({} if self.hints is None else {"choose": self.hints}),
+        )
 
-    @property
-    def query_teacher(self) -> LiveTeacher | None:
-        """Who reads the queries' completions with demonstrations in context; None: their likelihood is the loss."""
-        return self.teacher
-
-    @property
-    def shows_context(self) -> bool:
-        """Whether the queries' teacher prompts are read at all, to score completions or to answer."""
-        return True
-
-    def complete(self, inputs: ModelInputs, examples: list[Example], seeds: list[int]) -> Rollout:
-        """The completions that a step learns from: the student's own.
+    def rollouts(self, groups: Sequence[Group], inputs: ModelInputs) -> list[Rollout]:
+        """Each group's answers: given ones, and all others sampled now by the student in one batch.
 
         Args:
-            inputs: the student's view of the examples: queries first, then retention prompts.
-            seeds: one an example.
+            inputs: the student's view of all groups' rows.
         """
-        with gathered(self.module):
-            return self.sampler.sample(self.module, inputs, seeds)
+        own = [group.answers is None for group in groups for _ in group.examples]
+        seeds = [seed for group in groups if group.answers is None for seed in group.seeds]
+        sampled = Rollout([], [], [])
+        if seeds:
+            prompts = inputs.select([i for i, is_own in enumerate(own) if is_own])
+            with gathered(self.module):
+                sampled = self.sampler.sample(self.module, prompts, seeds)
+        parts, start = [], 0
+        for group in groups:
+            if group.answers is None:
+                parts.append(sampled.select(slice(start, start + len(group.examples))))
+                start += len(group.examples)
+            else:
+                ids = [given.ids for given in group.answers]
+                logps = [torch.zeros(len(row)) for row in ids]
+                parts.append(Rollout(ids, logps, [given.finished for given in group.answers]))
+        return parts
 
-    def contexts(self, queries: list[Example], seeds: list[int]) -> list[TeacherContext]:
-        """The teacher's context for each query."""
-        return [TeacherContext(seed) for seed in seeds]
+    def _readings(
+        self, groups: Sequence[Group], student: ModelInputs, rollouts: Sequence[Rollout]
+    ) -> tuple[list[Reading | None], int]:
+        """What each group's reader makes of its answers (None: it has none), and how many demonstrations did not fit."""
+        readings: list[Reading | None] = []
+        start = dropped = 0
+        for group, rollout in zip(groups, rollouts, strict=True):
+            view = student.select(range(start, start := start + len(group.examples)))
+            if group.reader is None:
+                readings.append(None)
+                continue
+            teacher = group.reader.teacher
+            if group.reader.contexts is not None:
+                view, left_out = encode_teacher(self.adapter, group.examples, group.reader.contexts, self.prompt_limit)
+                dropped += left_out
+            self.tokens["teacher"] += sum(view.lengths) + sum(map(len, rollout.ids))
+            # `autocast` inside `applied`: what it keeps of the weights that it casts must go before they are swapped back.
+            with torch.no_grad(), teacher.applied(), self.accelerator.autocast(), evaluating(self.module):
+                view = view.for_weights(teacher.name, teacher.version, teacher.fleeting)
+                teacher_NH = self.prefixes.completion_hidden_states(
+                    self.module, view, rollout.ids, teacher.name, teacher.version
+                )
+                readings.append((teacher_NH, frozen_head(self.module, self.args.temperature)))
+        return readings, dropped
 
-    def scored_tokens(self, examples: list[Example], rollout: Rollout) -> list[Tensor]:
+    def _scored_tokens(self, group: Group, rollout: Rollout) -> list[Tensor]:
         """B masks [T_b]: the completion tokens that count; a completion without any weighs nothing."""
         skip, every = self.args.loss_tokens_to_skip, not self.args.masks_truncated
-        ended = zip(rollout.ids, rollout.finished, strict=True)
-        return [(torch.arange(len(ids)) >= skip) & (finished or every) for ids, finished in ended]
+        counts = group.counts or (lambda example, ids_T: True)
+        rows = zip(group.examples, rollout.ids, rollout.finished, strict=True)
+        return [(torch.arange(len(ids)) >= skip) & (counts(row, ids) and (ended or every)) for row, ids, ended in rows]
 
-    def likelihood_loss(self, student_NH: Tensor, head: Head, ids_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted sum of the tokens' losses, and each one's (no gradient), where there is no `query_teacher`."""
-        raise NotImplementedError("a trainer without a teacher for its queries defines their loss")
+    def _count(self, groups: Sequence[Group], inputs: ModelInputs, rollouts: Sequence[Rollout]) -> None:
+        """Tokens that the student reads in a step, and those that it samples."""
+        lengths = iter(inputs.lengths)
+        for group, rollout in zip(groups, rollouts, strict=True):
+            tokens = sum(next(lengths) + len(ids) for ids in rollout.ids)
+            self.tokens["student"] += tokens
+            self.tokens["sampled"] += tokens if group.answers is None else 0
 
-    def _read_as_teacher(self, side: _Side, rollout: Rollout) -> Reading | None:
-        """The teacher's hidden states [N, H] at a side's completions, and its output layer."""
-        if side.teacher is None or side.view is None:
-            return None
-        # `autocast` inside `applied`: what it keeps of the weights that it casts must go before they are swapped back.
-        with torch.no_grad(), side.teacher.applied(), self.accelerator.autocast(), evaluating(self.module):
-            ids = rollout.ids[side.rows]
-            owner, version = next((name, t.version) for name, t in self.teachers().items() if t is side.teacher)
-            view = side.view.under(owner, version, side.teacher.fleeting)
-            teacher_NH = self.prefixes.completion_hidden_states(self.module, view, ids, owner, version)
-            return teacher_NH, frozen_head(self.module, self.args.temperature)
+    # ---- answers that are not the student's ----
 
-    def _trust(
-        self, queries: list[Example], seeds: list[int], rollout: Rollout, teacher: Reading | None, scored: list[Tensor]
-    ) -> list[float]:
-        """The weight of each query's completion by the teacher's confidence (`text_sdft.core.confidence`)."""
-        if self.args.confidence == "none" or teacher is None:
-            return [1.0] * len(queries)
+    def given_answers(self, queries: Sequence[Example], seeds: Sequence[int]) -> list[Answer]:
+        """The expert's or stored answers to these queries; or what the starting teacher answers now, with these seeds."""
+        if self.method.fresh:
+            return self.teacher_answers(self.start_teacher, queries, contexts_of(seeds))
+        return [self.answers[query.id] for query in queries]
 
-        def again() -> Reading | None:  # the same demonstrations in another order, or another draw of them
-            contexts = self.contexts(queries, [draw_seed(seed, "again") for seed in seeds])
-            view, _ = encode_teacher(self.adapter, queries, contexts, self.prompt_limit)
-            return self._read_as_teacher(_Side(slice(0, len(queries)), self.query_teacher, view, weight=1.0), rollout)
+    def teacher_answers(
+        self, teacher: LiveTeacher, queries: Sequence[Example], contexts: Sequence[TeacherContext], greedy: bool = False
+    ) -> list[Answer]:
+        """What a teacher answers, each query in its context; sampled with the context's seed, if not greedy."""
+        seeds = [context.seed for context in contexts]
+        with torch.no_grad(), teacher.applied():
+            inputs, _ = encode_teacher(self.adapter, queries, contexts, self.prompt_limit)
+            rollout = self.sampler.sample(self.module, inputs, None if greedy else seeds)
+        self.tokens["sampled"] += sum(inputs.lengths) + sum(map(len, rollout.ids))
+        return [Answer(*row) for row in zip(rollout.ids, rollout.finished, seeds, strict=True)]
 
-        weights = completion_weights(teacher, again, scored, self.args.confidence, self.args.divergence_settings)
-        self.metrics.add_confidence(weights)
-        return weights
+    def sampled_answers(self, queries: Sequence[Example]) -> list[dict[str, Any]]:
+        """One answer to each query by the model as it was at the start, shared among the processes; as records."""
+        args = self.args
+        mine, size = queries[args.process_index :: args.world_size], args.per_device_train_batch_size
+        quiet = bool(args.disable_tqdm) or not self.is_world_process_zero()
+        records: list[dict[str, Any]] = []
+        for start in track(range(0, len(mine), size), "the teacher's answers", transient=True, disable=quiet):
+            batch = mine[start : start + size]
+            seeds = [draw_seed(args.seed, "the teacher's answer", query.id) for query in batch]
+            records += answer_records(
+                self.adapter, batch, self.teacher_answers(self.start_teacher, batch, contexts_of(seeds))
+            )
+        return gather_object(records) if args.world_size > 1 else records
 
-    def _draw_retained(self, queries: list[Example]) -> list[tuple[Example, int]]:
-        """At most one retention prompt a query, and the seed of its completion.
+    def store_answers(self, resume: bool = False) -> None:
+        """`sampled_answers` to all queries, kept in the run's ``answers.jsonl``.
 
-        Both are keyed by the query, so that no split of the batch changes them.
+        Args:
+            resume: read those of the run that goes on.
+
+        Raises:
+            UserError: every answer was cut by the length limit, and cut ones do not count.
         """
-        drawn = []
-        for query in queries if self.retained else []:
-            seed = draw_seed(self.args.seed, self.state.global_step, "retain", query.id)
-            rng = random.Random(seed)
-            if rng.random() < self.args.retain_ratio:
-                drawn.append((rng.choice(self.retained), seed))
-        return drawn
+        file = Path(str(self.args.output_dir)) / ANSWERS_FILE
+        if not (resume and file.exists()):
+            records = self.sampled_answers(self.queries)
+            if self.is_world_process_zero():
+                write_records(file, records)
+            self.accelerator.wait_for_everyone()
+        self.answers = answers_by_id(read_records(file))
+        if self.args.masks_truncated and not any(answer.finished for answer in self.answers.values()):
+            raise UserError(
+                f"The teacher ended none of its answers within {self.args.max_completion_length} tokens, and cut ones are "
+                "left out: nothing would be learnt. Raise max_completion_length, or set mask_truncated_completions: false."
+            )
+
+    def _hints(self) -> Hints | None:
+        """What chooses the contexts of queries, where the adapter's policy asks for hints that grow."""
+        if getattr(self.adapter, "policy", None) != "ladder" or not self.method.trains:
+            return None
+        if self.method.answers != "student":
+            logger.warning_once(
+                f"demonstrations.policy ladder changes nothing for the method '{self.method.name}': only sdft has hints "
+                "that grow. A teacher, where it has one, is shown what demonstrations.rung says."
+            )
+            return None
+        if self.is_fsdp_enabled:  # the teacher reads together on all processes, and they need other rungs
+            raise UserError("demonstrations.policy: ladder does not work under FSDP; use policy: fixed.")
+        return Hints()
 
     # ---- hooks of transformers' Trainer ----
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As `transformers.Trainer.train`, after every prompt has been read once.
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> Any:
+        """As `transformers.Trainer.train`, after every prompt has been read once and answers that are kept were given.
 
         Raises:
-            UserError: there is nothing to train on, a prompt is too long or an image cannot be read.
+            UserError: the method trains nothing, there is nothing to train on, a prompt is too long or an image cannot be
+                read.
         """
+        if not self.method.trains:
+            raise UserError(f"The method '{self.method.name}' trains nothing; `vlm-sdft compare` measures it.")
         self.check_prompts()
-        return super().train(*args, **kwargs)
+        if self.method.stores_answers:
+            self.store_answers(resume=bool(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def check_prompts(self) -> None:
         """Read and encode each training prompt in the views that are used, so that errors come before training."""
         if self._prompts_checked:
             return
+        args, adapter = self.args, self.adapter
         if not self.queries:
             raise UserError("There are no training queries (retention prompts alone teach nothing).")
-        if self.args.masks_truncated and isinstance(self.sampler, OWN_SAMPLERS) and not eos_ids(self.module):
+        if args.masks_truncated and isinstance(self.sampler, OWN_SAMPLERS) and not eos_ids(self.module):
             raise UserError(
                 "The model names no end token, so every completion is cut by the length limit, and cut ones are left out: "
                 "nothing would be learnt. Set generation_config.eos_token_id, or mask_truncated_completions to false."
             )
-        contexts = [TeacherContext(draw_seed(self.args.seed, 0, example.id, 0)) for example in self.queries]
-        shown = contexts if self.shows_context else None
+        shown = None
+        if self.method.shows_context:
+            shown = contexts_of([draw_seed(args.seed, 0, query.id, 0) for query in self.queries])
         with gathered(self.module), evaluating(self.module):  # retrieval may embed images with the model
-            check_logits(self.module, encode_student(self.adapter, self.queries[:1], self.prompt_limit))
-            dropped, alike = read_views(self.adapter, self.queries, shown, self.prompt_limit)
+            check_logits(self.module, encode_student(adapter, self.queries[:1], self.prompt_limit))
+            dropped, alike = read_views(adapter, self.queries, shown, self.prompt_limit)
             for example in self.retained:
-                encode_student(self.adapter, [example], self.prompt_limit)
+                encode_student(adapter, [example], self.prompt_limit)
+        for query in self.queries if self.hints is not None else ():  # rationales (rung 4) are written before training
+            for context in contexts_asked(adapter, query, args.seed):
+                encode_teacher(adapter, [query], [context], self.prompt_limit)
         if alike:
             logger.warning(
                 "For every query the teacher reads only what the student reads, so nothing is learnt: show it more."
@@ -350,6 +422,13 @@ class SDFTTrainer(CheckpointedTrainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         count = sum(len(batch["examples"]) for batch in batch_samples) * self.args.num_generations
         return self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        args = self.args
+        if not self._full_batches or args.max_steps <= 0:
+            return super()._get_train_sampler(train_dataset)
+        prompts = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size * args.max_steps
+        return _Rounds(len(self.queries), prompts, args.seed)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """As in `transformers.Trainer`; rows become examples."""
@@ -391,8 +470,29 @@ class SDFTTrainer(CheckpointedTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the step's own metrics to a training log, and writes the newest completions to ``samples.jsonl``."""
         if "loss" in logs:
-            self.metrics.add_reused(*self.prefixes.take_counts())
-            logs = {**logs, **self.metrics.take(self.accelerator, self.args.device)}
+            self.metrics.add_sum("teacher/reused_tokens", *self.prefixes.take_counts())
+            logs = {**logs, **self.metrics.means(self.accelerator)}
             if self.is_world_process_zero():
                 append_jsonl(Path(str(self.args.output_dir)) / "samples.jsonl", self.metrics.samples)
         super().log(logs, start_time)
+
+
+def as_inputs(batch: list[Example]) -> dict[str, Any]:
+    """A batch of the data loader as `compute_loss` takes it (a function by name: workers may have to import it)."""
+    return {"examples": batch}
+
+
+class _Rounds(IndexSampler[int]):
+    """``count`` indices: every row once a round, each round in an order of its own."""
+
+    def __init__(self, rows: int, count: int, seed: int) -> None:
+        self.rows, self.count, self.seed = rows, count, seed
+
+    def __iter__(self) -> Iterator[int]:
+        for start in range(0, self.count, self.rows):
+            order = list(range(self.rows))
+            random.Random(draw_seed(self.seed, "round", start)).shuffle(order)
+            yield from order[: self.count - start]
+
+    def __len__(self) -> int:
+        return self.count

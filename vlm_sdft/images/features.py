@@ -5,7 +5,8 @@ every further step; so does running the tower over it with the same weights. So 
 of its images, and the model is handed their features (transformers' ``mm_encoder_outputs``) instead of their pixels.
 
 An untouched tower encodes an image once for all. A trained one does so once for each teacher, until that teacher's version
-moves (`ImageFeatures.under`), and once for the student in each micro-batch, with gradient (`ImageFeatures.once`).
+moves (`ImageFeatures.for_weights`), and once for the student in each micro-batch, with gradient
+(`ImageFeatures.encoded_once`).
 
 Shapes: K leading size of a media tensor · T tokens of one image · H width of the language model.
 """
@@ -80,7 +81,7 @@ class ImageFeatures:
         family: from `find_family`.
         max_bytes: bound of the features kept in memory.
         files: keeps them on disk too; for an untouched tower only.
-        trained: the tower is trained: features are kept only where it is known whose weights it has (`under`).
+        trained: the tower is trained: features are kept only where it is known whose weights it has (`for_weights`).
     """
 
     def __init__(
@@ -111,8 +112,8 @@ class ImageFeatures:
         """Where the tower runs."""
         return self._model.device
 
-    def under(self, owner: str, version: int, fleeting: bool) -> ImageFeatures:
-        """See `MediaEncoder.under`."""
+    def for_weights(self, owner: str, version: int, fleeting: bool) -> ImageFeatures:
+        """See `MediaEncoder.for_weights`."""
         if not self._trained:
             return self
         self._kept.drop_older(owner, version)
@@ -120,8 +121,8 @@ class ImageFeatures:
         known._weights, known._together = (owner, version), fleeting
         return known
 
-    def once(self, handles: Sequence[ImageHandle]) -> ImageFeatures | _Once:
-        """See `MediaEncoder.once`."""
+    def encoded_once(self, handles: Sequence[ImageHandle]) -> ImageFeatures | _Once:
+        """See `MediaEncoder.encoded_once`."""
         return _Once(self, handles) if self._trained else self
 
     def encode(self, handles: Sequence[ImageHandle]) -> dict[str, Any]:
@@ -293,12 +294,12 @@ class _Once:
         """As `ImageFeatures.load`."""
         return self._all.load(handles)
 
-    def under(self, owner: str, version: int, fleeting: bool) -> ImageFeatures:
-        """As `ImageFeatures.under`: another's weights give other features."""
-        return self._all.under(owner, version, fleeting)
+    def for_weights(self, owner: str, version: int, fleeting: bool) -> ImageFeatures:
+        """As `ImageFeatures.for_weights`: another's weights give other features."""
+        return self._all.for_weights(owner, version, fleeting)
 
-    def once(self, handles: Sequence[ImageHandle]) -> _Once:
-        """As `ImageFeatures.once`, anew."""
+    def encoded_once(self, handles: Sequence[ImageHandle]) -> _Once:
+        """As `ImageFeatures.encoded_once`, anew."""
         return _Once(self._all, handles)
 
 

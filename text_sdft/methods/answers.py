@@ -1,0 +1,97 @@
+"""Answers that are given to queries: the expert's, and those of a teacher, sampled once and kept in the run's folder.
+
+Shapes: T tokens of an answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from text_sdft.core import Example, ModalityAdapter, Model, UserError
+from text_sdft.core.groups import Answer
+from text_sdft.core.sampling import eos_ids
+
+ANSWERS_FILE = "answers.jsonl"
+
+
+def expert_answer(adapter: ModalityAdapter, example: Example) -> str | None:
+    """What the expert answered to this very query; None where nobody did, or the adapter cannot tell."""
+    return adapter.expert_answer(example) if hasattr(adapter, "expert_answer") else None
+
+
+def expert_answers(model: Model, adapter: ModalityAdapter, examples: Sequence[Example], limit: int) -> dict[str, Answer]:
+    """The experts' answers by their query's id.
+
+    Args:
+        limit: tokens that an answer may have.
+
+    Raises:
+        UserError: an answer is longer.
+    """
+    answers = {}
+    for example in examples:
+        text = expert_answer(adapter, example)
+        assert text is not None  # only such rows are taken
+        ids = answer_ids(model, adapter, example, text)
+        if len(ids) > limit:
+            raise UserError(
+                f"The expert's answer of '{example.id}' has {len(ids)} tokens, but max_completion_length is {limit}. Raise "
+                "it, or leave the row out."
+            )
+        answers[example.id] = Answer(ids)
+    return answers
+
+
+def answer_ids(model: Model, adapter: ModalityAdapter, example: Example, text: str) -> Tensor:
+    """The ids [T] of an answer to this example as the model would write it, with the token that ends it.
+
+    Args:
+        adapter: one that writes answers (`encode_answer`).
+    """
+    tokens = adapter.encode_answer(text)  # type: ignore[attr-defined]  # optional, see ModalityAdapter
+    return torch.cat([tokens, torch.tensor(_end_of(model, adapter, example, text), dtype=torch.long)])
+
+
+def _end_of(model: Model, adapter: ModalityAdapter, example: Example, text: str) -> list[int]:
+    """The token with which the chat template ends this answer, if the model stops there, else the model's own (or none)."""
+    ends = eos_ids(model)
+    if len(ends) < 2:  # no choice, so no need to encode the query's images
+        return list(ends)
+    turn = adapter.encode([[*example.messages, {"role": "assistant", "content": text}]]).rows[0]
+    return [i for i in turn.tokens["input_ids"].tolist() if i in ends][-1:] or sorted(ends)[:1]
+
+
+def answer_records(adapter: ModalityAdapter, queries: Sequence[Example], answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Answers as lines of `ANSWERS_FILE`, to be read by people too."""
+    return [
+        {
+            "id": query.id,
+            "answer": adapter.decode(answer.ids),
+            "ids": answer.ids.tolist(),
+            "finished": answer.finished,
+            "seed": answer.seed,
+        }
+        for query, answer in zip(queries, answers, strict=True)
+    ]
+
+
+def write_records(file: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write `ANSWERS_FILE`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """What `write_records` wrote."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def answers_by_id(records: Sequence[dict[str, Any]]) -> dict[str, Answer]:
+    """The answers of `answer_records`, by their query's id."""
+    return {r["id"]: Answer(torch.tensor(r["ids"]), r["finished"], r["seed"]) for r in records}
