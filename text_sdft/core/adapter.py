@@ -152,7 +152,7 @@ class ExperimentAdapter(ModalityAdapter, Protocol):
         return []
 
 
-class ConfigurableAdapter(ModalityAdapter, Protocol):
+class ConfigurableAdapter(ExperimentAdapter, Protocol):
     """An adapter that a config file can name: it also reads its own sections of the YAML.
 
     The type hints of `from_config`'s arguments are dataclasses; their fields are the section's keys, with their defaults

@@ -355,7 +355,7 @@ class SDFTTrainer(CheckpointedTrainer):
 
     def _hints(self) -> Hints | None:
         """What chooses the contexts of queries, where the adapter's policy asks for hints that grow."""
-        if getattr(self.adapter, "policy", None) != "ladder" or not self.method.trains:
+        if self.adapter.policy != "ladder" or not self.method.trains:
             return None
         if self.method.answers != "student":
             logger.warning_once(
