@@ -105,7 +105,7 @@ def our_trainer(args: Any, cell: Cell, model: Any, tokenizer: Any, rows: list[An
     trainer = Ours(model, config, adapter=adapter, train_dataset=rows, processing_class=tokenizer)
     trainer.create_optimizer()
     trainer.clock = clock = Clock(args.device)
-    trainer.prefixes.completion_hidden_states = timed(clock, "teacher", trainer.prefixes.completion_hidden_states)
+    trainer.reader.completion_hidden_states = timed(clock, "teacher", trainer.reader.completion_hidden_states)
     text_sdft.core.losses.divergence = timed(clock, "divergence", divergence)
     trainer.accelerator.backward = timed(clock, "backward", trainer.accelerator.backward)
     trainer.optimizer.step = timed(clock, "optimiser", trainer.optimizer.step)

@@ -59,7 +59,7 @@ def train_toy(folder: Path, case: dict[str, Any]) -> None:
         peft_config=LoraConfig(r=4, target_modules="all-linear") if case.get("lora") else None,
     )
     before = trainer.evaluate()["eval_accuracy"]
-    with patch.object(scoring, "SMALL", 0):  # rows of different lengths: several forwards a step
+    with patch.object(scoring, "SMALL_BATCH", 0):  # rows of different lengths: several forwards a step
         trainer.train(resume_from_checkpoint=case.get("resume"))
     after = trainer.evaluate()["eval_accuracy"]
     trainer.save_model(str(folder / "model"))

@@ -81,8 +81,8 @@ def test_as_few_tokens_as_can_be_are_read(monkeypatch: pytest.MonkeyPatch, seed:
     """Against all ways in which rows can go on from prefixes that two of them have in common."""
     rng = random.Random(seed)
     forward = rng.choice([0, 1, 3])
-    monkeypatch.setattr(prefix_module, "MIN_TOKENS", 1)
-    monkeypatch.setattr(prefix_module, "FORWARD", forward)
+    monkeypatch.setattr(prefix_module, "MIN_PREFIX", 1)
+    monkeypatch.setattr(prefix_module, "FORWARD_COST", forward)
     rows = [[rng.randrange(1, 3) for _ in range(rng.randrange(2, 8))] for _ in range(rng.randrange(2, 6))]
     common = {
         tuple(a[:n]) for a, b in itertools.combinations(rows, 2) for n in range(1, min(len(a), len(b))) if a[:n] == b[:n]
@@ -236,8 +236,8 @@ def test_training_is_the_same_with_and_without(tmp_path, kind: str):
 def test_rounding_is_measured_by_the_precision_of_the_forward(monkeypatch: pytest.MonkeyPatch, half: bool):
     """A difference of 1 % is rounding under bf16 autocast, whose states are fp32 all the same, and an error without it."""
     model, rng = toy_model(), random.Random(0)
-    own = prefix_module.go_on
-    monkeypatch.setattr(prefix_module, "go_on", lambda *args: [1.01 * states for states in own(*args)])
+    own = prefix_module.continued_hidden_states
+    monkeypatch.setattr(prefix_module, "continued_hidden_states", lambda *args: [1.01 * states for states in own(*args)])
     prefix = ids(rng, 80)
     inputs, completions = inputs_of([[*prefix, 3], [*prefix, 4]]), completions_of(rng, 2)
     store = PrefixStore(GIB)

@@ -30,7 +30,7 @@ def test_little_padding_and_every_row_once(seed: int):
     assert sorted(i for rows in batches for i in rows) == list(range(len(lengths)))
     for rows in batches:
         padded = len(rows) * max(lengths[i] for i in rows)
-        assert padded <= scoring.SMALL or sum(lengths[i] for i in rows) >= 0.9 * padded
+        assert padded <= scoring.SMALL_BATCH or sum(lengths[i] for i in rows) >= 0.9 * padded
 
 
 def test_splitting_changes_neither_states_nor_gradients(monkeypatch: pytest.MonkeyPatch):
@@ -40,7 +40,7 @@ def test_splitting_changes_neither_states_nor_gradients(monkeypatch: pytest.Monk
     completions = [torch.tensor([*(rng.randrange(2, 40) for _ in range(n)), EOS]) for n in (9, 0, 1, 30, 5, 2)]
     results = []
     for small in (10_000, 0):
-        monkeypatch.setattr(scoring, "SMALL", small)
+        monkeypatch.setattr(scoring, "SMALL_BATCH", small)
         model = toy_model(dtype=torch.float64)
         states_NH = completion_hidden_states(model, model, inputs, completions)
         states_NH.square().sum().backward()

@@ -144,7 +144,7 @@ def test_how_often_an_image_is_encoded(teacher: str, tmp_path: Any):
 
 def test_prefixes_are_shared(tmp_path: Any):
     trainer, _ = trained("qwen3_vl", tmp_path, 1.0, teacher_model_kind="base", max_steps=4)
-    assert all(trainer.prefixes._trusted.values()) and trainer.prefixes._trusted
+    assert all(trainer.reader._trusted.values()) and trainer.reader._trusted
     assert trainer.state.log_history[-2]["teacher/reused_tokens"] > 0.3
 
 

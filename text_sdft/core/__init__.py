@@ -18,10 +18,9 @@ from text_sdft.core.data import (
 )
 from text_sdft.core.divergence import DivergenceSettings, Head, divergence
 from text_sdft.core.errors import UserError
-from text_sdft.core.evaluation import answer
 from text_sdft.core.groups import Answer, Group, Reader, Step
 from text_sdft.core.inputs import ModelInputs, RowInputs
-from text_sdft.core.sampling import Rollout, Sampler, TransformersSampler
+from text_sdft.core.sampling import Rollout, Sampler, TransformersSampler, answer
 from text_sdft.core.teachers import EMATeacher, FrozenTeacher, LiveTeacher
 
 __all__ = [

@@ -21,8 +21,11 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import SuppressTokensLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
-from text_sdft.core.data import Model
+from text_sdft.core.adapter import ModalityAdapter
+from text_sdft.core.data import Example, Model, TeacherContext
 from text_sdft.core.inputs import ModelInputs
+from text_sdft.core.sharding import gathered
+from text_sdft.core.views import encode_view
 
 
 @dataclass(frozen=True)
@@ -176,3 +179,22 @@ def _generation_config(model: Model, config: GenerationConfig) -> Iterator[None]
     finally:
         for owner, own in zip(owners, before, strict=True):
             owner.generation_config = own
+
+
+def answer(
+    model: Model,
+    adapter: ModalityAdapter,
+    sampler: Sampler,
+    examples: Sequence[Example],
+    limit: int,
+    contexts: Sequence[TeacherContext] | None = None,
+) -> list[str]:
+    """The most probable answer to each example, as text.
+
+    Args:
+        limit: tokens that a prompt may have.
+        contexts: one an example: answer in the teacher's view; None: in the student's.
+    """
+    with gathered(model):
+        inputs = encode_view(adapter, examples, contexts, limit)
+        return [adapter.decode(ids) for ids in sampler.sample(model, inputs, seeds=None).ids]

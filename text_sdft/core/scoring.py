@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from peft import PeftModel
@@ -24,11 +25,38 @@ from text_sdft.core.inputs import ModelInputs
 from text_sdft.core.sharding import is_sharded
 
 #: A batch of so many tokens is never split by length: more forwards would cost more than padding.
-SMALL = 2048
+SMALL_BATCH = 2048
 #: Share of a larger batch that must be tokens.
-PADDING = 0.9
+LEAST_FILLED = 0.9
 #: Hidden states are multiplied by it where logits are checked, so that caps show in half precision too.
-LARGE = 100.0
+CHECK_FACTOR = 100.0
+
+
+class TeacherReader(Protocol):
+    """Reads completions for teachers, and may keep what it has read of their prompts."""
+
+    def completion_hidden_states(
+        self, module: Model, inputs: ModelInputs, completions: Sequence[Tensor], owner: str, version: int
+    ) -> Tensor:
+        """As the function `completion_hidden_states`, without gradient.
+
+        Args:
+            owner: whose weights the module has now; what is kept of one owner's is not used for another.
+            version: changes with those weights; what is kept of an older version is dropped.
+        """
+        ...
+
+    def take_counts(self) -> tuple[int, int]:
+        """Prompt tokens that were not computed again, and all, since the last call."""
+        ...
+
+    def state_dict(self, versions: dict[str, int]) -> dict[str, Tensor]:
+        """What a resumed run needs to read as this one would have; ``versions`` of the owners' weights now."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor], versions: dict[str, int]) -> None:
+        """Restore what `state_dict` returned."""
+        ...
 
 
 def completion_hidden_states(model: nn.Module, module: Model, inputs: ModelInputs, completions: Sequence[Tensor]) -> Tensor:
@@ -62,7 +90,7 @@ def by_length(lengths: Sequence[int]) -> list[list[int]]:
     longest = total = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         padded = (len(batches[-1]) + 1) * longest if batches else 0
-        if batches and (padded <= SMALL or PADDING * padded <= total + lengths[i]):
+        if batches and (padded <= SMALL_BATCH or LEAST_FILLED * padded <= total + lengths[i]):
             batches[-1].append(i)
             total += lengths[i]
         else:
@@ -111,7 +139,7 @@ def check_logits(module: Model, inputs: ModelInputs) -> None:
     """
     batch = {**inputs.batch(device=module.device), "use_cache": False, "logits_to_keep": 1}
     layer = module.get_output_embeddings()
-    with layer.register_forward_pre_hook(lambda _, args: (LARGE * args[0],)):
+    with layer.register_forward_pre_hook(lambda _, args: (CHECK_FACTOR * args[0],)):
         theirs_BV = module(**batch).logits[:, -1].float()
         try:
             with without_head(module):

@@ -75,7 +75,7 @@ def encode_teacher(
     return replace(inputs, rows=rows), dropped
 
 
-def read_views(
+def checked_views(
     adapter: ModalityAdapter, examples: Sequence[Example], contexts: Sequence[TeacherContext] | None, limit: int
 ) -> tuple[int, bool]:
     """Encode each example in the student's view and, unless ``contexts`` is None, in the teacher's.

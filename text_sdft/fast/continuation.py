@@ -43,7 +43,9 @@ def read_prefix(module: Model, inputs: ModelInputs) -> Layers | None:
     return layers if known else None
 
 
-def go_on(module: Model, rows: ModelInputs, completions: Sequence[Tensor], prefixes: Sequence[Layers]) -> list[Tensor]:
+def continued_hidden_states(
+    module: Model, rows: ModelInputs, completions: Sequence[Tensor], prefixes: Sequence[Layers]
+) -> list[Tensor]:
     """Hidden states [T, H] that predict each row's completion.
 
     Args:

@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicLayer
 from text_sdft.core.data import Model
 from text_sdft.core.inputs import ModelInputs, RowInputs
 from text_sdft.fast.continuation import read_prefix, split
-from text_sdft.fast.prefix import FORWARD, MIN_TOKENS
+from text_sdft.fast.prefix import FORWARD_COST, MIN_PREFIX
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def _common_beginning(model: Model, distinct: ModelInputs) -> list[Any] | None:
     shortest = min(distinct.lengths) - 1
     ids_DK = torch.stack([row.tokens["input_ids"][:shortest] for row in distinct.rows])
     K = int((ids_DK == ids_DK[0]).all(0).cumprod(0).sum())
-    if K < MIN_TOKENS or (len(distinct) - 1) * K <= FORWARD:
+    if K < MIN_PREFIX or (len(distinct) - 1) * K <= FORWARD_COST:
         return None
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=model.config.get_text_config()).layers):
         return None

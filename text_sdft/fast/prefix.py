@@ -23,19 +23,19 @@ from transformers.utils import logging
 from text_sdft.core.data import Model
 from text_sdft.core.inputs import ModelInputs, RowInputs
 from text_sdft.core.scoring import completion_hidden_states
-from text_sdft.fast.continuation import Layers, go_on, read_prefix, split
+from text_sdft.fast.continuation import Layers, continued_hidden_states, read_prefix, split
 
 logger = logging.get_logger(__name__)
 
 #: A shorter common beginning is not worth joining to what follows.
-MIN_TOKENS = 16
+MIN_PREFIX = 16
 #: What a forward of its own for a prefix costs beside its tokens, in tokens.
-FORWARD = 64
+FORWARD_COST = 64
 #: Prompts remembered to find what the next ones have in common with them.
-RECENT = 64
+RECENT_PROMPTS = 64
 #: Largest difference from the plain forward, relative to the largest hidden state, at which sharing is trusted.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-HALF = 0.1
+HALF_TOLERANCE = 0.1
 NOT_SHARED = "Prefixes of teacher prompts are read again for every prompt, which is slower"
 
 
@@ -117,7 +117,7 @@ class PrefixStore:
         numbers = [i for i in prefixes if self._trusted.get(kinds[i], True)]
         if numbers:
             given = [completions[i] for i in numbers]
-            shared = go_on(module, inputs.select(numbers), given, [prefixes[i] for i in numbers])
+            shared = continued_hidden_states(module, inputs.select(numbers), given, [prefixes[i] for i in numbers])
             states.update(zip(numbers, shared, strict=True))
             self._check(module, inputs, completions, states, {i: kinds[i] for i in numbers})
         alone += [i for i, kind in kinds.items() if not self._trusted[kind]]
@@ -143,7 +143,7 @@ class PrefixStore:
                 groups.append((prefix, numbers))
             else:
                 alone += numbers
-        self._recent[owner] = [*rows, *recent][:RECENT]
+        self._recent[owner] = [*rows, *recent][:RECENT_PROMPTS]
         return groups, alone
 
     def _layers(self, module: Model, rows: ModelInputs, prefix: bytes, owner: str) -> Layers | None:
@@ -181,7 +181,7 @@ class PrefixStore:
         gap = float((torch.cat([states[i] for i in fresh]) - plain_NH).abs().max() / plain_NH.abs().max())
         # Under autocast states may be fp32, but they were computed in less.
         half = torch.is_autocast_enabled(plain_NH.device.type)
-        agrees = gap < (HALF if half else TOLERANCE.get(plain_NH.dtype, HALF))
+        agrees = gap < (HALF_TOLERANCE if half else TOLERANCE.get(plain_NH.dtype, HALF_TOLERANCE))
         self._trusted.update((kinds[i], agrees) for i in fresh)
         if not agrees:
             logger.warning(f"{NOT_SHARED}: this model's results would differ by {gap:.2g} (relative).")
@@ -233,10 +233,10 @@ def shared_prefixes(rows: Sequence[bytes], kept: Collection[bytes]) -> list[tupl
     def saved(prefix: bytes, members: Collection[int]) -> int:
         """Tokens that need not be read."""
         tokens = len(prefix) // 8
-        return len(members) * tokens - (tokens + FORWARD if prefix and prefix not in kept else 0)
+        return len(members) * tokens - (tokens + FORWARD_COST if prefix and prefix not in kept else 0)
 
     for prefix in sorted(candidates, key=len, reverse=True):
-        if len(prefix) < 8 * MIN_TOKENS:
+        if len(prefix) < 8 * MIN_PREFIX:
             break
         first, end = bisect_left(by_text, prefix), bisect_left(by_text, prefix + b"\xff" * 9)
         inside = dict.fromkeys(g for g, row in zip(group_of[first:end], by_text[first:end], strict=True) if row != prefix)

@@ -36,7 +36,7 @@ REMEDY = "Set train.sampler to transformers."
 #: after the other (`compare`, `sequence`) share one.
 ENGINES: dict[str, tuple[Any, tuple[Any, list[int]]]] = {}
 #: vLLM's largest bias against a token: one in e^100.
-NEVER = -100.0
+LARGEST_BIAS = -100.0
 
 
 class VLLMSampler:
@@ -89,7 +89,7 @@ class VLLMSampler:
                 **self._settings | ({"temperature": 0.0} if seed is None else {"seed": seed}),
                 stop_token_ids=sorted(ends),
                 ignore_eos=True,  # of the engine's own config: those above count
-                logit_bias=dict.fromkeys(inputs.placeholder_ids, NEVER),
+                logit_bias=dict.fromkeys(inputs.placeholder_ids, LARGEST_BIAS),
                 logprobs=0,  # of the drawn token alone
                 detokenize=False,
             )

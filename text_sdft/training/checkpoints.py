@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from text_sdft.core.errors import UserError
+from text_sdft.core.scoring import TeacherReader
 from text_sdft.core.sharding import whole
 from text_sdft.core.teachers import LiveTeacher
-from text_sdft.fast.prefix import PrefixStore
 from text_sdft.training.placement import whole_state_dict
 
 TEACHER_FILE = "teacher.safetensors"
@@ -29,12 +29,12 @@ class CheckpointedTrainer(Trainer):
     Attributes:
         teacher: who reads the queries' completions.
         start_teacher: the model as it was at the start; the same object where the teacher is that.
-        prefixes: of teacher prompts.
+        reader: of the teachers' prompts.
     """
 
     teacher: LiveTeacher
     start_teacher: LiveTeacher
-    prefixes: PrefixStore
+    reader: TeacherReader
 
     def teachers(self) -> dict[str, LiveTeacher]:
         """Those whose weights differ, by name."""
@@ -56,13 +56,13 @@ class CheckpointedTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         save_teachers(self.teachers(), output_dir, self.args.should_save)
         if self.args.should_save:
-            save_prefixes(self.prefixes, self.teachers(), output_dir)
+            save_prefixes(self.reader, self.teachers(), output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             load_teachers(self.teachers(), checkpoint)
-            load_prefixes(self.prefixes, self.teachers(), checkpoint)
+            load_prefixes(self.reader, self.teachers(), checkpoint)
 
 
 def save_teachers(teachers: Mapping[str, LiveTeacher], folder: str | Path, writes: bool = True) -> None:
@@ -98,16 +98,16 @@ def load_teachers(teachers: Mapping[str, LiveTeacher], folder: str | Path) -> No
             raise UserError(f"Cannot resume from {folder}: {error}.") from error
 
 
-def save_prefixes(prefixes: PrefixStore, teachers: Mapping[str, LiveTeacher], folder: str | Path) -> None:
+def save_prefixes(reader: TeacherReader, teachers: Mapping[str, LiveTeacher], folder: str | Path) -> None:
     """Write where teacher prompts were cut, so that a resumed run rounds as this one would have."""
-    save_file(prefixes.state_dict(_versions(teachers)), Path(folder) / PREFIXES_FILE)
+    save_file(reader.state_dict(_versions(teachers)), Path(folder) / PREFIXES_FILE)
 
 
-def load_prefixes(prefixes: PrefixStore, teachers: Mapping[str, LiveTeacher], folder: str | Path) -> None:
+def load_prefixes(reader: TeacherReader, teachers: Mapping[str, LiveTeacher], folder: str | Path) -> None:
     """Restore what `save_prefixes` wrote; an older checkpoint has none."""
     file = Path(folder) / PREFIXES_FILE
     if file.exists():
-        prefixes.load_state_dict(load_file(file), _versions(teachers))
+        reader.load_state_dict(load_file(file), _versions(teachers))
 
 
 def _versions(teachers: Mapping[str, LiveTeacher]) -> dict[str, int]:

@@ -36,7 +36,7 @@ from text_sdft.core.sampling import draw_seed, eos_ids, evaluating
 from text_sdft.core.scoring import check_logits, completion_hidden_states, frozen_head, head_of
 from text_sdft.core.sharding import gathered
 from text_sdft.core.teachers import FrozenTeacher, LiveTeacher, make_teacher
-from text_sdft.core.views import encode_student, encode_teacher, read_views
+from text_sdft.core.views import checked_views, encode_student, encode_teacher
 from text_sdft.fast.prefix import PrefixStore
 from text_sdft.fast.vllm_sampler import OWN_SAMPLERS, make_sampler
 from text_sdft.methods.answers import (
@@ -144,7 +144,7 @@ class SDFTTrainer(CheckpointedTrainer):
         own_start = args.teacher_model_kind != "base" and self.retained and self.method.retention != "answered"
         self.start_teacher = FrozenTeacher(module, "start") if own_start else self.teacher
         self.add_callback(TeacherUpdate(self.teacher))
-        self.prefixes = PrefixStore(int(args.teacher_prefix_gib * 2**30))
+        self.reader = PrefixStore(int(args.teacher_prefix_gib * 2**30))
         self.hints = self._hints()
         if isinstance(self.processing_class, PreTrainedTokenizerBase | ProcessorMixin):
             # `Trainer.train` does this too; but what is measured before it must end at the same tokens.
@@ -277,7 +277,7 @@ class SDFTTrainer(CheckpointedTrainer):
             # `autocast` inside `applied`: what it keeps of the weights that it casts must go before they are swapped back.
             with torch.no_grad(), teacher.applied(), self.accelerator.autocast(), evaluating(self.module):
                 view = view.for_weights(teacher.name, teacher.version, teacher.fleeting)
-                teacher_NH = self.prefixes.completion_hidden_states(
+                teacher_NH = self.reader.completion_hidden_states(
                     self.module, view, rollout.ids, teacher.name, teacher.version
                 )
                 readings.append((teacher_NH, frozen_head(self.module, self.args.temperature)))
@@ -402,7 +402,7 @@ class SDFTTrainer(CheckpointedTrainer):
             shown = contexts_of([draw_seed(args.seed, 0, query.id, 0) for query in self.queries])
         with gathered(self.module), evaluating(self.module):  # retrieval may embed images with the model
             check_logits(self.module, encode_student(adapter, self.queries[:1], self.prompt_limit))
-            dropped, alike = read_views(adapter, self.queries, shown, self.prompt_limit)
+            dropped, alike = checked_views(adapter, self.queries, shown, self.prompt_limit)
             for example in self.retained:
                 encode_student(adapter, [example], self.prompt_limit)
         for query in self.queries if self.hints is not None else ():  # rationales (rung 4) are written before training
@@ -470,7 +470,7 @@ class SDFTTrainer(CheckpointedTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the step's own metrics to a training log, and writes the newest completions to ``samples.jsonl``."""
         if "loss" in logs:
-            self.metrics.add_sum("teacher/reused_tokens", *self.prefixes.take_counts())
+            self.metrics.add_sum("teacher/reused_tokens", *self.reader.take_counts())
             logs = {**logs, **self.metrics.means(self.accelerator)}
             if self.is_world_process_zero():
                 append_jsonl(Path(str(self.args.output_dir)) / "samples.jsonl", self.metrics.samples)
