@@ -1,4 +1,4 @@
-"""The distillation core: token ids, masks and hidden states; nothing of pixels, templates or tasks.
+"""The distillation core: token ids, masks and hidden states; nothing of pixels or tasks.
 
 Read `groups.py` first: what a step consumes. `text_sdft.training.trainer` is the step, top to bottom.
 """

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from text_sdft.core.adapter import ModalityAdapter, missing_methods
+from text_sdft.core.adapter import ExperimentAdapter, ModalityAdapter, missing_methods, with_defaults
 from text_sdft.core.config import SDFTConfig
 from text_sdft.core.errors import UserError
 
@@ -41,8 +41,12 @@ def checked_args(args: SDFTConfig | None, model: Any) -> SDFTConfig:
     return args
 
 
-def check_adapter(adapter: Any) -> None:
-    """Raise `UserError` where the adapter is none, or lacks a method: some are asked for after hours of training alone."""
+def checked_adapter(adapter: Any) -> ExperimentAdapter:
+    """The adapter, `with_defaults`.
+
+    Raises:
+        UserError: it is none, or lacks a method: some are asked for after hours of training alone.
+    """
     if isinstance(adapter, type):
         raise UserError(f"adapter is the class {adapter.__name__}: make one of it, {adapter.__name__}(…).")
     if isinstance(adapter, str):
@@ -51,6 +55,7 @@ def check_adapter(adapter: Any) -> None:
         raise UserError(
             f"The adapter {type(adapter).__name__} lacks {', '.join(missing)} (see text_sdft.core.ModalityAdapter)."
         )
+    return with_defaults(adapter)
 
 
 def checked_rows(rows: Any) -> Any:
