@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -139,22 +139,21 @@ class CellRunner:
 
     def _run_rivals(self, method: Method) -> None:
         """One cell a seed (of the demonstrations' draw) with every rival in it; each becomes a row of its own."""
-        adapter: Any = self.experiment.adapter
-        if not hasattr(adapter, "rivals"):
-            self.comparison.skipped[method.name] = "there are none for this kind of data."
-            return
-        cells = [self._cell(method, "test", 0.0, seed, self._rivals) for seed in range(self.comparison.plan["seeds"])]
-        for cell in [cell for cell in cells if cell is not None]:
+        for seed in range(self.comparison.plan["seeds"]):
+            cell = self._cell(method, "test", 0.0, seed, self._rivals)
+            if cell is None:
+                continue
+            if not cell["test"]:
+                self.comparison.skipped[method.name] = "there are none for this kind of data."
+                return
             for name, scores in cell["test"].items():
-                row = {**cell, "method": name, "test": {NEW: scores}}
-                self.comparison.tests.setdefault(name, []).append(row)
+                self.comparison.tests.setdefault(name, []).append({**cell, "method": name, "test": {NEW: scores}})
                 self.comparison.chosen[name] = 0.0
-        if hasattr(adapter, "rivals_left_out"):
-            self.comparison.skipped |= adapter.rivals_left_out()
+        self.comparison.skipped |= self.experiment.adapter.rivals_left_out()
 
     def _rivals(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
         trainer = self._trainer(method, rate, seed)
-        adapter, examples = cast(Any, trainer.adapter), self.test[NEW]
+        adapter, examples = trainer.adapter, self.test[NEW]
         started = time.monotonic()
         answers = adapter.rivals(examples, contexts_for(trainer, examples))
         seconds = time.monotonic() - started
@@ -208,7 +207,7 @@ class CellRunner:
             save_file(_trainable(trainer), file)
 
     def _test(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
-        start = self._start  # before the trainer is made: the adapter that they share reads with the newest one's model
+        start = self._start  # before the trainer is made, whose model would lie beside the start's
         file, sweep = self._weights(method, rate), self._file(method, "validation", rate, seed)
         if seed == 0 and method.trains and file.exists():
             trainer = self._trainer(method, rate, seed)

@@ -129,10 +129,7 @@ def _batches(examples: Sequence[Example], contexts: Contexts, size: int) -> list
 
 def _answer_ids(trainer: SDFTTrainer, example: Example) -> Tensor | None:
     """The reference as the model would write it [T], with the token that ends it; None if the adapter writes none."""
-    adapter: Any = trainer.adapter
-    if not hasattr(adapter, "encode_answer"):
-        return None
-    return answer_ids(trainer.module, adapter, example, str(example.reference))
+    return answer_ids(trainer.module, trainer.adapter, example, str(example.reference))
 
 
 def _read(head: Any, hidden_NH: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from text_sdft.core import Example, ModelInputs, TeacherContext, UserError
+from text_sdft.core.chat import tokenizer_of
 from text_sdft.core.sampling import draw_seed
 from text_sdft.core.views import encode_student, encode_teacher
 from text_sdft.experiments.config import Experiment
@@ -89,13 +90,13 @@ def _text(trainer: SDFTTrainer, inputs: ModelInputs, row: int) -> str:
 
 def _decoded(trainer: SDFTTrainer, ids: torch.Tensor) -> str:
     processing = trainer.adapter.processing_class
-    return getattr(processing, "tokenizer", processing).decode(ids, skip_special_tokens=False)
+    return tokenizer_of(processing).decode(ids, skip_special_tokens=False)
 
 
 def _images(adapter: Any, example: Example, folder: Path) -> list[str]:
     """The query's images by name; those without a file are saved into ``preview/``."""
     names = []
-    for i, image in enumerate(adapter.example_images(example) if hasattr(adapter, "example_images") else []):
+    for i, image in enumerate(adapter.example_images(example)):
         if hasattr(image, "save"):
             folder.mkdir(parents=True, exist_ok=True)
             file = folder / f"{re.sub('[^A-Za-z0-9._-]', '_', example.id)}-{i}.png"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -98,8 +98,6 @@ class Probe:
 
     def measure_rungs(self) -> None:
         """Rungs 1, 3, 4 and 5, for the examples that have them (0 is the student's view, 2 the teacher's)."""
-        if not hasattr(self.adapter, "rungs"):
-            return
         for rung in (1, 3, 4, 5):
             has = [rung in self.adapter.rungs(example) for example in self.examples]
             if any(has):
@@ -109,8 +107,6 @@ class Probe:
 
     def measure_controls(self, first: bool = False) -> None:
         """The adapter's controls (or the first alone), for the examples that have them."""
-        if not hasattr(self.adapter, "controls"):
-            return
         has = [self.adapter.controls(example) for example in self.examples]
         names = list(dict.fromkeys(name for mine in has for name in mine))
         for name in names[:1] if first else names:
@@ -122,7 +118,7 @@ class Probe:
         """Score the same answers by what the spoiled demonstrations call for: does the teacher follow its context?"""
         followed: list[float | None] = []
         for example, context, text in zip(self.examples, contexts, self.texts[name], strict=True):
-            if context is None or text is None or not hasattr(self.adapter, "relabelled"):
+            if context is None or text is None:
                 followed.append(None)
                 continue
             moved = self.adapter.relabelled(example, context)
@@ -174,18 +170,17 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
     if not examples:
         raise UserError(f"The probe has no teacher to measure: {ALIKE}")
     run = Probe(trainer, examples, experiment.eval.batch_size)
-    adapter: Any = trainer.adapter
+    adapter = trainer.adapter
     run.measure("student", None)
     run.measure("teacher", run.contexts)
     run.measure_vote()
     run.measure_rungs()
     run.measure_controls()
     rivals: dict[str, float] = {}
-    if hasattr(adapter, "rivals"):
-        for name, texts in adapter.rivals(examples, run.contexts).items():
-            run.scores[name] = list(score_all(adapter, examples, texts))
-            rivals[name] = run.accuracy(name).accuracy
-    variants = adapter.variants() if sweep and hasattr(adapter, "variants") else {}
+    for name, texts in adapter.rivals(examples, run.contexts).items():
+        run.scores[name] = list(score_all(adapter, examples, texts))
+        rivals[name] = run.accuracy(name).accuracy
+    variants = adapter.variants() if sweep else {}
     for option, variant in variants.items():
         run.measure(option, run.contexts, variant)
         run.measure_vote(option, variant)
@@ -247,9 +242,9 @@ def _examples(trainer: SDFTTrainer, known: list[Example], limit: int) -> list[Ex
     return sample(with_teacher(trainer, known), limit) if alike else drawn
 
 
-def _evidence(run: Probe, rivals: dict[str, float], variants: dict[str, Any], places: dict[str, Any] | None) -> Evidence:
+def _evidence(run: Probe, rivals: dict[str, float], variants: Mapping[str, Any], places: dict[str, Any] | None) -> Evidence:
     """The measured scores as the verdict takes them."""
-    controls = {name for e in run.examples for name in getattr(run.adapter, "controls", lambda _: ())(e)}
+    controls = {name for e in run.examples for name in run.adapter.controls(e)}
     spoilt = [name for name in run.scores if name in controls or name == RUNGS[1]]
     options = {f"--demonstrations.rung {rung}": RUNGS[rung] for rung in (3, 4) if RUNGS[rung] in run.scores}
     options |= {option: option for option in variants}
