@@ -27,8 +27,7 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parent / "unseen_types"))
 
-from build_model import MODEL as BROADER
-from sources import SOURCES, write_folder
+from sources import BROADER_MODEL, SOURCES, write_folder
 
 from text_sdft.experiments.probe import VOTE, Probe
 from vlm_sdft import DemoSet, ImageAdapter
@@ -137,7 +136,7 @@ def typed(demos: DemoSet, seed: int) -> DemoSet:
 def model_of(cell: Cell, demos: DemoSet, seed: int) -> Any:
     """The cell's model, before the measured training."""
     adapter = ImageAdapter(demos, n_types=5, shots=2)
-    module: Any = adapter.load_model(str(BROADER) if cell.broader else MODEL, dtype=torch.float32)
+    module: Any = adapter.load_model(str(BROADER_MODEL) if cell.broader else MODEL, dtype=torch.float32)
     if cell.weak:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():

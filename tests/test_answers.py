@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlm_sdft.demos.answers import is_right, normalise
+from text_sdft.answers import is_right, normalised
 
 
 @pytest.mark.parametrize(
@@ -38,5 +38,5 @@ def test_wrong(answer, reference):
 
 def test_synonyms_and_edge_cases():
     assert is_right("hound", "dog", ["Hound"])
-    assert normalise("A") == "a"
-    assert normalise("theory") == "theory"
+    assert normalised("A", name=True) == "a"
+    assert normalised("theory", name=True) == "theory"

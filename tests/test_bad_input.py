@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
@@ -80,25 +78,3 @@ def test_test_images_among_the_unlabelled_are_dropped_and_named(folder, capsys):
     assert (
         f"Dropped from training: unlabelled/another-name.png is the same image as {tested.relative_to(folder)}" in printed
     )
-
-
-def test_features_of_another_model_are_not_used(folder, tmp_path):
-    """They lie in one folder, under a key of the tower's weights: what another model left is neither read nor harmed."""
-
-    def embedded(noise: float, place: Path | None) -> torch.Tensor:
-        demos = DemoSet.from_folder(folder)
-        adapter = ImageAdapter(demos, image_features_dir=None if place is None else str(place))
-        model: Any = adapter.load_model(BUILTIN)
-        with torch.no_grad():
-            for parameter in model.model.visual.parameters():
-                torch.manual_seed(0)
-                parameter.add_(noise * torch.randn_like(parameter))
-        return adapter.bind(model).embed([image for row in demos.labelled for image in row.images])
-
-    cache = tmp_path / "features"
-    other = embedded(0.1, cache)
-    before = {file: file.stat().st_mtime_ns for file in cache.rglob("*.safetensors")}
-    assert torch.equal(embedded(0.0, cache), embedded(0.0, None))
-    assert not torch.allclose(embedded(0.0, cache), other, atol=1e-2)
-    assert before and {file: file.stat().st_mtime_ns for file in before} == before
-    assert len(list(cache.rglob("*.safetensors"))) == 2 * len(before)

@@ -55,7 +55,7 @@ def test_jsonl_rows_are_read_with_their_own_questions(tmp_path):
         ({"messages": ["x"], "images": ["images/0.png"]}, "role and content"),
         (chat("x", "y", "images/0.png", split="tset"), "split 'tset'"),
         (chat("x", None, "images/0.png", split="test"), "an assistant turn to test on"),
-        (["x"], "is not a JSON object"),
+        (["x"], "is a list; a row is an object"),
         (chat(["x"], "y", "images/0.png"), "role and content"),
         (chat([{"text": "x"}], "y", "images/0.png"), "role and content"),
         (chat([{"type": "text"}], "y", "images/0.png"), "role and content"),
@@ -173,4 +173,4 @@ def test_jsonl_with_any_unicode_and_its_mistakes(tmp_path):
     lines(file, {**good, "messages": [{"role": "user", "content": None}]})
     assert "line 1: each message needs" in error(file)
     file.write_bytes(b'{"messages": "\xff"}')
-    assert "not UTF-8" in error(file)
+    assert "Save it as UTF-8" in error(file)

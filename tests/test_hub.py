@@ -21,9 +21,8 @@ from text_sdft.core import UserError
 from vlm_sdft.cli import main
 from vlm_sdft.cli.init import run_name
 from vlm_sdft.cli.sequences import read_sequence
-from vlm_sdft.config import ImageData, load_demos
+from vlm_sdft.config import ImageData, data_folder, load_demos
 from vlm_sdft.demos.hub import MARKER, HubTypes, write_hub_types
-from vlm_sdft.zoo import resolve_data
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ["zebra_fish", "Owl", "7", "c/../d", "apple pie", "yak", "Überbär", "x.y", "newt", "ant", "bee"]  # in no order
@@ -113,7 +112,7 @@ def said(name: str, tmp_path: Path, **options: Any) -> str:
 
 
 def test_every_image_lies_where_it_should_as_it_was(name, origin, tmp_path):
-    folder = resolve_data(name, tmp_path, **SMALL)
+    folder = data_folder(name, tmp_path, **SMALL)
     found = {part: {path: origin[data] for path, data in images(folder, part).items()} for part in SMALL_PARTS}
     assert sum(map(len, found.values())) == len(images(folder)), "all are the data set's, byte for byte"
     hashes = [hashlib.sha256(data).hexdigest() for data in images(folder).values()]
@@ -169,17 +168,17 @@ def test_types_for_choosing_settings_are_no_test_types():
 
 
 def test_seeds_reproduce_and_differ(name, tmp_path):
-    first = resolve_data(name, tmp_path / "a", **SMALL)
-    assert images(resolve_data(name, tmp_path / "b", **SMALL)) == images(first)
-    others = [resolve_data(name, tmp_path / "a", **SMALL, seed=seed) for seed in range(1, 5)]
+    first = data_folder(name, tmp_path / "a", **SMALL)
+    assert images(data_folder(name, tmp_path / "b", **SMALL)) == images(first)
+    others = [data_folder(name, tmp_path / "a", **SMALL, seed=seed) for seed in range(1, 5)]
     assert all(images(other) != images(first) for other in others)
     assert len({tuple(marker(folder)["new"]) for folder in (first, *others)}) > 1
-    validation = resolve_data(name, tmp_path / "a", **SMALL, split="validation")
+    validation = data_folder(name, tmp_path / "a", **SMALL, split="validation")
     assert not set(marker(validation)["new"]) & set(marker(first)["new"])
 
 
 def test_invented_names_stand_for_new_types_only(name, origin, tmp_path):
-    own, folder = resolve_data(name, tmp_path, **SMALL), resolve_data(name, tmp_path, **SMALL, names="invented")
+    own, folder = data_folder(name, tmp_path, **SMALL), data_folder(name, tmp_path, **SMALL, names="invented")
     meaning = marker(folder)["new"]
     assert list(meaning.values()) == list(marker(own)["new"].values()) and not set(meaning) & set(CLASSES)
     types = yaml.safe_load((folder / "types.yaml").read_text(encoding="utf-8"))
@@ -189,19 +188,19 @@ def test_invented_names_stand_for_new_types_only(name, origin, tmp_path):
     assert images(folder, "old") == images(own, "old") and images(folder, "unlabelled") == images(own, "unlabelled")
     paths = " ".join(f.relative_to(folder).as_posix() for f in folder.rglob("*"))  # the folder's own name ends in a hash
     assert not any(kind in paths for kind in meaning.values())
-    further = resolve_data(name, tmp_path, **SMALL, names="invented", seed=1)
+    further = data_folder(name, tmp_path, **SMALL, names="invented", seed=1)
     assert set(marker(further)["new"]) != set(meaning)
 
 
 def test_an_incomplete_folder_is_made_anew_and_a_complete_one_kept(name, tmp_path):
-    folder = resolve_data(name, tmp_path, **SMALL)
+    folder = data_folder(name, tmp_path, **SMALL)
     made = images(folder)
     (folder / MARKER).unlink()
     shutil.rmtree(folder / "train")
     (folder / "unlabelled" / "99999.png").write_bytes(image_bytes(0))
-    assert resolve_data(name, tmp_path, **SMALL) == folder and images(folder) == made
+    assert data_folder(name, tmp_path, **SMALL) == folder and images(folder) == made
     stamp = (folder / MARKER).stat().st_mtime_ns
-    assert resolve_data(name, tmp_path, **SMALL) == folder and (folder / MARKER).stat().st_mtime_ns == stamp
+    assert data_folder(name, tmp_path, **SMALL) == folder and (folder / MARKER).stat().st_mtime_ns == stamp
 
 
 # ---- data sets of other shapes ----
@@ -209,9 +208,9 @@ def test_an_incomplete_folder_is_made_anew_and_a_complete_one_kept(name, tmp_pat
 
 def test_types_of_tasks_are_split_without_changing_an_image(name, tmp_path):
     options = {**SMALL, "names": "invented"}
-    whole = resolve_data(name, tmp_path, **options)
+    whole = data_folder(name, tmp_path, **options)
     section = ImageData(name, options=options, cache=str(tmp_path))
-    tasks = [resolve_data(name, tmp_path, **part["options"]) for part in section.split(2)]
+    tasks = [data_folder(name, tmp_path, **part["options"]) for part in section.split(2)]
     assert [list(marker(task)["new"].items()) for task in tasks] == [[item] for item in marker(whole)["new"].items()]
     for part in ("train", "test"):
         assert images(tasks[0], part) | images(tasks[1], part) == images(whole, part)
@@ -222,14 +221,14 @@ def test_types_of_tasks_are_split_without_changing_an_image(name, tmp_path):
 @pytest.mark.parametrize("splits", [{"train": 12}, {"everything": 12}])
 def test_a_single_split_gives_disjoint_images(splits, tmp_path):
     [split] = splits
-    folder = resolve_data(save(tmp_path / "one", parts(**splits)), tmp_path / "cache", **SMALL, train_split=split)
+    folder = data_folder(save(tmp_path / "one", parts(**splits)), tmp_path / "cache", **SMALL, train_split=split)
     assert len(set(images(folder).values())) == len(images(folder)) == 2 * (2 + 3 + 2) + 6 * (2 + 1)
     assert marker(folder)["splits"] == {"train": split, "test": split}
 
 
 def test_validation_images_serve_where_there_is_no_test(tmp_path):
     columns = parts(train=5, validation=3)
-    folder = resolve_data(save(tmp_path / "v", columns), tmp_path / "cache", **SMALL)
+    folder = data_folder(save(tmp_path / "v", columns), tmp_path / "cache", **SMALL)
     held_out = {cell["bytes"] for cell in columns["validation"]["image"]}
     for part, (split, _, _) in SMALL_PARTS.items():
         assert all((data in held_out) == (split == "test") for data in images(folder, part).values())
@@ -244,7 +243,7 @@ def test_labels_may_be_numbers_or_words(kind, columns, tmp_path):
     }
     renamed = {"label": "kind", "image": "photo"}
     name = save(tmp_path / kind, given, datasets.Value(kind), renamed)
-    folder = resolve_data(name, tmp_path / "cache", **SMALL, image_column="photo", label_column="kind")
+    folder = data_folder(name, tmp_path / "cache", **SMALL, image_column="photo", label_column="kind")
     assert marker(folder)["base"] == [str(label) for label in order[:N_BASE]]
 
 
@@ -254,20 +253,20 @@ def test_image_folders_and_saved_data_sets_are_taken(columns, origin, tmp_path):
             file = tmp_path / "files" / split / f"class {c:02}" / f"{i}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(cell["bytes"])
-    folder = resolve_data(f"hub:{tmp_path / 'files'}", tmp_path / "cache", **SMALL)
+    folder = data_folder(f"hub:{tmp_path / 'files'}", tmp_path / "cache", **SMALL)
     assert marker(folder)["base"] == [f"class {c:02}" for c in range(N_BASE)]
     assert all(data in origin for data in images(folder).values())
     saved = datasets.load_dataset(str(tmp_path / "files"))
     saved.save_to_disk(tmp_path / "saved")
-    assert images(resolve_data(f"hub:{tmp_path / 'saved'}", tmp_path / "cache", **SMALL)) == images(folder)
+    assert images(data_folder(f"hub:{tmp_path / 'saved'}", tmp_path / "cache", **SMALL)) == images(folder)
     saved["train"].save_to_disk(tmp_path / "one split")
-    alone = resolve_data(f"hub:{tmp_path / 'one split'}", tmp_path / "cache", **SMALL)
+    alone = data_folder(f"hub:{tmp_path / 'one split'}", tmp_path / "cache", **SMALL)
     assert images(alone) and all(origin[data][0] == "train" for data in images(alone).values())
 
 
 def test_names_that_give_the_same_folder_are_kept_apart(tmp_path):
     names = ["C", "C++", "c", "C#", *(f"k{i}" for i in range(7))]
-    folder = resolve_data(save(tmp_path / "c", parts(train=9, test=4), datasets.ClassLabel(names=names)), tmp_path, **SMALL)
+    folder = data_folder(save(tmp_path / "c", parts(train=9, test=4), datasets.ClassLabel(names=names)), tmp_path, **SMALL)
     types = yaml.safe_load((folder / "types.yaml").read_text(encoding="utf-8"))
     assert {"C", "C++", "c", "C#"} <= {entry["answer"] for entry in types.values()}
     assert len({path.split("/")[0].casefold() for path in images(folder, "old")}) == N_BASE
@@ -316,7 +315,7 @@ def test_columns_and_splits_that_are_not_there_are_named(name, columns, tmp_path
         "  - {split: held, path: files/held-*}\n---\n"
     )
     assert 'neither a split "test" nor "validation": set test_split to one of train, held' in said(odd, tmp_path)
-    assert resolve_data(odd, tmp_path, **SMALL, test_split="held").is_dir()
+    assert data_folder(odd, tmp_path, **SMALL, test_split="held").is_dir()
 
 
 @pytest.mark.parametrize("hidden", [-1, None])
@@ -324,7 +323,7 @@ def test_hidden_labels_are_refused(hidden, columns, tmp_path):
     given = {**columns, "test": {**columns["test"], "label": [hidden] * 3 + columns["test"]["label"][3:]}}
     message = said(save(tmp_path / "hidden", given), tmp_path)
     assert "3 of 44 images of the split 'test' have no label (-1): set test_split" in message
-    assert resolve_data(f"hub:{tmp_path / 'hidden'}", tmp_path, **{**SMALL, "n_test": 1}, test_split="train").is_dir()
+    assert data_folder(f"hub:{tmp_path / 'hidden'}", tmp_path, **{**SMALL, "n_test": 1}, test_split="train").is_dir()
 
 
 def test_a_data_set_that_cannot_be_loaded_says_what_to_give(tmp_path, name):
@@ -389,4 +388,4 @@ def test_there_are_such_configs():
 
 
 def test_writing_without_the_prefix_is_the_same(name, tmp_path):
-    assert write_hub_types(name.removeprefix("hub:"), tmp_path, **SMALL) == resolve_data(name, tmp_path, **SMALL)
+    assert write_hub_types(name.removeprefix("hub:"), tmp_path, **SMALL) == data_folder(name, tmp_path, **SMALL)

@@ -104,15 +104,6 @@ def test_demonstrations_stand_in_the_teachers_view_only():
     assert query.reference not in " ".join(texts(student))
 
 
-@pytest.mark.parametrize(("context", "student_images", "teacher_images"), [("both", 7, 7), ("student", 7, 1)])
-def test_contexts_that_show_the_student_demonstrations(context: Any, student_images: int, teacher_images: int):
-    made = adapter(context=context, selection="random")
-    query = example(made, "test")
-    assert len(images(made.student_messages(query))) == student_images
-    assert made.student_messages(query) == made.student_messages(query)
-    assert len(images(made.teacher_messages(query, TeacherContext(3)))) == teacher_images
-
-
 @pytest.mark.parametrize("split", ["test", "unlabelled"])
 def test_a_label_that_is_to_be_found_out_is_not_used(split: str, monkeypatch: pytest.MonkeyPatch):
     made = adapter(selection="random")
@@ -136,13 +127,12 @@ def test_a_training_querys_own_type_is_among_its_demonstrations():
 
 
 def test_retention_rows_are_bare_and_old_rows_only_for_the_student():
-    for context in ("teacher", "both"):
-        made = adapter(context=context)
-        retained, old = example(made, "retain"), example(made, "old")
-        assert retained.retain and not old.retain
-        assert made.teacher_messages(retained, TeacherContext()) == made.student_messages(retained) == retained.messages
-        assert len(images(made.student_messages(old))) == 1
-        assert len(images(made.teacher_messages(old, TeacherContext()))) == 7
+    made = adapter()
+    retained, old = example(made, "retain"), example(made, "old")
+    assert retained.retain and not old.retain
+    assert made.teacher_messages(retained, TeacherContext()) == made.student_messages(retained) == retained.messages
+    assert len(images(made.student_messages(old))) == 1
+    assert len(images(made.teacher_messages(old, TeacherContext()))) == 7
 
 
 def test_the_same_seed_gives_the_same_context_and_limits_hold():
@@ -244,8 +234,6 @@ def test_every_family_trains(name: str, tmp_path: Path):
 
 
 def test_settings_and_models_are_checked():
-    with pytest.raises(UserError, match="context is 'nobody'"):
-        ImageAdapter(demo_set(), context="nobody")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="selection 'best'"):
         ImageAdapter(demo_set(), selection="best")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="unknown placeholder"):

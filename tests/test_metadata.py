@@ -84,4 +84,4 @@ def test_metadata_in_a_types_folder_is_reported(tmp_path):
 def test_metadata_that_is_no_json_is_an_error_with_its_line(tmp_path):
     fill(tmp_path, {"train/dax": 2})
     (tmp_path / "train/metadata.jsonl").write_text("{file_name: dax/0.png}\n")
-    assert "metadata.jsonl, line 1 is not JSON" in error(tmp_path)
+    assert "metadata.jsonl cannot be read as json: line 1" in error(tmp_path)

@@ -6,8 +6,7 @@ import pytest
 
 from tests.task_rows import ADAPTERS, ROWS, medical_test, science_test
 from text_sdft import TextAdapter
-from text_sdft.core.chat import without_reasoning
-from vlm_sdft.demos.answers import is_right
+from text_sdft.answers import is_right, without_reasoning
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from text_sdft.training import SDFTTrainer
 from vlm_sdft.adapter import ImageAdapter
 from vlm_sdft.config import ImageData, load_demos
 from vlm_sdft.demos.episodes import Episodes
-from vlm_sdft.demos.retention import AREA, retain_in_context, retain_made
+from vlm_sdft.demos.retention import CROP_AREA, retain_in_context, retain_made
 from vlm_sdft.demos.sets import DemoSet, ImageRow
 from vlm_sdft.images.files import content_hash, load_image
 
@@ -147,7 +147,7 @@ def test_a_crop_shows_no_more_than_its_share(tmp_path):
             assert crop.size == (100, 100)
             grey = np.asarray(crop)[..., 0].astype(float)
             spans.append((grey.max() - grey.min()) / 255)
-        assert all(0.8 * AREA[0] ** 0.5 < span < 1.2 * AREA[1] ** 0.5 for span in spans)
+        assert all(0.8 * CROP_AREA[0] ** 0.5 < span < 1.2 * CROP_AREA[1] ** 0.5 for span in spans)
 
 
 def test_drawn_pictures_are_of_no_type_of_the_builtin_data(tmp_path):

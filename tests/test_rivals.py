@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vlm_sdft.cli import main
-from vlm_sdft.demos.rivals import DECAY, linear_probe, tip_adapter
+from vlm_sdft.demos.rivals import PROBE_DECAY, linear_probe, tip_adapter
 
 R, L, D, C = 7, 12, 5, 4
 
@@ -53,7 +53,7 @@ def test_the_linear_probe_is_at_scipys_optimum():
     def loss(flat: np.ndarray) -> float:
         weight, bias = flat[: C * D].reshape(C, D), flat[C * D :]
         logits = rows @ weight.T + bias
-        return float((logsumexp(logits, axis=1) - logits[range(L), classes]).mean() + DECAY / 2 * (weight**2).sum())
+        return float((logsumexp(logits, axis=1) - logits[range(L), classes]).mean() + PROBE_DECAY / 2 * (weight**2).sum())
 
     best = minimize(loss, np.zeros(C * D + C), method="BFGS", options={"gtol": 1e-7})
     weight_CD, bias_C = linear_probe(labelled_LD, index_L)

@@ -12,8 +12,8 @@ from tests.task_rows import ADAPTERS, GOLDS, ROWS, call, medical_test, science_t
 from tests.tiny_text import tiny_text_model
 from tests.toy import toy_args
 from text_sdft import SDFTTrainer, UserError
+from text_sdft.answers import quantities, same, states, tagged
 from text_sdft.experiments.scores import evaluate
-from text_sdft.tasks.answers import quantities, same, states, tagged
 from text_sdft.tasks.calls import parse_calls, parse_gold, right
 from text_sdft.tasks.judges import EndpointJudge, ExactJudge
 from text_sdft.tasks.knowledge import lenient, strict

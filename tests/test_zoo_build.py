@@ -1,5 +1,6 @@
 """The parts of the build that tests can reach in seconds."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from vlm_sdft.zoo.build_tower import attribute_targets, contrastive_loss
-from vlm_sdft.zoo.card import card
-from vlm_sdft.zoo.checkpoints import load_state, one_cycle, save_state
-from vlm_sdft.zoo.episodes import FULL, LAYOUTS, Source, Writer, episodes, single_questions
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "builtin_model"))
+
+from card import card
+from checkpoints import load_state, one_cycle, save_state
+from episodes import FULL, LAYOUTS, Source, Writer, episodes, single_questions
+from pictures import draw_small, transform
+from processor import new_tokenizer
+from skills import Score
+from tower import attribute_targets, contrastive_loss
+
 from vlm_sdft.zoo.objects import base_types, sample_types
-from vlm_sdft.zoo.pictures import draw_small, transform
-from vlm_sdft.zoo.processor import new_tokenizer
-from vlm_sdft.zoo.skills import Score
 from vlm_sdft.zoo.vocabulary import DESCRIBE_AND_NAME_QUESTION, NAME_QUESTION, base_names
 
 

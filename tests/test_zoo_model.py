@@ -1,5 +1,6 @@
 """The builtin model: how it is shipped, that training saw what the real model sees, and what it can do."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,22 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "builtin_model"))
+
+from episodes import FULL, Row, Writer
+from language import batch_logits, feature_bank
+from pictures import draw_small, to_patches
+from processor import SYSTEM_PROMPT, description_words
+from skills import answers, base_naming, describing, in_context, user
+from tower import tower_features
+
 from vlm_sdft.zoo import resolve_model
-from vlm_sdft.zoo.build_language import batch_logits, feature_bank
-from vlm_sdft.zoo.build_tower import tower_features
 from vlm_sdft.zoo.drawing import draw
-from vlm_sdft.zoo.episodes import FULL, Row, Writer
 from vlm_sdft.zoo.objects import sample_types
-from vlm_sdft.zoo.pictures import draw_small, to_patches
-from vlm_sdft.zoo.skills import answers, base_naming, describing, in_context, user
 from vlm_sdft.zoo.vocabulary import (
     DESCRIBE_AND_NAME_QUESTION,
     NAME_QUESTION,
-    SYSTEM_PROMPT,
     base_names,
-    description_words,
     invented_names,
 )
 

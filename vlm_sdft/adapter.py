@@ -18,6 +18,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from text_sdft.answers import is_right
 from text_sdft.core.chat import ChatAdapter
 from text_sdft.core.data import RUNGS, Conversation, Demonstration, Example, Model, Splits, TeacherContext
 from text_sdft.core.errors import UserError
@@ -26,7 +27,6 @@ from text_sdft.core.sampling import draw_seed
 from text_sdft.core.sharding import has_shards
 from text_sdft.core.templates import render
 from vlm_sdft.config import ImageData, ImageDemonstrations, load_demos, vlm
-from vlm_sdft.demos.answers import is_right
 from vlm_sdft.demos.controls import BLANK, CONTROLS, SHUFFLED, moved_answers, spoiled, with_cues
 from vlm_sdft.demos.episodes import Episodes
 from vlm_sdft.demos.examples import demonstration, examples_of
@@ -38,7 +38,6 @@ from vlm_sdft.demos.sets import DemoSet, ImageRow
 from vlm_sdft.images.embedding import ImageEmbedder
 from vlm_sdft.images.encoding import RowEncoder, check_by_forward
 from vlm_sdft.images.families import FAMILIES, Family, bound_images, find_family, vision_modules
-from vlm_sdft.images.feature_files import FeatureFiles, tower_key
 from vlm_sdft.images.features import ImageFeatures
 from vlm_sdft.images.loading import load_processor, load_vlm
 
@@ -53,7 +52,6 @@ class ImageAdapter(ChatAdapter):
         shots: demonstrations a type.
         rung: how much the teacher is shown (`text_sdft.core.RUNGS`), where a query has that rung; 5: of training rows.
         policy: ``"fixed"``, or ``"ladder"`` for hints that grow (`text_sdft.methods.hints`).
-        context: whose view holds the demonstrations; ``"teacher"`` is self-distillation, the others are controls.
         template: ``"turns"`` or a quoted template (see `text_sdft.core.templates`).
         rationale_question: what the model is asked about each labelled image, for rung 4 (`vlm_sdft.demos.rationales`).
         embedder: what retrieval compares: see `ImageEmbedder`.
@@ -62,11 +60,9 @@ class ImageAdapter(ChatAdapter):
         train_vision: train the vision tower and its projection too.
         image_features_gib: memory of the host for vision features, which are computed once for as long as the tower's
             weights stay; 0 computes them in every forward.
-        image_features_dir: keep them on disk too, for other processes and runs; an untouched tower's only.
-        image_features_dir_gib: bound of that folder.
 
     Raises:
-        UserError: an unknown template, context or selection, or no labelled images to demonstrate with.
+        UserError: an unknown template or selection, or no labelled images to demonstrate with.
     """
 
     def __init__(
@@ -78,7 +74,6 @@ class ImageAdapter(ChatAdapter):
         shots: int = 2,
         rung: int = 2,
         policy: Literal["fixed", "ladder"] = "fixed",
-        context: Literal["teacher", "student", "both"] = "teacher",
         template: str = "turns",
         rationale_question: str = QUESTION,
         embedder: str = "model",
@@ -86,22 +81,16 @@ class ImageAdapter(ChatAdapter):
         system_prompt: str | None = None,
         train_vision: bool = False,
         image_features_gib: float = 4.0,
-        image_features_dir: str | None = None,
-        image_features_dir_gib: float = 50.0,
     ) -> None:
         super().__init__(template=template, system_prompt=system_prompt)
-        if context not in ("teacher", "student", "both"):
-            raise UserError(f"context is '{context}'; use 'teacher', 'student' or 'both'.")
         if rung not in RUNGS:
             known = ", ".join(f"{number} ({name})" for number, name in RUNGS.items())
             raise UserError(f"demonstrations.rung is {rung}; use {known}.")
         self.demos = demos
         self.policy, self.rung = policy, rung
         self._train_vision, self._image_features_gib = train_vision, image_features_gib
-        self._image_features_dir, self._image_features_dir_gib = image_features_dir, image_features_dir_gib
         self._selector = DemonstrationSelector(demos.labelled, None, selection=selection, n_types=n_types, shots=shots)
-        self._context, self._embedder_name, self._max_pixels = context, embedder, max_pixels
-        self._rationale_question = rationale_question
+        self._embedder_name, self._max_pixels, self._rationale_question = embedder, max_pixels, rationale_question
         self._family: Family | None = None  # it and what follows belong to the model that `bind` was given
         self._model: PreTrainedModel
         self._features: ImageFeatures
@@ -123,8 +112,6 @@ class ImageAdapter(ChatAdapter):
             system_prompt=data.system_prompt,
             train_vision=data.train_vision,
             image_features_gib=data.image_features_gib,
-            image_features_dir=data.image_features_dir,
-            image_features_dir_gib=data.image_features_dir_gib,
         )
         evals = {
             "new": demos.test,
@@ -162,11 +149,7 @@ class ImageAdapter(ChatAdapter):
             bound_images(family, processor, base, self._max_pixels)
         bound = super().bind(model, processor)
         bound._family, bound._model, bound._encode_row = family, base, RowEncoder(processor, family)
-        memory, files = int(self._image_features_gib * 2**30), None
-        if family.reuses_features and memory and self._image_features_dir is not None and not self._train_vision:
-            tower = tower_key(base, processor, family)
-            files = FeatureFiles(self._image_features_dir, tower, int(self._image_features_dir_gib * 2**30))
-        bound._features = ImageFeatures(base, processor, family, memory, files, self._train_vision)
+        bound._features = ImageFeatures(base, processor, family, int(self._image_features_gib * 2**30), self._train_vision)
         bound._selector = copy.copy(self._selector)
         bound._embedder = bound._selector.embeddings_RD = bound._episodes = bound._rationales = None
         return bound
@@ -183,30 +166,22 @@ class ImageAdapter(ChatAdapter):
         return examples_of(rows, self.system_prompt)
 
     def student_messages(self, example: Example) -> Conversation:
-        """The query alone; after demonstrations that hang on its id only: a retention row in context, and any query with
-        ``context="both"`` or ``"student"``."""
-        row, shown = example.meta.get("row"), list[Demonstration]()
-        if example.retain:
-            shown = self._kept_in_context(example)
-        elif self._context != "teacher" and not (row is not None and row.split == "old"):
-            shown = self._demonstrations(example, draw_seed(example.id), None)
+        """The query alone; a retention row in context after demonstrations that hang on its id only."""
+        shown = self._kept_in_context(example) if example.retain else []
         return render(example.messages, shown, None, str(self.template))
 
     def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
-        """What the teacher is shown before the query: nothing with ``context="student"``; a retention row's own episode."""
+        """What the teacher is shown before the query; before a retention row its own episode."""
         return self._kept_in_context(example) if example.retain else super().demonstrations(example, context)
 
     def chosen_demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
         """The example's own, else the selected ones, with what the rung adds, spoiled as the control says."""
-        if self._context == "student":
-            return []
-        rung = self.rung_of(example, context)
-        without = self._type_of(example) if rung == 1 else None
-        shown = self._demonstrations(example, context.seed, context.max_demonstrations, without)
+        rung, limit = self.rung_of(example, context), context.max_demonstrations
+        shown = list(example.demonstrations[:limit]) or self._selected(example, context.seed, limit, rung == 1)
         if rung in (3, 4):
             shown = with_cues(shown, {kind.answer: kind.cues for kind in self.demos.types.values()})
         if rung == 4:
-            shown = with_rationales(shown, self._written())
+            shown = with_rationales(shown, self._all_rationales())
         return spoiled(shown, context.control, context.seed)
 
     def encode(self, conversations: Sequence[Conversation]) -> ModelInputs:
@@ -247,7 +222,7 @@ class ImageAdapter(ChatAdapter):
 
     def rungs(self, example: Example) -> tuple[int, ...]:
         """Rungs that this query has: 1, 3 and 4 need chosen demonstrations, 1 and 3 types, 5 a known answer."""
-        if example.retain or self._context == "student":
+        if example.retain:
             return ()
         chosen = not example.demonstrations and example.meta.get("row") is not None
         typed = chosen and self.demos.one_answer_a_type and self._type_of(example) is not None
@@ -260,7 +235,7 @@ class ImageAdapter(ChatAdapter):
         or answers. None where one of several types is shown: its name is to be copied, as selection looked at the query."""
         own = example.demonstrations
         shown = any(images_of(d.messages) for d in own) if own else example.meta.get("row") is not None
-        if example.retain or self._context == "student" or not shown:
+        if example.retain or not shown:
             return ()
         if not own and self.demos.n_labelled_types > self._selector.n_types == 1:
             return ()
@@ -321,17 +296,14 @@ class ImageAdapter(ChatAdapter):
             return row.type
         return next((name for name, kind in self.demos.types.items() if kind.answer == example.reference), None)
 
-    def _demonstrations(
-        self, example: Example, seed: int, limit: int | None, without: str | None = None
-    ) -> list[Demonstration]:
-        """What stands before a query: fixed demonstrations first, else chosen ones."""
-        if example.demonstrations:
-            return list(example.demonstrations[:limit])
+    def _selected(self, example: Example, seed: int, limit: int | None, without_type: bool) -> list[Demonstration]:
+        """Labelled images chosen for a query, its own type's left out at rung 1."""
         row = example.meta.get("row")
         if row is None or limit == 0:
             return []
         # Only a training row's label may steer what is shown: the labels of all others are what is to be found out.
-        own_type = self._type_of(example) if row.split == "train" else None
+        own_type = self._type_of(example)
+        include, exclude = own_type if row.split == "train" else None, own_type if without_type else None
         query = row if row.split == "train" else replace(row, type=None, answer=None)
         query_D = None
         if self._selector.selection in ("retrieved", "grouped"):
@@ -340,10 +312,10 @@ class ImageAdapter(ChatAdapter):
                     self._embed_rows([*self._selector.rows, *self.demos.train, *self.demos.test])
                 self._selector.embeddings_RD = self._embed_rows(self._selector.rows)
             query_D = self._embed_rows([row])[0]
-        chosen = self._selector.select(query, query_D, seed, limit, include_type=own_type, exclude_type=without)
+        chosen = self._selector.select(query, query_D, seed, limit, include_type=include, exclude_type=exclude)
         return [demonstration(shown) for shown in chosen]
 
-    def _written(self) -> dict[Key, str]:
+    def _all_rationales(self) -> dict[Key, str]:
         """The rationales of all labelled images, written at once: by the weights of the first time."""
         if self._rationales is None:
             shown = [demonstration(row) for row in self.demos.labelled]

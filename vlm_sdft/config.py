@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from text_sdft.core import UserError
-from text_sdft.core.errors import did_you_mean
 from vlm_sdft.demos import rationales
+from vlm_sdft.demos.hub import HubTypes, write_hub_types
 from vlm_sdft.demos.retention import is_made, retain_in_context, retain_made
 from vlm_sdft.demos.selection import Selection
 from vlm_sdft.demos.sets import QUESTION, DemoSet
-from vlm_sdft.zoo import options_of, resolve_data
+from vlm_sdft.zoo import resolve_data
+from vlm_sdft.zoo.few_shot import FewShot
+from vlm_sdft.zoo.novel_objects import NovelObjects
 
 
 def vlm() -> dict[str, Any]:
@@ -29,6 +31,10 @@ def vlm() -> dict[str, Any]:
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 2,
     }
+
+
+#: Beginnings of ``data.path`` that name data to be made first, and its options.
+MADE_BY: dict[str, type[FewShot]] = {"hub:": HubTypes, "builtin:": NovelObjects}
 
 
 @dataclass
@@ -77,15 +83,6 @@ class ImageData:
             "tower's weights stay. 0 computes them in every forward."
         },
     )
-    image_features_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "A folder that keeps an untouched tower's on disk too, for other processes and for further runs."
-        },
-    )
-    image_features_dir_gib: float = field(
-        default=50.0, metadata={"help": "Bound of that folder (GiB); what was used least recently goes first."}
-    )
     types: list[str] | None = field(
         default=None, metadata={"help": "Only these of the new types (folders' names) are taught and tested; unset: all."}
     )
@@ -106,7 +103,7 @@ class ImageData:
         Raises:
             UserError: there are fewer types than tasks.
         """
-        made = options_of(self.path)
+        made = next((kind for prefix, kind in MADE_BY.items() if self.path.startswith(prefix)), None)
         names = [] if made else list(dict.fromkeys(str(row.type) for row in load_demos(self).labelled if row.type))
         total = int(self.options.get("n_types", made.n_types)) if made else len(names)
         if not 1 <= count <= total:
@@ -144,10 +141,6 @@ class ImageDemonstrations:
         default="fixed",
         metadata={"help": "fixed (the same rung for all), or ladder: for each labelled query the lowest that helps."},
     )
-    context: Literal["teacher", "student", "both"] = field(
-        default="teacher",
-        metadata={"help": "Who sees the demonstrations; teacher is self-distillation, others are controls."},
-    )
     template: str = field(
         default="turns",
         metadata={"help": "turns (earlier chat turns), quoted, or a string with {question}, {demonstrations}."},
@@ -162,10 +155,21 @@ class ImageDemonstrations:
     )
 
 
+def data_folder(name: str, cache_dir: Path, **options: Any) -> Path:
+    """The folder of data of the hub (``hub:OWNER/NAME``, ``hub:./folder``), or as `vlm_sdft.zoo.resolve_data`.
+
+    Raises:
+        ValueError: options that cannot be fulfilled, or data that cannot be loaded.
+    """
+    if name.startswith("hub:"):
+        return write_hub_types(name.removeprefix("hub:"), cache_dir, **options)
+    return resolve_data(name, cache_dir, **options)
+
+
 def load_demos(data: ImageData) -> DemoSet:
     """The demo set that the section describes; builtin and hub data is written first. Raises `UserError`."""
     try:
-        path = resolve_data(data.path, Path(data.cache), **data.options)
+        path = data_folder(data.path, Path(data.cache), **data.options)
     except (ValueError, TypeError) as error:
         raise UserError(f"data.path {data.path}, data.options {data.options}: {error}") from error
     made = data.retain is not None and is_made(data.retain)
@@ -177,35 +181,7 @@ def load_demos(data: ImageData) -> DemoSet:
         "on_bad_image": data.on_bad_image,
     }
     demos = DemoSet.load(path, **folder_only)
-    demos = demos if data.types is None else _only(demos, data.types)
+    demos = demos if data.types is None else demos.of_types(data.types)
     if made:
         demos = retain_made(demos, str(data.retain), data.retain_questions or [data.question])
     return retain_in_context(demos, data.retain_in_context)
-
-
-def _only(demos: DemoSet, types: list[str]) -> DemoSet:
-    """The demo set without other new types; of the unlabelled images those stay that lie in a folder of a type's name.
-
-    Raises:
-        UserError: a type that has no labelled images.
-    """
-    if not types:
-        raise UserError("data.types is empty: name the types to use, or leave it out for all.")
-    known = {str(row.type) for row in demos.labelled}
-    if unknown := [name for name in types if name not in known]:
-        raise UserError(f"data.types: there is no type '{unknown[0]}'.{did_you_mean(unknown[0], known)}")
-    chosen = set(types)
-    unlabelled = [row for row in demos.unlabelled if chosen & set(Path(row.id).parts[1:-1])]
-    report = [*demos.report, f"Only {len(types)} of {len(known)} new types are used (data.types)."]
-    if left := len(demos.unlabelled) - len(unlabelled):
-        report.append(
-            f"Left out with data.types: {left} unlabelled images that lie in no folder of these types' names, such as "
-            f"unlabelled/{types[0]}/: nobody knows which of them show these types."
-        )
-    return replace(
-        demos,
-        labelled=[row for row in demos.labelled if row.type in chosen],
-        test=[row for row in demos.test if row.type in chosen],
-        unlabelled=unlabelled,
-        report=report,
-    )

@@ -1,14 +1,15 @@
 """A broader model for this benchmark: `python benchmarks/unseen_types/build_model.py` (data/unseen_types/model).
 
 The builtin model was made from drawn objects alone; emoji and characters mean little to its vision tower. This one goes on
-from it, with the package's own build: the tower also learns to tell emoji and characters apart, and the language model
-also names them from demonstrations. Kinds of the splits "validation" and "test", the held-out vendor, the held-out hand
+from it, with that model's own build: the tower also learns to tell emoji and characters apart, and the language model also
+names them from demonstrations. Kinds of the splits "validation" and "test", the held-out vendor, the held-out hand
 and all clothes are never shown. What is done is kept in MODEL/.work: a build that was cut off goes on where it stood.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,26 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from sources import SOURCES, Source
+from sources import BROADER_MODEL, SOURCES, Source
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "builtin_model"))
+
+from checkpoints import load_state, one_cycle, save_state
+from episodes import Writer, episodes, single_questions
+from language import LEARNING_RATE, SAVE_EVERY, Bank, batch_loss, feature_bank
+from pictures import draw_small, shrink
+from tower import TowerTrainer, train_tower
+
 from vlm_sdft.zoo import resolve_model
-from vlm_sdft.zoo.build_language import LEARNING_RATE, SAVE_EVERY, Bank, batch_loss, feature_bank
-from vlm_sdft.zoo.build_tower import TowerTrainer, train_tower
-from vlm_sdft.zoo.checkpoints import load_state, one_cycle, save_state
-from vlm_sdft.zoo.episodes import Writer, episodes, single_questions
 from vlm_sdft.zoo.objects import base_types, sample_types
-from vlm_sdft.zoo.pictures import draw_small, shrink
 from vlm_sdft.zoo.vocabulary import DESCRIBE_AND_NAME_QUESTION, DESCRIBE_QUESTION, NAME_QUESTION, base_names
 
-MODEL = Path("data/unseen_types/model")
 BROADER = ("emoji", "handwriting")
 DRAWN, CHARACTERS, PICTURES, SEED = 1000, 800, 12, 0
-#: The builtin model counts as one that was cut off here, of `build_tower.STEPS` and of `STEPS`.
+#: The builtin model counts as one that was cut off here, of `tower.STEPS` and of `STEPS`.
 TOWER_STEP, STEP, STEPS = 1500, 1800, 2000
 #: Pictures of a kind, and turns and mirrorings of them, whose features the language model sees.
 LANGUAGE_PICTURES, LANGUAGE_TRANSFORMS = 8, 4
@@ -131,7 +134,7 @@ def broader_language(model: Any, writer: Writer, banks: Sequence[Bank], old: Ban
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=MODEL)
+    parser.add_argument("--out", type=Path, default=BROADER_MODEL)
     torch.set_num_threads(1)
     build(parser.parse_args().out)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,8 +33,9 @@ from text_sdft.core import Example
 from text_sdft.experiments.scores import contexts_for, evaluate
 from text_sdft.training import SDFTTrainer, default_lora
 from vlm_sdft import DemoSet, ImageAdapter, retain_in_context
+from vlm_sdft.demos.examples import demonstration
+from vlm_sdft.demos.sets import ImageRow
 from vlm_sdft.zoo.objects import base_types
-from vlm_sdft.zoo.skills import user
 from vlm_sdft.zoo.vocabulary import (
     DESCRIBE_QUESTION,
     NAME_QUESTION,
@@ -231,10 +232,15 @@ def episodes(others: list[tuple[list[Image.Image], list[Image.Image]]], seed: in
         turns = [(picture, names[w]) for w in range(WAYS) for picture in _some(others[kinds[w]][0], SHOWN, rng)]
         messages: list[dict[str, Any]] = []
         for i in rng.permutation(len(turns)):
-            messages += [user(turns[i][0], NAME_QUESTION), {"role": "assistant", "content": turns[i][1]}]
-        messages.append(user(_some(others[kinds[asked]][1], 1, rng)[0], NAME_QUESTION))
+            messages += _named(*turns[i])
+        messages += _named(_some(others[kinds[asked]][1], 1, rng)[0], "")[:1]
         examples.append(Example(f"in context {number}", messages, reference=names[asked]))
     return examples
+
+
+def _named(picture: Image.Image, name: str) -> Sequence[dict[str, Any]]:
+    """The question about a picture, and its name as the answer."""
+    return demonstration(ImageRow("", (picture,), NAME_QUESTION, name, None, "train")).messages
 
 
 def _some(pictures: list[Image.Image], count: int, rng: np.random.Generator) -> list[Image.Image]:

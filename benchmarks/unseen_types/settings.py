@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from build_model import MODEL as BROADER
 from cells import MODEL
 from PIL import Image
-from sources import SOURCES, new_kinds, write_folder
+from sources import BROADER_MODEL, SOURCES, new_kinds, write_folder
 
 from vlm_sdft import DemoSet
 from vlm_sdft.demos.selection import Selection
@@ -51,7 +50,7 @@ class Setting:
 
     @property
     def model(self) -> str:
-        return str(BROADER) if self.broader else MODEL
+        return str(BROADER_MODEL) if self.broader else MODEL
 
     def demos(self, split: str, seed: int, cache: Path) -> DemoSet:
         """The setting's folder, drawn if need be."""

@@ -28,6 +28,8 @@ from vlm_sdft.zoo.few_shot import FewShot
 from vlm_sdft.zoo.vocabulary import invented_names
 
 DATA = Path("data/unseen_types")
+#: The broader model, as `build_model.py` makes it.
+BROADER_MODEL = DATA / "model"
 SIZE = 64
 SPLITS = ("validation", "test", "making")
 VENDORS, HELD_OUT_VENDOR = ("noto", "fluent-emoji", "fluent-emoji-flat", "emojione", "openmoji"), "twemoji"

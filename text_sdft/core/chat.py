@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,6 +23,9 @@ from text_sdft.core.templates import check_template, render, shows_demonstration
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+#: What may stand around a short answer.
+MARKS = " \t\n\r\"'`´‘’“”«».,;:!?()[]{}*_"
 
 
 class ChatAdapter(ExperimentAdapter):
@@ -222,8 +226,7 @@ class ChatAdapter(ExperimentAdapter):
         """1 where the answer is the reference (white space, case and thoughts aside), else 0; None without a reference."""
         if example.reference is None:
             return None
-        said, wanted = (" ".join(text.casefold().split()) for text in (without_reasoning(answer), example.reference))
-        return float(said == wanted)
+        return float(normalised(without_reasoning(answer)) == normalised(example.reference))
 
 
 def tokenizer_of(processing_class: Any) -> Any:
@@ -271,3 +274,17 @@ def without_reasoning(answer: str) -> str:
     Chat templates of some models open the thoughts themselves, so that <think> need not stand in the answer.
     """
     return re.sub(r"<think>.*", "", answer.rpartition("</think>")[2], flags=re.DOTALL).strip()
+
+
+def normalised(text: str, marks: str = "", *, name: bool = False) -> str:
+    """The form in which answers are compared: lower case, single spaces, no white space around it.
+
+    Args:
+        marks: characters that do not count at either end.
+        name: as a name or another short answer: Unicode NFKC, `MARKS` do not count, and neither does a leading article (a,
+            an, the). So "A dog." is "dog".
+    """
+    if not name:
+        return " ".join(text.casefold().split()).strip(marks)
+    bare = normalised(unicodedata.normalize("NFKC", text), MARKS)
+    return re.sub(r"^(?:a|an|the)\s+(?=\S)", "", bare)

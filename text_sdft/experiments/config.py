@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
@@ -70,7 +71,7 @@ class Experiment:
     Attributes:
         model: its name as the user wrote it.
         adapter, splits: the modality and its data.
-        args: training settings; ``args.output_dir`` is the run's folder.
+        args: training settings; ``args.output_dir`` is the `folder`.
         peft_config: LoRA, or None.
         eval: evaluation settings.
         settings: the whole resolved YAML, for ``config.yaml``.
@@ -92,3 +93,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self.adapter = with_defaults(self.adapter)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is written."""
+        return Path(str(self.args.output_dir))

@@ -9,13 +9,13 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 from text_sdft.adapter import TextAdapter, not_scored, trained_on
+from text_sdft.answers import states
 from text_sdft.columns import file_examples, to_examples
 from text_sdft.config import TaskData, TaskDemonstrations
 from text_sdft.core.chat import answered, without_reasoning
 from text_sdft.core.data import Conversation, Demonstration, Example, Splits, TeacherContext
 from text_sdft.core.errors import UserError
 from text_sdft.core.templates import render
-from text_sdft.tasks.answers import states
 
 #: Seed of the held-out part: the same rows in every run, so that settings are chosen on rows that no run trains on.
 HOLDOUT_SEED = 0

@@ -11,9 +11,8 @@ import urllib.request
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from text_sdft.core.chat import without_reasoning
+from text_sdft.answers import same, tagged, without_reasoning
 from text_sdft.core.errors import UserError
-from text_sdft.tasks.answers import same, tagged
 
 #: What an endpoint is asked; our own words.
 QUESTION = (

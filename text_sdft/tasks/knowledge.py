@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from text_sdft.answers import MONTH, quantities, states
 from text_sdft.columns import messages_of
 from text_sdft.config import KnowledgeData, KnowledgeDemonstrations, Scoring
 from text_sdft.core.chat import answered
 from text_sdft.core.data import Conversation, Demonstration, Example, Splits, TeacherContext
 from text_sdft.core.errors import UserError
 from text_sdft.core.templates import render
-from text_sdft.tasks.answers import MONTH, quantities, states
 from text_sdft.tasks.base import TaskAdapter, required, row_id
 
 #: Teacher prompts by what there is to see: (the document, the answer).

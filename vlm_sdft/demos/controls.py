@@ -25,7 +25,7 @@ _GREY = (128, 128, 128)
 def spoiled(demonstrations: Sequence[Demonstration], control: str | None, seed: int) -> list[Demonstration]:
     """The demonstrations under a control; under None as they are."""
     if control == BLANK:
-        return [replace(d, messages=[_blank(message) for message in d.messages]) for d in demonstrations]
+        return [replace(d, messages=[_with_blank_images(message) for message in d.messages]) for d in demonstrations]
     if control == SHUFFLED:
         moved = moved_answers(demonstrations, seed)
         return [
@@ -69,7 +69,7 @@ def described(message: Message, words: Sequence[str]) -> Message:
     return {**message, "content": [*message["content"], {"type": "text", "text": text}]}
 
 
-def _blank(message: Message) -> Message:
+def _with_blank_images(message: Message) -> Message:
     if isinstance(message["content"], str):
         return message
     return {**message, "content": [_blank_part(part) for part in message["content"]]}

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vlm_sdft.demos.sets import ImageRow
+from vlm_sdft.demos.rows import ImageRow
 
 #: How many of the images nearest to a query show other things beside it: the nearer, the harder to tell apart.
-NEAR = 100
+NEIGHBOURS = 100
 #: Groups of images in a prompt, each under a name of its own, however many types the teacher is shown with a query.
-GROUPS = 5
+MOST_GROUPS = 5
 
 
 class Episodes:
@@ -29,12 +29,13 @@ class Episodes:
         rows: one image row each, labels unused.
         embeddings_RD: theirs, unit length.
         answers: the types' answers, of which names are made.
-        shots: images of each group; of `GROUPS`, the query's own among them, fewer where images or names do not suffice.
+        shots: images of each group, of which there are `MOST_GROUPS`, the query's own among them; fewer where images or
+            names do not suffice.
     """
 
     def __init__(self, rows: Sequence[ImageRow], embeddings_RD: Tensor, answers: Sequence[str], shots: int) -> None:
         self._rows, self._embeddings_RD, self._shots = rows, embeddings_RD, shots
-        self._words = _columns(answers)
+        self._words = _word_columns(answers)
 
     def draw(self, query: ImageRow, query_D: Tensor, seed: int) -> list[tuple[ImageRow, str]]:
         """Rows with their names, in the order in which they stand; the same for the same seed. No copy of the query."""
@@ -42,14 +43,14 @@ class Episodes:
         allowed = [i for i, row in enumerate(self._rows) if not row.copies(query)]
         nearest = self._by_similarity(allowed, query_D)
         groups = [nearest[: self._shots]]
-        others = nearest[2 * self._shots : NEAR]
-        while others and len(groups) < GROUPS:
+        others = nearest[2 * self._shots : NEIGHBOURS]
+        while others and len(groups) < MOST_GROUPS:
             first = rng.choice(others)
             others.remove(first)
             others = self._by_similarity(others, self._embeddings_RD[first])
             groups.append([first, *others[: self._shots - 1]])
             others = others[self._shots - 1 :]
-        names = _names(self._words, len(groups), rng)
+        names = _drawn_names(self._words, len(groups), rng)
         shown = [(self._rows[i], name) for group, name in zip(groups, names, strict=False) for i in group]
         rng.shuffle(shown)
         return shown
@@ -60,7 +61,7 @@ class Episodes:
         return [indices[i] for i in order]
 
 
-def _columns(answers: Sequence[str]) -> list[list[str]]:
+def _word_columns(answers: Sequence[str]) -> list[list[str]]:
     """The words at each place of the answers; whole answers where they differ in length."""
     split = [answer.split() for answer in answers]
     if len({len(words) for words in split}) > 1:
@@ -68,7 +69,7 @@ def _columns(answers: Sequence[str]) -> list[list[str]]:
     return [list(dict.fromkeys(column)) for column in zip(*split, strict=True)]
 
 
-def _names(columns: Sequence[Sequence[str]], count: int, rng: random.Random) -> list[str]:
+def _drawn_names(columns: Sequence[Sequence[str]], count: int, rng: random.Random) -> list[str]:
     """At most ``count`` different names, a word of each column in each."""
     possible = 1
     for column in columns:

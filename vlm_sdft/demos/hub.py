@@ -23,9 +23,8 @@ import numpy as np
 import yaml
 from PIL import Image, UnidentifiedImageError
 
-from vlm_sdft.demos.readers import SUFFIXES
-from vlm_sdft.images.files import encoded
-from vlm_sdft.zoo.few_shot import SPLITS, FewShot
+from vlm_sdft.images.files import SUFFIXES, encoded_bytes
+from vlm_sdft.zoo.few_shot import SPLITS, FewShot, known_options
 from vlm_sdft.zoo.vocabulary import invented_names
 
 MARKER = "hub.json"
@@ -88,9 +87,9 @@ def write_hub_types(name: str, cache_dir: Path, **options: Any) -> Path:
         The folder.
 
     Raises:
-        ValueError: the data set cannot be loaded, or does not have what the options ask for.
+        ValueError: the data set cannot be loaded, or does not have what the options ask for; an option is unknown.
     """
-    spec = HubTypes(**options)
+    spec = HubTypes(**known_options(HubTypes, options))
     made_by = {"format": FORMAT, "data": name, **asdict(spec)}
     key = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]
     folder = Path(cache_dir) / f"{_file_name(Path(name).name)}-{spec.split}-{spec.seed}-{key}"
@@ -102,19 +101,19 @@ def write_hub_types(name: str, cache_dir: Path, **options: Any) -> Path:
     if spec.names == "invented":
         rng = np.random.default_rng([2029, SPLITS.index(spec.split), spec.seed])
         answers |= dict(zip(new, invented_names(spec.first + spec.n_types, rng)[spec.first :], strict=True))
-    folders = _folders(answers)
+    folders = _folder_names(answers)
     files = {
-        **_labelled("train", {kind: source.take("train", kind, "shots") for kind in new}, folders),
-        **_mixed("unlabelled", [row for kind in new for row in source.take("train", kind, "n_unlabelled")], spec.seed),
-        **_labelled("test", {kind: source.take("test", kind, "n_test") for kind in new}, folders),
-        **_mixed("retain", [row for kind in base for row in source.take("train", kind, "n_retain")], spec.seed),
-        **_labelled("old", {kind: source.take("test", kind, "n_old") for kind in base}, folders),
+        **_labelled_files("train", source.next_rows("train", new, "shots"), folders),
+        **_mixed_files("unlabelled", source.next_rows("train", new, "n_unlabelled"), spec.seed),
+        **_labelled_files("test", source.next_rows("test", new, "n_test"), folders),
+        **_mixed_files("retain", source.next_rows("train", base, "n_retain"), spec.seed),
+        **_labelled_files("old", source.next_rows("test", base, "n_old"), folders),
     }
     shutil.rmtree(folder, ignore_errors=True)  # left incomplete
     for file, row in files.items():
         data = source.image(row)
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / f"{file}{_ending(data)}").write_bytes(data)
+        (folder / f"{file}{_file_ending(data)}").write_bytes(data)
     types = {folders[kind]: {"answer": answer} for kind, answer in answers.items()}
     (folder / "types.yaml").write_text(yaml.safe_dump(types, sort_keys=False, allow_unicode=True), "utf-8")
     found = {
@@ -146,7 +145,7 @@ class _Source:
         used = {split: parts[split] for split in self.splits.values()}
         features = used[spec.train_split].features
         _check_columns(features, spec)
-        labels = {split: _labels(split, part, spec) for split, part in used.items()}
+        labels = {split: _checked_labels(split, part, spec) for split, part in used.items()}
         values = sorted(set(labels[spec.train_split]))
         label = features[spec.label_column]
         self.classes = [label.int2str(v) if isinstance(label, datasets.ClassLabel) else str(v) for v in values]
@@ -158,9 +157,12 @@ class _Source:
         self._kinds = {split: np.array([places.get(v, -1) for v in given]) for split, given in labels.items()}
         self._used: dict[tuple[str, int], int] = {}
 
-    def take(self, use: str, kind: int, option: str) -> list[Row]:
-        """As many images of a class as the option says, none of which was taken before."""
+    def next_rows(self, use: str, kinds: Iterable[int], option: str) -> dict[int, list[Row]]:
+        """As many images of each class as the option says, none of which was given before."""
         split, count = self.splits[use], getattr(self.spec, option)
+        return {kind: self._next_of(split, kind, count, option) for kind in kinds}
+
+    def _next_of(self, split: str, kind: int, count: int, option: str) -> list[Row]:
         rows = np.flatnonzero(self._kinds[split] == kind)
         used = self._used.get((split, kind), 0)
         if used + count > len(rows):
@@ -175,7 +177,7 @@ class _Source:
     def image(self, row: Row) -> bytes:
         """An image as it is encoded."""
         split, number = row
-        return encoded(self._images[split][number][self.spec.image_column])
+        return encoded_bytes(self._images[split][number][self.spec.image_column])
 
 
 def _load(name: str, spec: HubTypes) -> Mapping[str, Any]:
@@ -216,7 +218,7 @@ def _check_columns(features: Mapping[str, Any], spec: HubTypes) -> None:
         raise ValueError(f"The column {spec.image_column!r} holds no images: set image_column to another.")
 
 
-def _labels(split: str, part: Any, spec: HubTypes) -> list[Any]:
+def _checked_labels(split: str, part: Any, spec: HubTypes) -> list[Any]:
     labels = list(part.select_columns([spec.label_column])[spec.label_column])
     if missing := sum(label is None or label == -1 for label in labels):  # -1: how the hub hides a label
         raise ValueError(
@@ -226,17 +228,18 @@ def _labels(split: str, part: Any, spec: HubTypes) -> list[Any]:
     return labels
 
 
-def _labelled(part: str, rows: Mapping[int, Iterable[Row]], folders: Mapping[int, str]) -> dict[str, Row]:
+def _labelled_files(part: str, rows: Mapping[int, Iterable[Row]], folders: Mapping[int, str]) -> dict[str, Row]:
     return {f"{part}/{folders[kind]}/{i:03}": row for kind, given in rows.items() for i, row in enumerate(given)}
 
 
-def _mixed(part: str, rows: list[Row], seed: int) -> dict[str, Row]:
+def _mixed_files(part: str, rows: Mapping[int, Iterable[Row]], seed: int) -> dict[str, Row]:
     """Under running numbers in random order, so that no name tells a class."""
-    order = np.random.default_rng([2031, seed]).permutation(len(rows))
-    return {f"{part}/{number:05}": rows[which] for number, which in enumerate(order)}
+    mixed = [row for given in rows.values() for row in given]
+    order = np.random.default_rng([2031, seed]).permutation(len(mixed))
+    return {f"{part}/{number:05}": mixed[which] for number, which in enumerate(order)}
 
 
-def _folders(answers: Mapping[int, str]) -> dict[int, str]:
+def _folder_names(answers: Mapping[int, str]) -> dict[int, str]:
     """A folder's name for each class, all different."""
     folders: dict[int, str] = {}
     for kind, answer in answers.items():
@@ -251,7 +254,7 @@ def _file_name(text: str) -> str:
     return re.sub(r"\W+", "-", text).strip("-")[:80] or "x"
 
 
-def _ending(data: bytes) -> str:
+def _file_ending(data: bytes) -> str:
     """A file's ending by what it holds. What is no image is named by the check of all images, as in any other folder."""
     try:
         ending = f".{Image.open(io.BytesIO(data)).format}".lower()

@@ -14,7 +14,7 @@ from vlm_sdft.images.files import content_hash
 
 QUESTION = "Which visible features show that this answer is right? Answer in one short sentence."
 #: Tokens of a rationale at most; what is longer is cut.
-LONGEST = 64
+MAX_TOKENS = 64
 BATCH_SIZE = 8
 
 #: A demonstration by its content: its images' hashes, and its answer.
@@ -40,8 +40,8 @@ def write_rationales(
     """
     distinct = {_key(d): d for d in demonstrations}
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    asked = [render([*system, _about(d, question)], [d], None, template) for d in distinct.values()]
-    sampler, texts = TransformersSampler(LONGEST), list[str]()
+    asked = [render([*system, _question_about(d, question)], [d], None, template) for d in distinct.values()]
+    sampler, texts = TransformersSampler(MAX_TOKENS), list[str]()
     for start in range(0, len(asked), BATCH_SIZE):
         rollout = sampler.sample(model, adapter.encode(asked[start : start + BATCH_SIZE]), seeds=None)
         texts += [" ".join(adapter.decode(ids).split()) for ids in rollout.ids]
@@ -56,7 +56,7 @@ def with_rationales(demonstrations: Sequence[Demonstration], rationales: Mapping
     ]
 
 
-def _about(demonstration: Demonstration, question: str) -> Message:
+def _question_about(demonstration: Demonstration, question: str) -> Message:
     images = [{"type": "image", "image": image} for image in images_of(demonstration.messages)]
     return {"role": "user", "content": [*images, {"type": "text", "text": question}]}
 

@@ -3,100 +3,78 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from PIL import Image
 
+from text_sdft.answers import normalised
 from text_sdft.core import UserError
-from text_sdft.core.errors import did_you_mean, first_line
-from vlm_sdft.demos.answers import normalise
-from vlm_sdft.demos.sets import QUESTION, ImageRow, ObjectType, Split
+from text_sdft.core.errors import did_you_mean, does_not_exist, first_line
+from text_sdft.row_files import placed_rows
+from vlm_sdft.demos.rows import QUESTION, ImageRow, ObjectType, Split
+from vlm_sdft.images.files import SUFFIXES
 
 Read = tuple[list[ImageRow], dict[str, ObjectType], list[str]]
 
-SUFFIXES = frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 TYPE_KEYS = ("answer", "synonyms", "cues")
-METADATA = "metadata.jsonl"
+METADATA_FILE = "metadata.jsonl"
 METADATA_KEYS = ("file_name", "prompt", "answer")
+SPLITS: tuple[Split, ...] = get_args(Split)
+#: Splits whose images lie in a folder for each type.
+LABELLED: tuple[Split, ...] = ("train", "test", "old")
 
 
 def read_folder(
     path: Path, question: str, retain_questions: Sequence[str] | None, retain: str | Path | None, holdout: float, seed: int
 ) -> Read:
     """See `DemoSet.from_folder`."""
-    flat = not (path / "train").is_dir()
-    folders: dict[Split, Path] = {"train": path if flat else path / "train"}
-    if not flat:
-        folders |= {split: path / split for split in get_args(Split) if split != "train" and (path / split).is_dir()}
-    elif found := [name for name in get_args(Split) if (path / name).is_dir()]:
-        raise UserError(f"{path} has {found[0]}/ but no train/: put the labelled images into train/<type>/.")
-    _check_names(path, flat)
-    report = [] if flat else _unused(path)
-    rows: list[ImageRow] = []
-    names: dict[str, None] = {}
-    metadata = {split: _metadata(folder, split) for split, folder in folders.items()}
-    for split in ("train", "test", "old"):
-        loose = [file for file in _images(folders.get(split)) if file.parent == folders[split]]  # type: ignore[index, call-overload]
-        if split != "old" or not metadata.get("old"):
-            report += [f"Not used: {len(loose)} images of {folders[split]} lie in no type's folder."] if loose else []
-        for type_folder in _subfolders(folders.get(split)):  # type: ignore[call-overload]
-            files = list(_images(type_folder))
-            if not files:
-                raise UserError(
-                    f"The type folder {type_folder} holds no image ({', '.join(['.png', '.jpg', '.webp'])}, …): "
-                    "add some, or remove it."
-                )
-            names[type_folder.name] = None
-            for file in files:
-                rows.append(ImageRow(_id(path, file), (file,), question, None, type_folder.name, split))  # type: ignore[arg-type]
-    types = _types(path / "types.yaml", names)
-    rows = [_labelled(row, types, metadata) for row in rows]
+    _check_exists(path)
+    folders = _split_folders(path)
+    metadata = {split: _read_metadata(folder, split) for split, folder in folders.items()}
+    typed = [(split, kind, file) for split in LABELLED for kind in _subfolders(folders[split]) for file in _of_type(kind)]
+    types = _read_types(path / "types.yaml", dict.fromkeys(kind.name for _, kind, _ in typed))
+    rows = []
+    for split, kind, file in typed:
+        own = metadata[split][file][0] if split != "old" and file in metadata[split] else {}
+        answer = str(own.get("answer", types[kind.name].answer))
+        rows.append(ImageRow(_name_below(path, file), (file,), own.get("prompt", question), answer, kind.name, split))
+    report = [] if folders["train"] == path else _unused_beside_splits(path)
+    for split in LABELLED:
+        loose = [file for file in _image_files(folders[split]) if file.parent == folders[split]]
+        if loose and not (split == "old" and metadata["old"]):
+            report.append(f"Not used: {len(loose)} images of {folders[split]} lie in no type's folder.")
     if not any(row.split == "test" for row in rows):
-        rows = _hold_out(rows, holdout, seed, report)
-    for file, fields in metadata.get("old", {}).items():
-        key = _id(path, file)
-        rows += [
-            ImageRow(f"{key}#{i}", (file,), entry.get("prompt", question), _string(entry.get("answer")), None, "old")
-            for i, entry in enumerate(fields)
-        ]
-    for file in _images(folders.get("unlabelled")):
-        asked = _first(metadata.get("unlabelled", {}), file).get("prompt", question)
-        rows.append(ImageRow(_id(path, file), (file,), asked, None, None, "unlabelled"))
-    retained = [(_id(path, file), file) for file in _images(folders.get("retain"))]
+        rows = _with_held_out(rows, holdout, seed, report)
+    for file, entries in metadata["old"].items():
+        for i, own in enumerate(entries):
+            key, asked = f"{_name_below(path, file)}#{i}", own.get("prompt", question)
+            rows.append(ImageRow(key, (file,), asked, str(own["answer"]), None, "old"))
+    for file in _image_files(folders["unlabelled"]):
+        own = metadata["unlabelled"].get(file, [{}])[0]
+        rows.append(ImageRow(_name_below(path, file), (file,), own.get("prompt", question), None, None, "unlabelled"))
+    retained = [(_name_below(path, file), file) for file in _image_files(folders["retain"])]
     if retain is not None:
-        extra = Path(retain)
-        if not extra.is_dir():
-            raise UserError(
-                f"data.retain: the folder {extra} does not exist. It may also be a .txt file with a prompt in each line, "
-                "or one of the words crops and drawn."
-            )
-        if not (found := _images(extra)):
-            raise UserError(f"data.retain: the folder {extra} holds no image. Put some there, or leave data.retain out.")
-        retained += [(f"data.retain/{_id(extra, file)}", file) for file in found]
+        retained += [(f"data.retain/{_name_below(Path(retain), file)}", file) for file in _further_images(Path(retain))]
     for key, file in retained:
-        own = [entry["prompt"] for entry in metadata.get("retain", {}).get(file, []) if "prompt" in entry]
-        for i, asked in enumerate(own or retain_questions or [question]):
+        prompts = [own["prompt"] for own in metadata["retain"].get(file, []) if "prompt" in own]
+        for i, asked in enumerate(prompts or retain_questions or [question]):
             rows.append(ImageRow(f"{key}#{i}", (file,), asked, None, None, "retain"))
-    for folder in folders.values():
-        found_here = _files(folder)
-        report += [
-            f"Not used: {file}. It belongs into {folder}, with file_name from there."
-            for file in found_here
-            if file.name == METADATA and file.parent != folder
-        ]
-        others = [f for f in found_here if f.suffix.lower() not in SUFFIXES and f.name not in (METADATA, "types.yaml")]
-        if others:
-            report.append(
-                f"Not used: {len(others)} files of {folder} have no ending of an image, such as {others[0].name}."
-            )
-    return rows, types, [*_counts(rows), *report]
+    unused = [sentence for folder in folders.values() for sentence in _unused_in_split(folder)]
+    return rows, types, [*_count_sentences(rows), *report, *unused]
+
+
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise UserError(
+            f"{does_not_exist(path)} Give a folder with train/<type>/* or a .jsonl file; data.path may also be "
+            "hub:OWNER/NAME."
+        )
 
 
 def _check_names(path: Path, flat: bool) -> None:
@@ -104,7 +82,7 @@ def _check_names(path: Path, flat: bool) -> None:
 
     Beside ``train/`` none of them can be a type's.
     """
-    known = ("types.yaml", *get_args(Split))
+    known = ("types.yaml", *SPLITS)
     for file in sorted(path.iterdir()):
         near = difflib.get_close_matches(file.name.casefold(), known, n=1, cutoff=0.94 if flat else 0.9)
         if near and file.name not in known:
@@ -112,16 +90,57 @@ def _check_names(path: Path, flat: bool) -> None:
             raise UserError(f"{file}{slash} is not read: the name is '{near[0]}'. Rename it, or move it elsewhere.")
 
 
-def _unused(path: Path) -> list[str]:
+def _split_folders(path: Path) -> dict[Split, Path | None]:
+    """Where each split lies; a folder without ``train/`` is one itself."""
+    folders: dict[Split, Path | None] = {split: path / split if (path / split).is_dir() else None for split in SPLITS}
+    found = [split for split, folder in folders.items() if folder is not None]
+    if found and folders["train"] is None:
+        raise UserError(f"{path} has {found[0]}/ but no train/: put the labelled images into train/<type>/.")
+    _check_names(path, flat=not found)
+    return folders if found else {**folders, "train": path}
+
+
+def _unused_beside_splits(path: Path) -> list[str]:
     """What lies beside ``train/`` and is not read, as sentences."""
-    known = get_args(Split)
-    others = [folder.name for folder in _subfolders(path) if folder.name not in known]
+    others = [folder.name for folder in _subfolders(path) if folder.name not in SPLITS]
     loose = [f for f in path.iterdir() if f.is_file() and f.suffix.lower() in SUFFIXES and not f.name.startswith(".")]
     found = []
     if others:
-        found.append(f"Not used: the folders {', '.join(others)} of {path}, which are none of {', '.join(known)}.")
+        found.append(f"Not used: the folders {', '.join(others)} of {path}, which are none of {', '.join(SPLITS)}.")
     if loose:
         found.append(f"Not used: {len(loose)} images of {path} that lie in none of its folders.")
+    return found
+
+
+def _unused_in_split(folder: Path | None) -> list[str]:
+    """What lies in a split and is neither an image nor read with them, as sentences."""
+    files = _all_files(folder)
+    misplaced = [file for file in files if file.name == METADATA_FILE and file.parent != folder]
+    others = [f for f in files if f.suffix.lower() not in SUFFIXES and f.name not in (METADATA_FILE, "types.yaml")]
+    found = [f"Not used: {file}. It belongs into {folder}, with file_name from there." for file in misplaced]
+    if others:
+        found.append(f"Not used: {len(others)} files of {folder} have no ending of an image, such as {others[0].name}.")
+    return found
+
+
+def _of_type(folder: Path) -> list[Path]:
+    """The images of a type's folder. Raises `UserError` where there is none."""
+    if not (files := _image_files(folder)):
+        raise UserError(
+            f"The type folder {folder} holds no image ({', '.join(['.png', '.jpg', '.webp'])}, …): add some, or remove it."
+        )
+    return files
+
+
+def _further_images(folder: Path) -> list[Path]:
+    """The images of ``data.retain``. Raises `UserError` where there is none."""
+    if not folder.is_dir():
+        raise UserError(
+            f"data.retain: the folder {folder} does not exist. It may also be a .txt file with a prompt in each line, "
+            "or one of the words crops and drawn."
+        )
+    if not (found := _image_files(folder)):
+        raise UserError(f"data.retain: the folder {folder} holds no image. Put some there, or leave data.retain out.")
     return found
 
 
@@ -130,10 +149,10 @@ def read_dataset(dataset: Any, image_column: str, label_column: str, question: s
     import datasets
 
     parts = dataset if isinstance(dataset, Mapping) else {"train": dataset}
-    unknown = [name for name in parts if name not in (*get_args(Split), "validation")]
+    unknown = [name for name in parts if name not in (*SPLITS, "validation")]
     if unknown or "train" not in parts:
-        raise UserError(f"Splits {sorted(parts)}: 'train' must be there; others may be {', '.join(get_args(Split)[1:])}.")
-    names: dict[str, None] = {}
+        raise UserError(f"Splits {sorted(parts)}: 'train' must be there; others may be {', '.join(SPLITS[1:])}.")
+    types: dict[str, ObjectType] = {}
     rows: list[ImageRow] = []
     report: list[str] = []
     for split, part in parts.items():
@@ -142,7 +161,7 @@ def read_dataset(dataset: Any, image_column: str, label_column: str, question: s
             continue
         if not hasattr(part, "column_names"):
             raise UserError(f"A '{type(part).__name__}' is no data set: give a datasets.Dataset, or a DatasetDict of them.")
-        labelled = split in ("train", "test", "old")
+        labelled = split in LABELLED
         for column in (image_column, label_column)[: 2 if labelled else 1]:
             if column not in part.column_names:
                 raise UserError(f"The split '{split}' has no column '{column}' (it has {', '.join(part.column_names)}).")
@@ -152,28 +171,28 @@ def read_dataset(dataset: Any, image_column: str, label_column: str, question: s
             raise UserError(f"The column '{image_column}' holds no images ({first_line(error)}).") from error
         feature = part.features.get(label_column)
         for i, record in enumerate(part):
-            name = None
+            kind = None
             if labelled:
                 label = record[label_column]
                 if label is None or label == -1:  # what a hub data set gives rows whose label it hides
                     raise UserError(f"{split}/{i} has no label ({label}): leave it out, or use the split 'unlabelled'.")
                 name = feature.int2str(label) if isinstance(feature, datasets.ClassLabel) else str(label)
-                names[name] = None
-            rows.append(ImageRow(f"{split}/{i}", (record[image_column],), question, None, name, split))  # type: ignore[arg-type]
-    types = {name: ObjectType(name, name.replace("_", " ")) for name in names}
-    rows = [_labelled(row, types, {}) for row in rows]
+                kind = types.setdefault(name, ObjectType(name, name.replace("_", " ")))
+            answer, name = (kind.answer, kind.name) if kind is not None else (None, None)
+            rows.append(ImageRow(f"{split}/{i}", (record[image_column],), question, answer, name, split))  # type: ignore[arg-type]
     if not any(row.split == "test" for row in rows):
-        rows = _hold_out(rows, holdout, seed, report)
-    return rows, types, [*_counts(rows), *report]
+        rows = _with_held_out(rows, holdout, seed, report)
+    return rows, types, [*_count_sentences(rows), *report]
 
 
 def read_jsonl(path: Path) -> Read:
     """See `DemoSet.from_jsonl`."""
+    _check_exists(path)
     rows: list[ImageRow] = []
     types: dict[str, ObjectType] = {}
     n_system = 0
-    for number, record in _json_lines(path):
-        where = f"{path}, line {number}"
+    for place, record in placed_rows(path):
+        where = f"{path}, {place}"
         messages, images = record.get("messages"), record.get("images", [])
         named = isinstance(images, list) and images and all(isinstance(image, str) for image in images)
         if not isinstance(messages, list) or not messages or not named:
@@ -185,36 +204,27 @@ def read_jsonl(path: Path) -> Read:
             )
         n_system += messages[0]["role"] == "system"
         split: Any = record.get("split") or "train"
-        if split not in get_args(Split):
-            raise UserError(f"{where}: split '{split}': use one of {', '.join(get_args(Split))}.")
-        answer = _text(messages[-1]["content"]) if messages[-1].get("role") == "assistant" else None
+        if split not in SPLITS:
+            raise UserError(f"{where}: split '{split}': use one of {', '.join(SPLITS)}.")
+        answer = _text_of(messages[-1]["content"]) if messages[-1].get("role") == "assistant" else None
         asked = [message for message in messages if message.get("role") == "user"]
         if len(asked) != 1 or (answer is None and split in ("test", "old")):
             raise UserError(f"{where}: needs one user turn" + (", and an assistant turn to test on." if asked else "."))
         if split == "train" and answer is None:
             split = "unlabelled"
-        if answer is not None and not normalise(answer):
+        if answer is not None and not normalised(answer, name=True):
             raise UserError(f"{where}: the answer is empty. Leave the assistant turn out of an unlabelled row.")
         sources = tuple(path.parent / name for name in images)
-        question = _text(asked[0]["content"]) or QUESTION
-        typed = normalise(answer) if answer is not None and split in ("train", "test") else None
+        question = _text_of(asked[0]["content"]) or QUESTION
+        typed = normalised(answer, name=True) if answer is not None and split in ("train", "test") else None
         if typed is not None and typed not in types:
             types[typed] = ObjectType(typed, str(answer))
-        rows.append(ImageRow(f"line {number}", sources, question, answer, typed, split))
+        rows.append(ImageRow(place, sources, question, answer, typed, split))
     note = f"Not used: {n_system} system messages of {path}. data.system_prompt gives one to all rows."
-    return rows, types, [*_counts(rows), *([note] if n_system else [])]
+    return rows, types, [*_count_sentences(rows), *([note] if n_system else [])]
 
 
-def _labelled(row: ImageRow, types: Mapping[str, ObjectType], metadata: Mapping[Split, Mapping[Any, list]]) -> ImageRow:
-    """The row with its type's answer, or with the question and answer that ``metadata.jsonl`` gives its file."""
-    if row.type is None:
-        return row
-    own = {} if row.split == "old" else _first(metadata.get(row.split, {}), row.images[0])
-    answer = _string(own.get("answer", types[row.type].answer))
-    return ImageRow(row.id, row.images, own.get("prompt", row.question), answer, row.type, row.split)
-
-
-def _hold_out(rows: Sequence[ImageRow], share: float, seed: int, report: list[str]) -> list[ImageRow]:
+def _with_held_out(rows: Sequence[ImageRow], share: float, seed: int, report: list[str]) -> list[ImageRow]:
     if not 0 <= share < 1:
         raise UserError(f"The share to hold out for testing (holdout) is {share}: use 0 (none) or more, and less than 1.")
     if share == 0:
@@ -235,12 +245,10 @@ def _hold_out(rows: Sequence[ImageRow], share: float, seed: int, report: list[st
         if held
         else "There is no test/<type>/*, and no type has an image to spare: nothing is measured on the new types."
     )
-    return [
-        ImageRow(row.id, row.images, row.question, row.answer, row.type, "test") if row.id in held else row for row in rows
-    ]
+    return [replace(row, split="test") if row.id in held else row for row in rows]
 
 
-def _types(file: Path, names: Mapping[str, None]) -> dict[str, ObjectType]:
+def _read_types(file: Path, names: Mapping[str, None]) -> dict[str, ObjectType]:
     try:
         # Texts as they are written: usual YAML reads `no` as false and `007` as 7.
         given = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader) or {} if file.exists() else {}
@@ -266,12 +274,12 @@ def _types(file: Path, names: Mapping[str, None]) -> dict[str, ObjectType]:
             raise UserError(f"{file}: 'answer' of '{name}' must be a text; further right answers are its synonyms.")
         if not answer:
             raise UserError(f"{file}: 'answer' of '{name}' is empty: give the word, or leave the line out.")
-        synonyms, cues = (_words(file, name, key, entry.get(key, "")) for key in ("synonyms", "cues"))
+        synonyms, cues = (_word_list(file, name, key, entry.get(key, "")) for key in ("synonyms", "cues"))
         types[name] = ObjectType(name, answer, synonyms, cues)
     return types
 
 
-def _words(file: Path, name: str, key: str, given: Any) -> tuple[str, ...]:
+def _word_list(file: Path, name: str, key: str, given: Any) -> tuple[str, ...]:
     """A list in ``types.yaml``, or one text without a list, or nothing."""
     words = given if isinstance(given, list) else [given] if given else []
     if not all(isinstance(word, str) for word in words):
@@ -281,18 +289,14 @@ def _words(file: Path, name: str, key: str, given: Any) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _string(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def _metadata(folder: Path, split: Split) -> dict[Path, list[dict[str, Any]]]:
+def _read_metadata(folder: Path | None, split: Split) -> dict[Path, list[dict[str, Any]]]:
     """Entries of ``metadata.jsonl`` by image file; what is null in one is left out of it."""
     entries: dict[Path, list[dict[str, Any]]] = defaultdict(list)
-    if not (folder / METADATA).exists():
+    if folder is None or not (folder / METADATA_FILE).exists():
         return entries
-    images = set(_images(folder))
-    for number, record in _json_lines(folder / METADATA):
-        where = f"{folder / METADATA}, line {number}"
+    images = set(_image_files(folder))
+    for place, record in placed_rows(folder / METADATA_FILE):
+        where = f"{folder / METADATA_FILE}, {place}"
         entry = {key: value for key, value in record.items() if value is not None}
         name = str(entry.get("file_name", ""))
         file = folder / os.path.normpath(name)
@@ -314,34 +318,18 @@ def _metadata(folder: Path, split: Split) -> dict[Path, list[dict[str, Any]]]:
     return entries
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # Windows editors begin files with a mark
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from error
-    for number, line in enumerate(text.split("\n"), start=1):  # JSON strings may hold other line separators
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number} is not JSON: {error}") from error
-            if not isinstance(record, dict):
-                raise UserError(f"{path}, line {number} is not a JSON object.")
-            yield number, record
-
-
 def _subfolders(folder: Path | None) -> list[Path]:
     if folder is None:
         return []
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _images(folder: Path | None) -> list[Path]:
+def _image_files(folder: Path | None) -> list[Path]:
     """Image files below a folder, hidden ones left out, in a stable order."""
-    return [file for file in _files(folder) if file.suffix.lower() in SUFFIXES]
+    return [file for file in _all_files(folder) if file.suffix.lower() in SUFFIXES]
 
 
-def _files(folder: Path | None) -> list[Path]:
+def _all_files(folder: Path | None) -> list[Path]:
     """All files below a folder but hidden ones, in a stable order; linked folders are followed, each once."""
     found: list[Path] = []
     seen: set[str] = set()
@@ -354,7 +342,7 @@ def _files(folder: Path | None) -> list[Path]:
     return sorted(found)
 
 
-def _counts(rows: Sequence[ImageRow]) -> list[str]:
+def _count_sentences(rows: Sequence[ImageRow]) -> list[str]:
     """How many rows of each use, as a sentence."""
     words: dict[str, str] = {
         "train": "labelled images of new types",
@@ -377,16 +365,11 @@ def _is_content(content: Any) -> bool:
     return all(kind == "image" or (kind == "text" and isinstance(text, str)) for kind, text in kinds)
 
 
-def _text(content: Any) -> str:
+def _text_of(content: Any) -> str:
     if isinstance(content, str):
         return content.replace("<image>", "").strip()
     return " ".join(part["text"] for part in content if part.get("type") == "text").strip()
 
 
-def _first(entries: Mapping[Any, list[dict[str, Any]]], file: Any) -> dict[str, Any]:
-    found = entries.get(file) if isinstance(file, Path) else None
-    return found[0] if found else {}
-
-
-def _id(root: Path, file: Path) -> str:
+def _name_below(root: Path, file: Path) -> str:
     return file.relative_to(root).as_posix()

@@ -19,19 +19,20 @@ import numpy as np
 from PIL import Image
 
 from text_sdft.core import UserError
-from vlm_sdft.demos.sets import DemoSet, ImageRow
+from vlm_sdft.demos.rows import ImageRow
+from vlm_sdft.demos.sets import DemoSet
 from vlm_sdft.images.files import load_image
 
 #: What ``data.retain`` may name beside folders and files.
 CROPS, DRAWN = SOURCES = ("crops", "drawn")
 #: Pictures made at most.
-MANY = 1000
+MOST_PICTURES = 1000
 #: Share of an image's area that a crop shows: too little of a new type to be asked for its name.
-AREA = (0.05, 0.3)
+CROP_AREA = (0.05, 0.3)
 #: Longest side of a crop in pixels.
-SIDE = 448
+CROP_SIDE = 448
 #: In-context prompts for each image, where there are no retention prompts of another kind to count them by.
-EACH = 4
+PROMPTS_PER_IMAGE = 4
 
 
 def is_made(source: str) -> bool:
@@ -51,9 +52,9 @@ def retain_made(demos: DemoSet, source: str, questions: Sequence[str]) -> DemoSe
         UserError: the file has no prompt or is no text.
     """
     if source not in SOURCES:
-        rows = [_row(f"prompt/{i}", (), line) for i, line in enumerate(_lines(Path(source)))]
+        rows = [_row(f"prompt/{i}", (), line) for i, line in enumerate(_prompts_of(Path(source)))]
     else:
-        pictures = _crops([*demos.labelled, *demos.unlabelled]) if source == CROPS else _drawn()
+        pictures = _crops([*demos.labelled, *demos.unlabelled]) if source == CROPS else _drawn_pictures()
         asked = list(enumerate(questions))
         rows = [_row(f"{source}/{i}#{n}", (image,), text) for i, image in enumerate(pictures) for n, text in asked]
     return replace(
@@ -80,7 +81,7 @@ def retain_in_context(demos: DemoSet, share: float) -> DemoSet:
     if len({row.answer for row in demos.labelled}) < 2:
         raise UserError("data.retain_in_context draws names among those of the types: it needs at least 2 types.")
     queries = pictured(demos)
-    count = round(len(demos.retain) * share / (1 - share)) if demos.retain else EACH * len(queries)
+    count = round(len(demos.retain) * share / (1 - share)) if demos.retain else PROMPTS_PER_IMAGE * len(queries)
     order: list[ImageRow] = []
     while len(order) < count:
         order += random.Random(len(order)).sample(queries, len(queries))
@@ -101,7 +102,7 @@ def pictured(demos: DemoSet) -> list[ImageRow]:
     return list({row.hashes: row for row in rows}.values())
 
 
-def _lines(file: Path) -> list[str]:
+def _prompts_of(file: Path) -> list[str]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
@@ -118,27 +119,27 @@ def _row(key: str, images: tuple[bytes, ...], question: str) -> ImageRow:
 
 
 def _crops(rows: Sequence[ImageRow]) -> list[bytes]:
-    """A random part of each image, as large as the image up to `SIDE`; two each where there are few."""
+    """A random part of each image, as large as the image up to `CROP_SIDE`; two each where there are few."""
     sources = [image for row in rows for image in row.images]
-    chosen = random.Random(0).sample(sources, min(len(sources), MANY // 2))
+    chosen = random.Random(0).sample(sources, min(len(sources), MOST_PICTURES // 2))
     return [_crop(load_image(source), random.Random(f"{i}/{n}")) for i, source in enumerate(chosen) for n in range(2)]
 
 
 def _crop(image: Image.Image, rng: random.Random) -> bytes:
-    scale = rng.uniform(*AREA) ** 0.5
+    scale = rng.uniform(*CROP_AREA) ** 0.5
     width, height = (max(1, round(scale * side)) for side in image.size)
     left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
-    shrink = min(1.0, SIDE / max(image.size))
+    shrink = min(1.0, CROP_SIDE / max(image.size))
     size = (max(1, round(shrink * image.width)), max(1, round(shrink * image.height)))
     return _png(image.crop((left, top, left + width, top + height)).resize(size, Image.Resampling.BICUBIC))
 
 
-def _drawn() -> list[bytes]:
+def _drawn_pictures() -> list[bytes]:
     """Objects of all kinds but those that the builtin data uses."""
     from vlm_sdft.zoo.drawing import draw
     from vlm_sdft.zoo.objects import sample_types
 
-    kinds = sample_types("making", MANY // 4)
+    kinds = sample_types("making", MOST_PICTURES // 4)
     return [_png(draw(kind, np.random.default_rng([2026, 6, i]), size=256)) for i, kind in enumerate(kinds)]
 
 

@@ -20,16 +20,16 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from text_sdft.core import Demonstration
 from vlm_sdft.demos.controls import answer_of
-from vlm_sdft.demos.sets import ImageRow
+from vlm_sdft.demos.rows import ImageRow
 from vlm_sdft.images.embedding import load_open_clip
 
-PROMPT = "a photo of a {}."
+NAME_PROMPT = "a photo of a {}."
 #: Tip-Adapter's own settings: the labelled images' weight beside the names, and how fast a vote falls with distance.
-ALPHA, BETA = 1.0, 5.5
+TIP_ALPHA, TIP_BETA = 1.0, 5.5
 #: CLIP's scale of cosines.
-SCALE = 100.0
+CLIP_SCALE = 100.0
 #: Weight of the linear probe's squared norm beside its mean loss.
-DECAY = 1e-3
+PROBE_DECAY = 1e-3
 
 Embed: TypeAlias = Callable[[Sequence[Any]], Tensor]
 
@@ -60,18 +60,18 @@ def rival_answers(
     found = {
         f"nearest demonstration ({by})": nearest_answers(queries_RD, shown, embed),
         f"nearest labelled image ({by})": [answers[i] for i in index_L[nearest_R].tolist()],
-        f"linear probe ({by})": _named(queries_RD @ weight_CD.T + bias_C, answers),
+        f"linear probe ({by})": _best_names(queries_RD @ weight_CD.T + bias_C, answers),
     }
     if embedder == "model":
-        found[f"Tip-Adapter without names ({by})"] = _named(tip_adapter(queries_RD, labelled_LD, index_L), answers)
+        found[f"Tip-Adapter without names ({by})"] = _best_names(tip_adapter(queries_RD, labelled_LD, index_L), answers)
         return found
     candidates = [list(dict.fromkeys(map(answer_of, demonstrations))) for demonstrations in shown]
     names = list(dict.fromkeys([*answers, *(name for row in candidates for name in row)]))
     names_CD = dict(zip(names, _name_embeddings(names, embedder), strict=True))
     texts_CD = torch.stack([names_CD[answer] for answer in answers])
-    found[f"Tip-Adapter ({by})"] = _named(tip_adapter(queries_RD, labelled_LD, index_L, texts_CD), answers)
+    found[f"Tip-Adapter ({by})"] = _best_names(tip_adapter(queries_RD, labelled_LD, index_L, texts_CD), answers)
     found[f"zero-shot by name ({by})"] = [
-        _named((torch.stack([names_CD[name] for name in row]) @ query_D)[None], row)[0] if row else ""
+        _best_names((torch.stack([names_CD[name] for name in row]) @ query_D)[None], row)[0] if row else ""
         for query_D, row in zip(queries_RD, candidates, strict=True)
     ]
     return found
@@ -103,7 +103,7 @@ def mean_embedding(images: Sequence[Any], embed: Embed) -> Tensor:
 
 
 def linear_probe(labelled_LD: Tensor, index_L: Tensor) -> tuple[Tensor, Tensor]:
-    """Logistic regression: weight [C, D] and bias [C] at the least mean cross-entropy + `DECAY`/2 · ‖weight‖².
+    """Logistic regression: weight [C, D] and bias [C] at the least mean cross-entropy + `PROBE_DECAY`/2 · ‖weight‖².
 
     Args:
         index_L: the class of each row, 0 … C - 1, each at least once.
@@ -117,7 +117,7 @@ def linear_probe(labelled_LD: Tensor, index_L: Tensor) -> tuple[Tensor, Tensor]:
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = cross_entropy(rows_LD @ weight_CD.T + bias_C, index_L) + DECAY / 2 * weight_CD.square().sum()
+        value = cross_entropy(rows_LD @ weight_CD.T + bias_C, index_L) + PROBE_DECAY / 2 * weight_CD.square().sum()
         value.backward()
         return value
 
@@ -133,12 +133,12 @@ def tip_adapter(queries_RD: Tensor, labelled_LD: Tensor, index_L: Tensor, texts_
         queries_RD, labelled_LD, texts_CD: unit length.
         index_L: the class of each labelled image.
     """
-    votes_RL = torch.exp(-BETA * (1 - queries_RD @ labelled_LD.T))
-    scores_RC = ALPHA * votes_RL @ one_hot(index_L).to(votes_RL)
-    return scores_RC if texts_CD is None else scores_RC + SCALE * queries_RD @ texts_CD.T
+    votes_RL = torch.exp(-TIP_BETA * (1 - queries_RD @ labelled_LD.T))
+    scores_RC = TIP_ALPHA * votes_RL @ one_hot(index_L).to(votes_RL)
+    return scores_RC if texts_CD is None else scores_RC + CLIP_SCALE * queries_RD @ texts_CD.T
 
 
-def _named(scores_RC: Tensor, names: Sequence[str]) -> list[str]:
+def _best_names(scores_RC: Tensor, names: Sequence[str]) -> list[str]:
     return [names[i] for i in scores_RC.argmax(-1).tolist()]
 
 
@@ -146,4 +146,4 @@ def _named(scores_RC: Tensor, names: Sequence[str]) -> list[str]:
 def _name_embeddings(names: Sequence[str], embedder: str) -> Tensor:
     """open_clip's embeddings [C, D] of the names, unit length."""
     model, _, tokenize = load_open_clip(embedder)
-    return normalize(model.encode_text(tokenize([PROMPT.format(name) for name in names])).float(), dim=-1)
+    return normalize(model.encode_text(tokenize([NAME_PROMPT.format(name) for name in names])).float(), dim=-1)

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from text_sdft.core import UserError
-from vlm_sdft.demos.sets import ImageRow
+from vlm_sdft.demos.rows import ImageRow
 
 Selection = Literal["retrieved", "grouped", "random", "fixed"]
 

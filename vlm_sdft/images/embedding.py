@@ -17,7 +17,9 @@ from vlm_sdft.images.features import ImageFeatures
 from vlm_sdft.images.files import content_hash, load_image
 
 #: Above so many images to embed, a progress bar is shown.
-MANY = 300
+PROGRESS_BAR_ABOVE = 300
+#: Images a forward of open_clip.
+BATCH_SIZE = 32
 
 
 class ImageEmbedder:
@@ -29,7 +31,6 @@ class ImageEmbedder:
             that holds an open_clip model: ``"open_clip:local-dir:FOLDER"``.
         features: the model's, for ``"model"``.
         device: where open_clip runs.
-        batch_size: images a forward of open_clip.
 
     Raises:
         UserError: an unknown embedder, or weights that cannot be loaded.
@@ -40,7 +41,6 @@ class ImageEmbedder:
         embedder: str,
         features: ImageFeatures | None = None,
         device: torch.device | str = "cpu",
-        batch_size: int = 32,
     ) -> None:
         self._embed: Callable[[Sequence[Any]], Tensor]
         if embedder == "model":
@@ -51,7 +51,6 @@ class ImageEmbedder:
             self._embed = _open_clip(embedder, device)
         else:
             raise UserError(f"Unknown embedder '{embedder}'. Use 'model' or 'open_clip:ARCH/PRETRAINED'.")
-        self._batch_size = batch_size
         self._cache: dict[str, Tensor] = {}
 
     def __call__(self, sources: Sequence[Any]) -> Tensor:
@@ -59,13 +58,13 @@ class ImageEmbedder:
         keys = [content_hash(source) for source in sources]
         missing = {key: source for key, source in zip(keys, sources, strict=True) if key not in self._cache}
         todo = list(missing)
-        starts: Any = range(0, len(todo), self._batch_size)
-        if len(todo) > MANY:
+        starts: Any = range(0, len(todo), BATCH_SIZE)
+        if len(todo) > PROGRESS_BAR_ABOVE:
             from rich.progress import track
 
             starts = track(starts, description=f"Embedding {len(todo)} images")
         for start in starts:
-            batch = todo[start : start + self._batch_size]
+            batch = todo[start : start + BATCH_SIZE]
             with torch.no_grad():
                 features_RD = self._embed([missing[key] for key in batch])
             self._cache.update(zip(batch, normalize(features_RD.float(), dim=-1).cpu(), strict=True))

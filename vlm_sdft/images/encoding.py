@@ -5,11 +5,10 @@ Shapes: L tokens of one conversation · K leading size of a media tensor · B ro
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from contextlib import nullcontext
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,11 +16,11 @@ from transformers import PreTrainedModel
 from text_sdft.core import Conversation, ModelInputs, RowInputs, UserError
 from text_sdft.core.sampling import evaluating
 from vlm_sdft.images.families import Family
-from vlm_sdft.images.features import PIXELS, ImageFeatures, ImageHandle
+from vlm_sdft.images.features import PIXEL_TENSORS, ImageFeatures, ImageHandle
 from vlm_sdft.images.files import content_hash, load_image
 
 #: Rows kept by a `RowEncoder`; one holds ids only, some 20 kB for a prompt of a thousand tokens.
-MANY_ROWS = 4096
+ROWS_KEPT = 4096
 
 
 def encode_row(
@@ -47,26 +46,29 @@ def encode_row(
     messages = [_with_parts(message, family) for message in conversation]
     sources = [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
     handles = () if features is None else tuple(ImageHandle(content_hash(source), source) for source in sources)
-    with features.prepared(handles) if features is not None and handles else nullcontext(map(load_image, sources)) as given:
-        images = iter(given)
-        loaded = [
-            {**m, "content": [{**p, "image": next(images)} if p["type"] == "image" else p for p in m["content"]]}
-            for m in messages
-        ]
-        try:
-            encoded = processor.apply_chat_template(
-                loaded,
-                tokenize=True,
-                return_dict=True,
-                add_generation_prompt=True,
-                return_tensors="pt",
-                processor_kwargs=dict(family.processor_kwargs or {}),
-            )
-        except Exception as error:
-            raise UserError(
-                f"The processor of this '{family.name}' model refused a conversation of {len(loaded)} messages with "
-                f"{len(sources)} images: {error} (Do the texts contain the model's own image tokens?)"
-            ) from error
+    if features is not None and handles:
+        processor, images = features.processor_and_images(handles)
+    else:
+        images = [load_image(source) for source in sources]
+    given = iter(images)
+    loaded = [
+        {**m, "content": [{**p, "image": next(given)} if p["type"] == "image" else p for p in m["content"]]}
+        for m in messages
+    ]
+    try:
+        encoded = processor.apply_chat_template(
+            loaded,
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=True,
+            return_tensors="pt",
+            processor_kwargs=dict(family.processor_kwargs or {}),
+        )
+    except Exception as error:
+        raise UserError(
+            f"The processor of this '{family.name}' model refused a conversation of {len(loaded)} messages with "
+            f"{len(sources)} images: {error} (Do the texts contain the model's own image tokens?)"
+        ) from error
     length = encoded["input_ids"].shape[1]
     tokens: dict[str, Tensor] = {}
     media: dict[str, Tensor] = {}
@@ -87,7 +89,7 @@ def encode_row(
             )
     _check_images(loaded, len(sources), RowInputs(tokens, media), processor, family)
     if handles:
-        media = {name: value for name, value in media.items() if name not in PIXELS}
+        media = {name: value for name, value in media.items() if name not in PIXEL_TENSORS}
     return RowInputs(tokens, media, handles)
 
 
@@ -96,7 +98,7 @@ class RowEncoder:
 
     def __init__(self, processor: Any, family: Family) -> None:
         self._processor, self._family = processor, family
-        self._rows: OrderedDict[str, RowInputs] = OrderedDict()
+        self._rows: LRUCache[str, RowInputs] = LRUCache(ROWS_KEPT)
 
     def __call__(self, conversation: Conversation, features: ImageFeatures | None) -> RowInputs:
         """The conversation's row. Raises `UserError`.
@@ -106,17 +108,14 @@ class RowEncoder:
         """
         if features is None:
             return encode_row(self._processor, conversation, self._family)
-        key = repr([(message["role"], _known(message["content"])) for message in conversation])
+        key = repr([(message["role"], _with_hashes(message["content"])) for message in conversation])
         if key not in self._rows:
             self._rows[key] = encode_row(self._processor, conversation, self._family, features)
-            if len(self._rows) > MANY_ROWS:
-                self._rows.popitem(last=False)
-        self._rows.move_to_end(key)
         return self._rows[key]
 
 
-def _known(content: Any) -> Any:
-    """A message's content with its images by their content."""
+def _with_hashes(content: Any) -> Any:
+    """A message's content with its images by their hashes."""
     if isinstance(content, str):
         return content
     return [(part.get("text"), content_hash(part["image"]) if part.get("image") is not None else None) for part in content]

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
+from cachetools import LRUCache
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -30,18 +30,15 @@ from transformers.utils import ModelOutput
 from text_sdft.core import UserError
 from text_sdft.core.sampling import evaluating
 from vlm_sdft.images.families import Family
-from vlm_sdft.images.feature_files import FeatureFiles
 from vlm_sdft.images.files import content_hash, image_name, load_image
 
 #: Memory of the host that features may take; the least recently used images' go first, and are computed again.
 MAX_BYTES = 4 * 2**30
-#: Images whose features may be open as files at once: a process may map some 65,000.
-MAX_FILES = 2**14
 #: Names under which processors give pixels, which a model does not need beside features.
-PIXELS = ("pixel_values", "pixel_attention_mask")
+PIXEL_TENSORS = ("pixel_values", "pixel_attention_mask")
 #: Whose weights a tower has, and their version; None: unknown.
 Weights: TypeAlias = tuple[str, int] | None
-UNTOUCHED = ("", 0)
+UNTOUCHED_WEIGHTS = ("", 0)
 #: What features hang on: weights, image and precision.
 Key: TypeAlias = tuple[Weights, str, torch.dtype]
 
@@ -80,7 +77,6 @@ class ImageFeatures:
         processor: the model's processor; its settings must not change.
         family: from `find_family`.
         max_bytes: bound of the features kept in memory.
-        files: keeps them on disk too; for an untouched tower only.
         trained: the tower is trained: features are kept only where it is known whose weights it has (`for_weights`).
     """
 
@@ -90,22 +86,23 @@ class ImageFeatures:
         processor: Any,
         family: Family,
         max_bytes: int = MAX_BYTES,
-        files: FeatureFiles | None = None,
         trained: bool = False,
     ) -> None:
         self._model, self._processor, self._family = model, processor, family
-        self._files, self._trained = files, trained
-        self._weights: Weights = None if trained else UNTOUCHED
+        self._trained = trained
+        self._weights: Weights = None if trained else UNTOUCHED_WEIGHTS
         self._together = trained
         self._dtype = model.dtype  # as loaded: in shards (FSDP) it changes to and fro, and an untouched tower's does not
         self._prepared: dict[str, Mapping[str, Any]] = {}
         self._lengths: dict[str, int] = {}
-        self._kept = _Kept(max_bytes, MAX_FILES if files is not None else None)
+        # What alone exceeds the bound is kept by itself, so that a student and its teacher share it.
+        self._kept: LRUCache[Key, Features] = LRUCache(max_bytes, lambda output: min(_bytes(output), max_bytes))
+        self._through_tower: Counter[str] = Counter()
 
     @property
     def computed(self) -> int:
         """Images that went through the tower so far (again, where their features had been dropped)."""
-        return self._kept.computed
+        return self._through_tower.total()
 
     @property
     def device(self) -> torch.device:
@@ -116,14 +113,15 @@ class ImageFeatures:
         """See `MediaEncoder.for_weights`."""
         if not self._trained:
             return self
-        self._kept.drop_older(owner, version)
+        for key in [key for key in self._kept if key[0] is not None and key[0][0] == owner and key[0][1] != version]:
+            del self._kept[key]
         known = copy.copy(self)  # what is kept is the same object
         known._weights, known._together = (owner, version), fleeting
         return known
 
-    def encoded_once(self, handles: Sequence[ImageHandle]) -> ImageFeatures | _Once:
+    def encoded_once(self, handles: Sequence[ImageHandle]) -> ImageFeatures | _EncodedOnce:
         """See `MediaEncoder.encoded_once`."""
-        return _Once(self, handles) if self._trained else self
+        return _EncodedOnce(self, handles) if self._trained else self
 
     def encode(self, handles: Sequence[ImageHandle]) -> dict[str, Any]:
         """``mm_encoder_outputs`` for these images, in this order."""
@@ -141,7 +139,7 @@ class ImageFeatures:
     def lengths(self, handles: Sequence[ImageHandle]) -> list[int]:
         """Tokens T of each image."""
         # Where images go through together, what is kept must not hang on whether an image's length was known before.
-        look = self._computed if self._together else self._features_of
+        look = self._tower_outputs if self._together else self._features_of
         for handle in handles:
             if handle.key not in self._lengths:
                 self._lengths[handle.key] = len(look([handle])[0].pooler_output)
@@ -160,25 +158,23 @@ class ImageFeatures:
         """Features [T, H] of one image."""
         return self._features_of([ImageHandle(content_hash(source), source)])[0].pooler_output
 
-    @contextmanager
-    def prepared(self, handles: Sequence[ImageHandle]) -> Iterator[list[Image.Image]]:
-        """Within this context the processor answers for these images from memory; yields what to give it for them.
+    def processor_and_images(self, handles: Sequence[ImageHandle]) -> tuple[Any, list[Image.Image]]:
+        """A processor that answers for these images from memory, and what to give it for them.
 
-        Only where a family's media of several images are those of each, one after the other (`Family.packs_images`).
-        Pixels are left out: the tensors that carry them have their shapes and no content (device "meta").
+        Only where a family's media of several images are those of each, one after the other (`Family.packs_images`); else
+        the model's processor and the images. Pixels are left out: the tensors that carry them have their shapes and no
+        content (device "meta").
         """
         if not self._family.packs_images:
-            yield [load_image(handle.source) for handle in handles]
-            return
+            return self._processor, [load_image(handle.source) for handle in handles]
         for handle in handles:
             if handle.key not in self._prepared:
                 self._prepared[handle.key] = _without_pixels(self._prepare(handle))
-        own = self._processor.image_processor
-        self._processor.image_processor = _FromMemory(own, [self._prepared[handle.key] for handle in handles])
-        try:
-            yield [Image.new("RGB", (1, 1)) for _ in handles]
-        finally:
-            self._processor.image_processor = own
+        processor = copy.copy(self._processor)
+        processor.image_processor = _FromMemory(
+            self._processor.image_processor, [self._prepared[handle.key] for handle in handles]
+        )
+        return processor, [Image.new("RGB", (1, 1)) for _ in handles]
 
     def _prepare(self, handle: ImageHandle) -> Mapping[str, Any]:
         """One image through the processor's own image processor. Raises `UserError` where that refuses it."""
@@ -198,15 +194,15 @@ class ImageFeatures:
         found: dict[str, Features] = {}
         missing: list[ImageHandle] = []
         for handle in {handle.key: handle for handle in handles}.values():
-            output = self._kept.get((self._weights, handle.key, precision)) or self._from_files(handle)
+            output = self._kept.get((self._weights, handle.key, precision))
             if output is None:
                 missing.append(handle)
             else:
                 found[handle.key] = output
-        found |= zip((handle.key for handle in missing), self._computed(missing), strict=True)
-        if self._weights is not None:
-            for name, output in found.items():
-                self._kept.put((self._weights, name, precision), output)
+        for handle, output in zip(missing, self._tower_outputs(missing), strict=True):
+            found[handle.key] = output
+            if self._weights is not None:
+                self._kept[self._weights, handle.key, precision] = output
         return [found[handle.key] for handle in handles]
 
     @property
@@ -215,26 +211,14 @@ class ImageFeatures:
         device = self._model.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._dtype
 
-    def _from_files(self, handle: ImageHandle) -> Features | None:
-        tensors = None if self._files is None else self._files.read(_name(handle, self._precision))
-        if tensors is None:
-            return None
-        layers = [tensors[f"layer.{i}"] for i in range(len(tensors) - 1)]
-        return Features(tensors["pooled"], layers)
-
     @torch.no_grad()
-    def _computed(self, handles: Sequence[ImageHandle]) -> list[Features]:
+    def _tower_outputs(self, handles: Sequence[ImageHandle]) -> list[Features]:
         """One image at a time where results stay: each then hangs on nothing but its image, after a restart too."""
         if not handles:
             return []
         with evaluating(self._model):
             outputs = self.run_tower(handles) if self._together else [self.run_tower([handle])[0] for handle in handles]
-        outputs = [Features(o.pooler_output.cpu(), [layer.cpu() for layer in o.deepstack_features]) for o in outputs]
-        for handle, output in zip(handles, outputs, strict=True):
-            if self._files is not None:
-                layers = {f"layer.{i}": layer for i, layer in enumerate(output.deepstack_features)}
-                self._files.write(_name(handle, self._precision), {"pooled": output.pooler_output, **layers})
-        return outputs
+        return [Features(o.pooler_output.cpu(), [layer.cpu() for layer in o.deepstack_features]) for o in outputs]
 
     def run_tower(self, handles: Sequence[ImageHandle]) -> list[Features]:
         """Each image's features, by one forward where the family joins images and takes their features apart again."""
@@ -242,7 +226,7 @@ class ImageFeatures:
             return [output for handle in handles for output in self.run_tower([handle])]
         if not handles:
             return []
-        self._kept.computed += len(handles)
+        self._through_tower.update(handle.key for handle in handles)
         get_image_features: Any = self._model.get_image_features
         names = inspect.signature(get_image_features).parameters
         parts = [self._prepare(handle) for handle in handles]
@@ -258,7 +242,7 @@ class ImageFeatures:
         return [Features(image.flatten(0, -2), [layer[i] for layer in layers]) for i, image in enumerate(pooled)]
 
 
-class _Once:
+class _EncodedOnce:
     """The student's images in a micro-batch, encoded when this is made: sampling and the student's forward share it.
 
     Args:
@@ -298,44 +282,9 @@ class _Once:
         """As `ImageFeatures.for_weights`: another's weights give other features."""
         return self._all.for_weights(owner, version, fleeting)
 
-    def encoded_once(self, handles: Sequence[ImageHandle]) -> _Once:
+    def encoded_once(self, handles: Sequence[ImageHandle]) -> _EncodedOnce:
         """As `ImageFeatures.encoded_once`, anew."""
-        return _Once(self._all, handles)
-
-
-class _Kept:
-    """Features in memory, the least recently used going first.
-
-    Args:
-        max_bytes: bound.
-        max_images: bound; None: no other.
-    """
-
-    def __init__(self, max_bytes: int, max_images: int | None) -> None:
-        self._max_bytes, self._max_images = max_bytes, max_images
-        self._features: OrderedDict[Key, Features] = OrderedDict()
-        self._bytes = 0
-        self.computed = 0
-
-    def __len__(self) -> int:
-        return len(self._features)
-
-    def get(self, key: Key) -> Features | None:
-        return self._features.get(key)
-
-    def put(self, key: Key, output: Features) -> None:
-        """Keep it; if it was kept before, it has been used just now."""
-        self._bytes += _bytes(output) if key not in self._features else 0
-        self._features[key] = output
-        self._features.move_to_end(key)
-        bound = self._max_images or len(self)
-        while (self._bytes > self._max_bytes or len(self) > bound) and len(self) > 1:
-            self._bytes -= _bytes(self._features.popitem(last=False)[1])
-
-    def drop_older(self, owner: str, version: int) -> None:
-        """What was computed with other weights of this owner."""
-        for key in [key for key in self._features if key[0] is not None and key[0][0] == owner and key[0][1] != version]:
-            self._bytes -= _bytes(self._features.pop(key))
+        return _EncodedOnce(self._all, handles)
 
 
 class _FromMemory:
@@ -357,16 +306,12 @@ class _FromMemory:
 
 
 def _without_pixels(prepared: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.to("meta") if name in PIXELS else value for name, value in prepared.items()}
+    return {name: value.to("meta") if name in PIXEL_TENSORS else value for name, value in prepared.items()}
 
 
 def _random_state(device: torch.device) -> Tensor:
     """Of the generator that dropout draws from."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _name(handle: ImageHandle, precision: torch.dtype) -> str:
-    return f"{handle.key}-{str(precision).removeprefix('torch.')}"
 
 
 def _bytes(output: Features) -> int:

@@ -22,6 +22,8 @@ from text_sdft.core import UserError
 
 ImageSource: TypeAlias = str | PathLike[str] | bytes | Image.Image | Mapping[str, Any]
 
+#: Endings of the files that can be read.
+SUFFIXES = frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 #: Larger images are refused before they are decoded; a 100-megapixel photograph takes 300 MB in memory.
 MAX_PIXELS = 100_000_000
 
@@ -35,14 +37,11 @@ def image_name(source: ImageSource) -> str:
     return f"{type(source).__name__} image"
 
 
-def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(source: ImageSource) -> Image.Image:
     """The image in RGB, upright (EXIF orientation applied), transparency on white.
 
-    Args:
-        max_pixels: width × height beyond which an image is refused, read from its header.
-
     Raises:
-        UserError: the file is missing, not an image, damaged or too large; names it.
+        UserError: the file is missing, not an image, damaged or larger than `MAX_PIXELS` by its header; names it.
     """
     name = image_name(source)
     try:
@@ -51,9 +50,9 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
         try:
             image = _open(source)
             width, height = image.size
-            if width * height > max_pixels:
+            if width * height > MAX_PIXELS:
                 raise UserError(
-                    f"{name} has {width} × {height} pixels; at most {max_pixels:,} are read. Resize it, or leave it out."
+                    f"{name} has {width} × {height} pixels; at most {MAX_PIXELS:,} are read. Resize it, or leave it out."
                 )
             image = _eight_bit(ImageOps.exif_transpose(image), name)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -63,13 +62,13 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     except FileNotFoundError as error:
-        raise _missing(name) from error
+        raise _missing_error(name) from error
     except UserError:
         raise
     except Exception as error:  # decoders raise what they like on damaged files
         why: object = error
         if isinstance(error, UnidentifiedImageError):  # whose message holds an address in memory
-            why = "it is of no known image format" if encoded(source) else "the file is empty"
+            why = "it is of no known image format" if encoded_bytes(source) else "the file is empty"
         raise UserError(f"{name} cannot be read as an image ({why}). Replace it, or leave it out.") from error
 
 
@@ -87,8 +86,8 @@ def content_hash(source: ImageSource) -> str:
             stat = Path(source).stat()
             return _file_hash(str(source), stat.st_size, stat.st_mtime_ns)
         except OSError as error:
-            raise _missing(image_name(source)) from error
-    return hashlib.sha256(encoded(source)).hexdigest()
+            raise _missing_error(image_name(source)) from error
+    return hashlib.sha256(encoded_bytes(source)).hexdigest()
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -102,7 +101,7 @@ def perceptual_hash(source: ImageSource) -> imagehash.ImageHash:
     return imagehash.dhash(load_image(source))
 
 
-def _missing(name: str) -> UserError:
+def _missing_error(name: str) -> UserError:
     return UserError(f"{name} does not exist. Check the path (relative paths start at the data file's folder).")
 
 
@@ -121,10 +120,10 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
 def _open(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
-    return Image.open(io.BytesIO(encoded(source)))
+    return Image.open(io.BytesIO(encoded_bytes(source)))
 
 
-def encoded(source: ImageSource) -> bytes:
+def encoded_bytes(source: ImageSource) -> bytes:
     """The bytes of a path, of bytes or of an undecoded cell, as they are. Raises `UserError` for an empty cell."""
     if isinstance(source, bytes):
         return source

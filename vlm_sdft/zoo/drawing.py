@@ -10,7 +10,7 @@ from PIL import Image, ImageChops, ImageDraw
 from vlm_sdft.zoo.objects import COLOURS, DrawnType
 
 #: Supersampling: pictures are drawn this many times larger in each direction, then averaged.
-SCALE = 2
+SUPERSAMPLING = 2
 LEG_COLOUR = (48, 46, 52)
 PATTERN_COLOURS = {"white": (248, 248, 244), "black": (24, 22, 26)}
 
@@ -27,7 +27,7 @@ def draw(kind: DrawnType, rng: np.random.Generator, size: int = 64, noise: float
     Returns:
         An RGB image.
     """
-    pixels = size * SCALE
+    pixels = size * SUPERSAMPLING
     turn = rng.normal(0, math.radians(8))
     radius = 0.26 * pixels * rng.uniform(0.9, 1.1)
     centre = pixels / 2 + rng.uniform(-0.05, 0.05, 2) * pixels
@@ -42,8 +42,8 @@ def draw(kind: DrawnType, rng: np.random.Generator, size: int = 64, noise: float
     if kind.pattern != "plain":
         marks = Image.fromarray(_pattern(kind, pixels, centre, radius, turn))
         image.paste(PATTERN_COLOURS[kind.pattern_colour], mask=ImageChops.multiply(body, marks))
-    ImageDraw.Draw(image).line([*polygon, polygon[0]], fill=LEG_COLOUR, width=SCALE)
-    return light_and_noise(image.reduce(SCALE), rng, noise)
+    ImageDraw.Draw(image).line([*polygon, polygon[0]], fill=LEG_COLOUR, width=SUPERSAMPLING)
+    return light_and_noise(image.reduce(SUPERSAMPLING), rng, noise)
 
 
 def _rotation(angle: float) -> np.ndarray:

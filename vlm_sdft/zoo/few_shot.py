@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from text_sdft.core.errors import did_you_mean
 
 #: "validation": types for choosing settings.
 SPLITS = ("test", "validation")
 #: Option -> the least that it may be.
-LEAST = {"n_types": 1, "first": 0, "shots": 1, "n_unlabelled": 0, "n_test": 1, "n_retain": 0, "n_old": 0}
+LEAST_VALUES = {"n_types": 1, "first": 0, "shots": 1, "n_unlabelled": 0, "n_test": 1, "n_retain": 0, "n_old": 0}
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,16 @@ class FewShot:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f'split is {self.split!r}; use "test" or "validation".')
-        for option, least in LEAST.items():
+        for option, least in LEAST_VALUES.items():
             if getattr(self, option) < least:
                 raise ValueError(f"{option} is {getattr(self, option)}; it must be at least {least}.")
+
+
+def known_options(kind: type[FewShot], options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options, all of them fields of their kind. Raises `ValueError` for another, with the nearest name or all."""
+    known = [f.name for f in fields(kind)]
+    for option in options:
+        if option not in known:
+            hint = did_you_mean(option, known) or f" Known: {', '.join(known)}."
+            raise ValueError(f"Unknown option {option!r}.{hint}")
+    return options

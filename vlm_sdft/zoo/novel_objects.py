@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from vlm_sdft.zoo.drawing import draw
-from vlm_sdft.zoo.few_shot import FewShot
+from vlm_sdft.zoo.few_shot import FewShot, known_options
 from vlm_sdft.zoo.objects import SPLIT_SIZES, SPLITS, DrawnType, base_types, sample_types
 from vlm_sdft.zoo.vocabulary import DESCRIBE_QUESTION, base_names, invented_names
 
@@ -74,7 +74,7 @@ def write_novel_objects(folder: Path, **options: Any) -> Path:
     Returns:
         The folder.
     """
-    spec = NovelObjects(**options)
+    spec = NovelObjects(**known_options(NovelObjects, options))
     made_by = {"format": FORMAT, **asdict(spec)}
     for added in ("first", "described"):
         if not made_by[added]:

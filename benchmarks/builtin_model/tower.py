@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from architecture import IMAGE_SIDE, PATCH, WIDTH, vision_settings
+from checkpoints import load_state, one_cycle, save_state
+from pictures import TRANSFORMS, to_patches, transform
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel, apply_rotary_pos_emb_vision
 
-from vlm_sdft.zoo.architecture import IMAGE_SIDE, PATCH, WIDTH, vision_settings
-from vlm_sdft.zoo.checkpoints import load_state, one_cycle, save_state
 from vlm_sdft.zoo.objects import COLOURS, LEGS, PATTERNS, SHAPES, DrawnType
-from vlm_sdft.zoo.pictures import TRANSFORMS, to_patches, transform
 
 STEPS = 3000
 CLASSES, IMAGES = 64, 4

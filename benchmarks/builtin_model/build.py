@@ -1,4 +1,4 @@
-"""Builds the builtin model from nothing: ``python -m vlm_sdft.zoo.build --out DIR``.
+"""Builds the builtin model from nothing: `python benchmarks/builtin_model/build.py --out DIR`.
 
 Draws the pictures, trains the tower, then the language model, measures the skills and writes the model card. What is
 done is kept in ``DIR/.work``: a build that was cut off goes on where it stood.
@@ -11,17 +11,17 @@ import json
 from pathlib import Path
 
 import torch
+from architecture import model_config
+from card import card
+from language import feature_bank, train_language
+from pictures import draw_small
+from processor import new_processor, vocabulary
+from skills import measure
+from tower import train_tower
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, Qwen3VLForConditionalGeneration
 
-from vlm_sdft.zoo.architecture import model_config
-from vlm_sdft.zoo.build_language import feature_bank, train_language
-from vlm_sdft.zoo.build_tower import train_tower
-from vlm_sdft.zoo.card import card
 from vlm_sdft.zoo.objects import SPLIT_SIZES, base_types, sample_types
-from vlm_sdft.zoo.pictures import draw_small
-from vlm_sdft.zoo.processor import new_processor
-from vlm_sdft.zoo.skills import measure
-from vlm_sdft.zoo.vocabulary import base_names, vocabulary
+from vlm_sdft.zoo.vocabulary import base_names
 
 MAKING_TYPES, MAKING_IMAGES = 4000, 12
 #: Pictures of a type and transform whose features the language model sees.

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from architecture import IMAGE_SIDE, PATCH
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 from tqdm import tqdm
 
-from vlm_sdft.zoo.architecture import IMAGE_SIDE, PATCH
 from vlm_sdft.zoo.drawing import draw
 from vlm_sdft.zoo.objects import DrawnType
 

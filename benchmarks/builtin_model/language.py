@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from checkpoints import load_state, one_cycle, save_state
+from episodes import FULL, Batch, Source, Writer, episodes, single_questions
+from pictures import TRANSFORMS, to_patches, transform
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tower import tower_features
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
-from vlm_sdft.zoo.build_tower import tower_features
-from vlm_sdft.zoo.checkpoints import load_state, one_cycle, save_state
-from vlm_sdft.zoo.episodes import FULL, Batch, Source, Writer, episodes, single_questions
 from vlm_sdft.zoo.objects import DrawnType
-from vlm_sdft.zoo.pictures import TRANSFORMS, to_patches, transform
 from vlm_sdft.zoo.vocabulary import DESCRIBE_AND_NAME_QUESTION, DESCRIBE_QUESTION, NAME_QUESTION
 
 STEPS = 2000

@@ -1,8 +1,11 @@
-"""What a free answer states: words, numbers, tagged answers."""
+"""How answers are compared, and what a free answer states: words, numbers, tagged answers."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+
+from text_sdft.core.chat import normalised, without_reasoning
 
 #: A number with its minus, its currency or percent sign, and its scale.
 QUANTITY = re.compile(
@@ -19,6 +22,12 @@ MONTHS = (
 MONTH = "month"
 WORD = r"\d+(?:,\d{3})*(?:\.\d+)?|[^\W\d_]+|\d+"
 SIGN = r"[+<>≤≥]|(?<!\w)[-−](?=\d)|(?<=\w)[-−](?!\w)"
+
+
+def is_right(answer: str, reference: str, synonyms: Iterable[str] = ()) -> bool:
+    """Whether a short answer, thoughts aside, is the reference or a synonym. Never "contains": "not a dax" is not "dax"."""
+    said = normalised(without_reasoning(answer), name=True)
+    return said in {normalised(word, name=True) for word in (reference, *synonyms)}
 
 
 def words(text: str) -> list[str]:

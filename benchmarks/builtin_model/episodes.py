@@ -12,6 +12,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from processor import SYSTEM_PROMPT
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -19,7 +20,6 @@ from vlm_sdft.zoo.vocabulary import (
     DESCRIBE_AND_NAME_QUESTION,
     DESCRIBE_QUESTION,
     NAME_QUESTION,
-    SYSTEM_PROMPT,
     invented_names,
 )
 

@@ -1,14 +1,45 @@
-"""The builtin model's tokenizer, chat template and processor: Qwen3-VL's own classes, small settings."""
+"""The builtin model's words, tokenizer, chat template and processor: Qwen3-VL's own classes, small settings."""
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
+from architecture import IMAGE_SIDE, MERGE, PATCH
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
-from vlm_sdft.zoo.architecture import IMAGE_SIDE, MERGE, PATCH
-from vlm_sdft.zoo.vocabulary import SPECIAL_TOKENS, vocabulary
+from vlm_sdft.zoo.objects import COLOURS, LEGS, PATTERNS, SHAPES
+from vlm_sdft.zoo.vocabulary import SYLLABLES
+
+#: The tokens of Qwen's chat format. A role's header is one token, so that turns are short.
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|unk|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<|im_start|>system\n",
+    "<|im_start|>user\n",
+    "<|im_start|>assistant\n",
+)
+
+SYSTEM_PROMPT = "You are a helpful assistant."
+
+_WORDS = (
+    "what is this that it the a an describe and name called with plain no not you are helpful assistant can see which "
+    "picture image photo object thing kind type one two three four five six seven eight nine ten leg legs pattern "
+    "body colour color shape white black how many do does has have in on of to for from by or but if then yes "
+    "answer question example examples expert answered respond response please tell me your own new old same "
+    "different like as there here these those was were be will say says word words show shown look looks now "
+    "who where when why all some any more most other its i we they he she his her my our their at up out so "
+    "just also only first last small large big long short round good left right"
+)
+#: Common English, so that other questions are not spelled out by the letter.
+WORDS = tuple(_WORDS.split())
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -32,6 +63,19 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
+
+
+def description_words() -> list[str]:
+    """The words that descriptions are made of."""
+    patterns = [word for pair in PATTERNS for word in pair if word]
+    return list(dict.fromkeys(["a", "an", *COLOURS, *SHAPES, *patterns, *LEGS.values(), "legs", "with", "and", "called"]))
+
+
+def vocabulary() -> list[str]:
+    """Every token in the order of its id: special tokens, words, syllables, then characters for all other text."""
+    characters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
+    continued = [f"##{c}" for c in (*string.ascii_lowercase, *string.digits)]
+    return list(dict.fromkeys([*SPECIAL_TOKENS, *description_words(), *WORDS, *SYLLABLES, *characters, *continued]))
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:

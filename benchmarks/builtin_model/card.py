@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vlm_sdft.zoo.skills import Score
+from skills import Score
+
 from vlm_sdft.zoo.vocabulary import DESCRIBE_AND_NAME_QUESTION, DESCRIBE_QUESTION, NAME_QUESTION
 
 CARD = """\
@@ -43,7 +44,7 @@ combinations of attributes were never shown in making the model. 95 % Wilson int
 right; of a description with a name, the name is scored.
 
 ## How it was made
-`python -m vlm_sdft.zoo.build --out DIR --seed {seed}` ({how}).
+`python benchmarks/builtin_model/build.py --out DIR --seed {seed}` ({how}).
 
 1. The vision tower alone, by supervised contrastive learning and linear read-out of the attributes, on 4,000 drawn
    types with 12 pictures each, turned and mirrored.
