@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
+
+from typing_extensions import Self
 
 from text_sdft.columns import file_examples, to_example, to_examples
 from text_sdft.config import TextData, TextDemonstrations
@@ -29,6 +31,9 @@ class TextAdapter(ChatAdapter):
         UserError: the template is unknown.
     """
 
+    #: The column with the right answer.
+    answer: ClassVar[str] = "reference"
+
     def __init__(
         self,
         *,
@@ -42,23 +47,38 @@ class TextAdapter(ChatAdapter):
         self._scorer = scorer
 
     @classmethod
-    def from_config(cls, data: TextData, demonstrations: TextDemonstrations) -> tuple[TextAdapter, Splits]:
+    def from_config(cls, data: TextData, demonstrations: TextDemonstrations) -> tuple[Self, Splits]:
         """The adapter and its rows from the YAML sections.
 
         Raises:
-            UserError: a file or a row cannot be used, or no row to measure has a reference.
+            UserError: a file or a row cannot be used, training rows have nothing to show the teacher, or no row to measure
+                has a reference.
         """
         adapter = cls(system_prompt=data.system_prompt, **asdict(demonstrations))
-        files = {name: file for name, file in (("new", data.test), ("old", data.old)) if file}
-        train = file_examples(data.path, adapter.examples)
-        retained = adapter.retention_prompts(data.retain)
-        evals = {name: file_examples(file, adapter.examples) for name, file in files.items()}
+        return adapter, adapter.splits(data)
+
+    def splits(self, data: TextData) -> Splits:
+        """The rows of the section ``data`` as examples. Raises `UserError` as `from_config`."""
+        train, validation, told = self.training_rows(data)
+        evals = {}
+        for name, file in data.tests().items():
+            evals[name] = file_examples(file, self.examples)
+            told += not_scored(file, evals[name], self.answer)
+        if data.old:
+            evals["old"] = file_examples(data.old, lambda rows: to_examples(rows, self.system_prompt))
+            told += not_scored(data.old, evals["old"])
+        if validation:
+            evals["validation"] = validation
+        retained = self.retention_prompts(data.retain)
         counts = [f"{len(rows)} rows to measure '{name}'" for name, rows in evals.items()]
-        report = [", ".join([f"Found {len(train)} training rows", f"{len(retained)} retention prompts", *counts]) + "."]
-        report += shown_nothing(data.path, train)
-        for name, measured in evals.items():
-            report += not_scored(files[name], measured) + (trained_on(name, measured, train) if name == "new" else [])
-        return adapter, Splits([*train, *retained], evals, report)
+        found = ", ".join([f"Found {len(train)} training rows", f"{len(retained)} retention prompts", *counts])
+        known = [line for name, rows in evals.items() if name != "old" for line in trained_on(name, rows, train)]
+        return Splits([*train, *retained], evals, [f"{found}.", *told, *known])
+
+    def training_rows(self, data: TextData) -> tuple[list[Example], list[Example], list[str]]:
+        """The training rows, those of them that are held out to choose settings by, and sentences on them."""
+        train = file_examples(data.path, self.examples)
+        return train, [], shown_nothing(data.path, train)
 
     def retention_prompts(self, file: str | None) -> list[Example]:
         """The rows of a file with ``prompt``, as retention prompts. Raises `UserError` naming file and row."""

@@ -26,6 +26,10 @@ class TextData:
         default=None, metadata={"help": "System message of both views, for rows without one."}
     )
 
+    def tests(self) -> dict[str, str]:
+        """The files of rows that measure what is to be learnt, by the name of their set."""
+        return {"new": self.test} if self.test else {}
+
 
 @dataclass
 class TextDemonstrations:
@@ -33,7 +37,7 @@ class TextDemonstrations:
 
     teacher_prompt_template: str | None = field(
         default=None,
-        metadata={"help": "turns, paper, quoted, context, or a string with {question}. Unset: what suits the columns."},
+        metadata={"help": "turns, paper, quoted, context, or a string with {question}. Unset: what suits the rows."},
     )
     enable_thinking: bool | None = field(
         default=None, metadata={"help": "Passed to the chat template, to both views alike; unset: the model's default."}
@@ -49,10 +53,6 @@ class TaskData(TextData):
     )
     holdout: float = field(default=0.1, metadata={"help": "Share of the training rows held out where validation is unset."})
 
-    def tests(self) -> dict[str, str]:
-        """The files of the task's rows that are measured, by the name of their set."""
-        return {"new": self.test} if self.test else {}
-
 
 @dataclass
 class TaskDemonstrations(TextDemonstrations):
@@ -63,9 +63,6 @@ class TaskDemonstrations(TextDemonstrations):
         metadata={
             "help": "demonstration, answer (without its reasoning), nothing, or wrong (another row's demonstration)."
         },
-    )
-    teacher_prompt_template: str | None = field(
-        default=None, metadata={"help": "turns, paper, quoted, or a string with {question}. Unset: the task's own."}
     )
 
 
@@ -80,7 +77,7 @@ class KnowledgeData(TaskData):
     )
 
     def tests(self) -> dict[str, str]:
-        """See `TaskData`."""
+        """See `TextData`."""
         return super().tests() | ({"ood": self.ood} if self.ood else {})
 
 

@@ -10,19 +10,17 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
+from typing_extensions import Self
 
 from text_sdft.core.adapter import ExperimentAdapter, with_unique_ids
 from text_sdft.core.data import Conversation, Demonstration, Example, Message, Model, TeacherContext
 from text_sdft.core.errors import UserError, first_line
 from text_sdft.core.inputs import ModelInputs, RowInputs
 from text_sdft.core.templates import check_template, render, shows_demonstrations
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 #: What may stand around a short answer.
 MARKS = " \t\n\r\"'`´‘’“”«».,;:!?()[]{}*_"

@@ -5,17 +5,18 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
-from text_sdft.adapter import TextAdapter, not_scored, trained_on
+from typing_extensions import Self
+
+from text_sdft.adapter import TextAdapter
 from text_sdft.answers import states
-from text_sdft.columns import file_examples, to_examples
-from text_sdft.config import TaskData, TaskDemonstrations
+from text_sdft.columns import file_examples
+from text_sdft.config import TaskData, TaskDemonstrations, TextData
 from text_sdft.core.chat import answered, without_reasoning
-from text_sdft.core.data import Conversation, Demonstration, Example, Splits, TeacherContext
+from text_sdft.core.data import Demonstration, Example, Splits, TeacherContext
 from text_sdft.core.errors import UserError
-from text_sdft.core.templates import render
 
 #: Seed of the held-out part: the same rows in every run, so that settings are chosen on rows that no run trains on.
 HOLDOUT_SEED = 0
@@ -36,8 +37,7 @@ class TaskAdapter(TextAdapter):
         UserError: the template is unknown.
     """
 
-    #: The column with the right answer.
-    answer: ClassVar[str] = "answer"
+    answer = "answer"
 
     def __init__(
         self, *, teacher_sees: str = "demonstration", teacher_prompt_template: str | None = None, **settings: Any
@@ -49,19 +49,21 @@ class TaskAdapter(TextAdapter):
     @classmethod
     def from_config(  # type: ignore[override]
         cls, data: TaskData, demonstrations: TaskDemonstrations
-    ) -> tuple[TaskAdapter, Splits]:
+    ) -> tuple[Self, Splits]:
         """The adapter and its rows from the YAML sections.
-
-        The training part is what ``path`` holds, less the rows held out as ``validation`` where no file gives them.
 
         Raises:
             UserError: a file or a row cannot be used, or a training row has nothing to show the teacher.
         """
-        adapter = cls(system_prompt=data.system_prompt, **asdict(demonstrations))
-        return adapter, adapter.splits(data)
+        adapter, splits = super().from_config(data, demonstrations)
+        if any(not e.demonstrations and not e.privileged_context for e in splits.evals.get("new", ())):
+            told = "Rows of data.test without a demonstration: there the teacher sees their right answer instead."
+            splits = replace(splits, report=[*splits.report, told])
+        return adapter, splits
 
-    def splits(self, data: TaskData) -> Splits:
-        """The rows of the section ``data`` as examples."""
+    def training_rows(self, data: TextData) -> tuple[list[Example], list[Example], list[str]]:
+        """What ``path`` holds, less a part that is held out where no file gives validation rows."""
+        assert isinstance(data, TaskData)
         train = file_examples(data.path, self.examples)
         for example in train:
             if not example.demonstrations and not example.privileged_context:
@@ -79,23 +81,7 @@ class TaskAdapter(TextAdapter):
         if data.validation:
             validation = file_examples(data.validation, self.examples)
         self._others = train = [example for i, example in enumerate(train) if i not in chosen]
-        evals, unscored = {}, []
-        for name, file in data.tests().items():
-            evals[name] = file_examples(file, self.examples)
-            unscored += not_scored(file, evals[name], self.answer)
-        if data.old:
-            evals["old"] = file_examples(data.old, lambda rows: to_examples(rows, self.system_prompt))
-            unscored += not_scored(data.old, evals["old"])
-        if validation:
-            evals["validation"] = validation
-        retained = self.retention_prompts(data.retain)
-        report = [f"Found {len(train)} training rows" + (f", {len(retained)} retention prompts" if retained else "") + "."]
-        report += [f"{len(part)} rows to measure '{name}'." for name, part in evals.items()]
-        report += unscored
-        report += [told for name, part in evals.items() if name != "old" for told in trained_on(name, part, train)]
-        if any(not e.demonstrations and not e.privileged_context for e in evals.get("new", ())):
-            report.append("Rows of data.test without a demonstration: there the teacher sees their right answer instead.")
-        return Splits([*train, *retained], evals, report)
+        return train, validation, []
 
     @abstractmethod
     def example(self, row: Mapping[str, Any], number: int) -> Example:
@@ -140,12 +126,6 @@ class TaskAdapter(TextAdapter):
     def controls(self, example: Example) -> tuple[str, ...]:
         """Another row's demonstration; a plain row has none to exchange."""
         return ("wrong",) if "gold" in example.meta and not example.retain else ()
-
-    def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
-        """The query with what `demonstrations` gives, under the template."""
-        if example.retain:
-            return self.student_messages(example)
-        return render(example.messages, self.demonstrations(example, context), None, str(self.template))
 
     def _sees(self, context: TeacherContext) -> str:
         """``teacher_sees``, unless the context asks for another rung."""

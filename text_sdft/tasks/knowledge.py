@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import Self
+
 from text_sdft.answers import MONTH, quantities, states
 from text_sdft.columns import messages_of
 from text_sdft.config import KnowledgeData, KnowledgeDemonstrations, Scoring
@@ -45,10 +47,9 @@ class KnowledgeAdapter(TaskAdapter):
     @classmethod
     def from_config(  # type: ignore[override]
         cls, data: KnowledgeData, demonstrations: KnowledgeDemonstrations
-    ) -> tuple[KnowledgeAdapter, Splits]:
+    ) -> tuple[Self, Splits]:
         """See `TaskAdapter`; the set ``ood`` is measured too."""
         adapter, splits = super().from_config(data, demonstrations)
-        assert isinstance(adapter, KnowledgeAdapter)
         adapter.scoring = data.scoring
         return adapter, splits
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import Self
+
 from text_sdft.columns import messages_of
 from text_sdft.config import MedicalData, TaskDemonstrations
 from text_sdft.core.chat import answered
@@ -38,10 +40,9 @@ class MedicalAdapter(TaskAdapter):
         self.judge: Judge = judge or ExactJudge()
 
     @classmethod
-    def from_config(cls, data: MedicalData, demonstrations: TaskDemonstrations) -> tuple[MedicalAdapter, Splits]:  # type: ignore[override]
+    def from_config(cls, data: MedicalData, demonstrations: TaskDemonstrations) -> tuple[Self, Splits]:  # type: ignore[override]
         """See `TaskAdapter`; also raises `UserError` where the judge cannot be reached."""
         adapter, splits = super().from_config(data, demonstrations)
-        assert isinstance(adapter, MedicalAdapter)
         if data.judge_url:
             if not data.judge_model:
                 raise UserError(f"data.judge_url {data.judge_url} needs data.judge_model, the model's name there.")
