@@ -1,9 +1,10 @@
-"""The distillation core: token ids, masks and hidden states; nothing of pixels, templates or tasks.
+"""The distillation core: token ids, masks and hidden states; nothing of pixels or tasks.
 
 Read `groups.py` first: what a step consumes. `text_sdft.training.trainer` is the step, top to bottom.
 """
 
-from text_sdft.core.adapter import ENTRY_POINT_GROUP, ConfigurableAdapter, ModalityAdapter, adapter_class
+from text_sdft.core.adapter import ENTRY_POINT_GROUP, ConfigurableAdapter, ExperimentAdapter, ModalityAdapter, adapter_class
+from text_sdft.core.chat import ChatAdapter
 from text_sdft.core.config import SDFTConfig, lora, paper
 from text_sdft.core.data import (
     RUNGS,
@@ -26,12 +27,14 @@ __all__ = [
     "ENTRY_POINT_GROUP",
     "RUNGS",
     "Answer",
+    "ChatAdapter",
     "ConfigurableAdapter",
     "Conversation",
     "Demonstration",
     "DivergenceSettings",
     "EMATeacher",
     "Example",
+    "ExperimentAdapter",
     "FrozenTeacher",
     "Group",
     "Head",

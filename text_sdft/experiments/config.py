@@ -8,7 +8,8 @@ from typing import Any
 
 from peft import LoraConfig
 
-from text_sdft.core import ConfigurableAdapter, Model, SDFTConfig, Splits
+from text_sdft.core import ExperimentAdapter, Model, SDFTConfig, Splits
+from text_sdft.core.adapter import with_defaults
 from text_sdft.training import default_lora
 
 
@@ -80,7 +81,7 @@ class Experiment:
     """
 
     model: str
-    adapter: ConfigurableAdapter
+    adapter: ExperimentAdapter
     splits: Splits
     args: SDFTConfig
     peft_config: LoraConfig | None
@@ -89,6 +90,9 @@ class Experiment:
     method: str = "sdft"
     start: Model | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.adapter = with_defaults(self.adapter)
 
     @property
     def folder(self) -> Path:
