@@ -428,9 +428,9 @@ class SDFTTrainer(CheckpointedTrainer):
         norm = super()._get_grad_norm(model, grad_norm)
         if self.accelerator.scaler is None and not math.isfinite(float(norm)):
             raise UserError(
-                f"The gradient of step {self.state.global_step + 1} is not finite: the run has diverged. The weights of that step "
-                f"were not saved, earlier checkpoints are untouched. Lower learning_rate (it is {self.args.learning_rate:g}), or "
-                "raise warmup_steps."
+                f"The gradient of step {self.state.global_step + 1} is not finite: the run has diverged. Weights of that "
+                f"step were not saved, and earlier checkpoints are untouched. Lower learning_rate (it is "
+                f"{self.args.learning_rate:g}), or raise warmup_steps."
             )
         return norm
 
