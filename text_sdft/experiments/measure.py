@@ -35,14 +35,15 @@ def right_answer_reading(
         ``entropy`` (mean over those tokens of the next token's distribution, nats), ``tokens`` (of the prompt, mean); None
         where the adapter writes no answers (`encode_answer`).
     """
-    adapter: Any = trainer.adapter
-    if not hasattr(adapter, "encode_answer"):
-        return None
+    adapter = trainer.adapter
     logps: list[Tensor] = []
     entropies: list[Tensor] = []
     lengths: list[int] = []
     for rows in slices(len(examples), size):
-        ids = [answer_ids(trainer.module, adapter, example, str(example.reference)) for example in examples[rows]]
+        given = [answer_ids(trainer.module, adapter, example, str(example.reference)) for example in examples[rows]]
+        ids = [ids_T for ids_T in given if ids_T is not None]
+        if len(ids) < len(given):
+            return None
         inputs = encode_view(adapter, examples[rows], contexts and contexts[rows], trainer.prompt_limit)
         with evaluating(trainer.module), gathered(trainer.module):
             with trainer.accelerator.autocast():

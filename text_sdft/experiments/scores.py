@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from transformers.utils import logging
 
-from text_sdft.core import Example, Message, TeacherContext
+from text_sdft.core import Example, ExperimentAdapter, Message, TeacherContext
 from text_sdft.core.sampling import draw_seed
 from text_sdft.core.sharding import gathered
 from text_sdft.experiments.answers import Contexts, answers
@@ -109,9 +109,9 @@ def evaluate(
     return results, records
 
 
-def tell_scoring_notes(adapter: Any) -> None:
+def tell_scoring_notes(adapter: ExperimentAdapter) -> None:
     """Log what the adapter has to say of the scores that it gave."""
-    for note in adapter.scoring_notes() if hasattr(adapter, "scoring_notes") else ():
+    for note in adapter.scoring_notes():
         logger.warning(note)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from text_sdft.core import Demonstration, Message, ModalityAdapter, Model
 from text_sdft.core.sampling import TransformersSampler
-from text_sdft.templates import render
+from text_sdft.core.templates import render
 from vlm_sdft.demos.controls import answer_of, described
 from vlm_sdft.demos.rivals import images_of
 from vlm_sdft.images.files import content_hash
@@ -36,7 +36,7 @@ def write_rationales(
         model: writes with the weights that it has now.
         question: what is asked about the images.
         system_prompt: the first message, where there is one.
-        template: how a demonstration enters a prompt (`text_sdft.templates`).
+        template: how a demonstration enters a prompt (`text_sdft.core.templates`).
     """
     distinct = {_key(d): d for d in demonstrations}
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
