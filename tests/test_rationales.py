@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from text_sdft.core import SDFTConfig, TeacherContext
-from text_sdft.methods.hints import LadderTrainer
 from text_sdft.training import SDFTTrainer
 from vlm_sdft import DemoSet, ImageAdapter, vlm
 from vlm_sdft.cli import main
@@ -88,24 +87,24 @@ def test_the_settings_reach_it(demos):
     assert shown(adapter, demos) and len(asked) == len(demos.labelled)
 
 
-def trainer(kind: type[SDFTTrainer], demos: DemoSet, folder: Path, rung: int, **changes: Any) -> SDFTTrainer:
+def trainer(demos: DemoSet, folder: Path, **settings_of_demonstrations: Any) -> SDFTTrainer:
     """With a teacher that moves, at a rate at which it soon writes otherwise."""
-    adapter, _ = bound(demos, rung=rung)
+    adapter, _ = bound(demos, **settings_of_demonstrations)
     settings = {**vlm(), "learning_rate": 3e-3, "max_steps": 4, "save_steps": 2, "teacher_model_kind": "ema"}
     settings |= {"teacher_update_rate": 0.5, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
-    args = SDFTConfig(str(folder), **{**settings, **changes}, use_cpu=True, disable_tqdm=True, save_strategy="steps")
-    return kind(BUILTIN, args, adapter=adapter, train_dataset=demos.labelled)
+    args = SDFTConfig(str(folder), **settings, use_cpu=True, disable_tqdm=True, save_strategy="steps")
+    return SDFTTrainer(BUILTIN, args, adapter=adapter, train_dataset=demos.labelled)
 
 
-@pytest.mark.parametrize(("kind", "rung"), [(SDFTTrainer, 4), (LadderTrainer, 2)])
-def test_the_model_at_the_start_writes_them_in_a_run_that_goes_on_too(demos, tmp_path, kind, rung):
+@pytest.mark.parametrize("shown_to_the_teacher", [{"rung": 4}, {"policy": "ladder"}], ids=["always", "as a hint"])
+def test_the_model_at_the_start_writes_them_in_a_run_that_goes_on_too(demos, tmp_path, shown_to_the_teacher):
     right = shown(bound(demos)[0], demos)
-    whole = trainer(kind, demos, tmp_path / "whole", rung)
+    whole = trainer(demos, tmp_path / "whole", **shown_to_the_teacher)
     whole.train()
     assert shown(whole.adapter, demos) == right
     whole.adapter.bind(whole.module)
     assert shown(whole.adapter, demos) != right, "the trained model writes otherwise"
-    resumed = trainer(kind, demos, tmp_path / "resumed", rung)
+    resumed = trainer(demos, tmp_path / "resumed", **shown_to_the_teacher)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert shown(resumed.adapter, demos) == right
     for (name, one), other in zip(whole.module.named_parameters(), resumed.module.parameters(), strict=True):
