@@ -15,7 +15,8 @@ from typing import get_args
 import torch
 import transformers
 
-from text_sdft.experiments.scores import Accuracy, evaluate
+from text_sdft.experiments.scores import evaluate
+from text_sdft.experiments.stats import Accuracy
 from vlm_sdft import DemoSet, ImageAdapter, SDFTConfig, SDFTTrainer, vlm
 from vlm_sdft.demos.selection import Selection
 from vlm_sdft.zoo import resolve_data

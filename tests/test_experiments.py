@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.families import family_folder
 from tests.image_files import WHOLE, fill
 from text_sdft.core import SDFTConfig
-from text_sdft.experiments.run import _forget_after
+from text_sdft.experiments.folder import drop_later_lines
 from text_sdft.experiments.settings import resumable
 from text_sdft.training.callbacks import MetricsWriter, append_jsonl
 from vlm_sdft.cli import main
@@ -247,7 +247,7 @@ def test_eval_takes_options(finished):
 KILLED = """
 import os, signal, sys
 from text_sdft.training.callbacks import MetricsWriter, append_jsonl
-from text_sdft.experiments.run import _forget_after
+from text_sdft.experiments.folder import drop_later_lines
 from vlm_sdft.cli import main
 
 def on_step_begin(self, args, state, control, **_):
@@ -355,17 +355,18 @@ def test_a_run_does_not_go_on_with_other_settings(finished, config, tmp_path, ca
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == times
 
 
-def test_a_run_of_a_version_that_lacked_a_setting_had_its_default(finished, config, tmp_path, capsys):
+def test_a_run_of_a_version_with_other_settings_had_their_defaults(finished, config, tmp_path, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
     results = read(run / "results.json")
-    for section, name in (("train", "confidence"), ("demonstrations", "policy"), ("data", "retain_in_context")):
+    for section, name in (("train", "retain_ratio"), ("demonstrations", "policy"), ("data", "retain_in_context")):
         del results["settings"][section][name]
     del results["settings"]["method"]
+    results["settings"]["train"]["confidence"] = "none"  # which later versions lack
     (run / "results.json").write_text(json.dumps(results))
     train(config, run, "--resume")
-    options = ["--train.output_dir", str(run), "--resume", "--train.confidence", "entropy"]
+    options = ["--train.output_dir", str(run), "--resume", "--train.retain_ratio", "0.5"]
     assert main(["train", config, *options]) == 2
-    assert "train.confidence none, not entropy" in capsys.readouterr().err
+    assert "train.retain_ratio 1.0, not 0.5" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_with_smaller_micro_batches(config, finished, tmp_path, monkeypatch):
@@ -394,7 +395,7 @@ def test_an_answer_with_line_separators_stays_one_record(tmp_path):
     records = [{"phase": "before", "id": "a", "answer": "x\u2028y\u2029\u0085z"}, {"step": 1, "id": "b"}]
     append_jsonl(tmp_path / "samples.jsonl", [*records, {"step": 2, "id": "c"}])
     (tmp_path / "checkpoint-2").mkdir()
-    _forget_after(tmp_path / "samples.jsonl", tmp_path / "checkpoint-2")
+    drop_later_lines(tmp_path / "samples.jsonl", tmp_path / "checkpoint-2")
     assert [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text("utf-8").split("\n") if line] == records
 
 

@@ -10,7 +10,7 @@ import torch
 from tests.tiny_text import tiny_text_model
 from tests.toy import toy_args
 from text_sdft import TeacherContext, TextAdapter
-from text_sdft.experiments.flops import training_flops
+from text_sdft.experiments.cost import training_flops
 from text_sdft.training import SDFTTrainer
 
 

@@ -16,10 +16,11 @@ from scipy import stats
 from tests.tiny_text import save_tiny_text_model, tiny_text_model
 from text_sdft import TextAdapter
 from text_sdft.core import Demonstration, Example, SDFTConfig, TeacherContext
-from text_sdft.experiments.measure import positions, right_answers
+from text_sdft.experiments.measure import answer_positions, right_answer_reading
 from text_sdft.experiments.probe import VOTE
 from text_sdft.experiments.scores import contexts_for, sample
-from text_sdft.experiments.verdict import CHEAPER, Evidence, Gap, paired_gap, verdict
+from text_sdft.experiments.stats import Gap
+from text_sdft.experiments.verdict import CHEAPER, Evidence, verdict
 from text_sdft.training import SDFTTrainer
 from vlm_sdft import DemoSet, ImageAdapter, vlm
 from vlm_sdft.cli import main
@@ -84,9 +85,9 @@ def test_verdicts_without_a_gap():
     assert instead.decision == "try first" and instead.option == "--demonstrations.shots 4"
     unclear = verdict(Evidence(0.1, 0.2, Gap(0.1, -0.1, 0.3, 20)))
     assert unclear.decision == "try first" and unclear.option == "--eval.max_examples 80"
-    few = verdict(Evidence(0.0, 0.0, paired_gap([0.0, 0.0], [0.0, 0.0])))
+    few = verdict(Evidence(0.0, 0.0, Gap.of([0.0, 0.0], [0.0, 0.0])))
     assert few.decision == "try first" and "2 examples" in few.reason and "add test rows" in few.reason
-    assert verdict(Evidence(0.0, 0.0, paired_gap([0.0] * 10, [0.0] * 10))).decision == "do not train"
+    assert verdict(Evidence(0.0, 0.0, Gap.of([0.0] * 10, [0.0] * 10))).decision == "do not train"
 
 
 def test_notes_on_a_teacher_that_does_not_follow_its_context():
@@ -98,7 +99,7 @@ def test_notes_on_a_teacher_that_does_not_follow_its_context():
 def test_the_paired_gap_agrees_with_the_bootstrap(both, first, second, neither):
     pairs = [(1.0, 1.0)] * both + [(1.0, 0.0)] * first + [(0.0, 1.0)] * second + [(0.0, 0.0)] * neither
     a, b = (np.array(side) for side in zip(*pairs, strict=True))
-    gap = paired_gap(a.tolist(), b.tolist())
+    gap = Gap.of(a.tolist(), b.tolist())
     drawn = stats.bootstrap(
         (a, b), lambda x, y, axis: (x - y).mean(axis), paired=True, n_resamples=4000, rng=np.random.default_rng(0)
     ).confidence_interval
@@ -107,11 +108,11 @@ def test_the_paired_gap_agrees_with_the_bootstrap(both, first, second, neither):
 
 
 def test_the_paired_gap_never_collapses_and_takes_shares():
-    assert paired_gap([1.0], [0.0]).low < 0 < paired_gap([1.0] * 40, [0.0] * 40).low < 1
-    same = paired_gap([1.0] * 40, [1.0] * 40)
+    assert Gap.of([1.0], [0.0]).low < 0 < Gap.of([1.0] * 40, [0.0] * 40).low < 1
+    same = Gap.of([1.0] * 40, [1.0] * 40)
     assert same.low < 0 < same.high
     a, b = [0.2, 0.9, 0.4, 0.7], [0.1, 0.5, 0.4, 0.2]
-    gap, reference = paired_gap(a, b), stats.ttest_rel(a, b).confidence_interval()
+    gap, reference = Gap.of(a, b), stats.ttest_rel(a, b).confidence_interval()
     assert (gap.low, gap.high) == (pytest.approx(reference.low), pytest.approx(reference.high))
 
 
@@ -233,7 +234,7 @@ def test_only_rows_that_show_the_teacher_something_are_probed(tmp_path, monkeypa
     assert json.loads(Path("runs/rows/probe.json").read_text())["gap"]["n"] == 1
     Path("bare.jsonl").write_text("\n".join(json.dumps(row) for row in bare))
     assert main([*args[:-1], "bare.jsonl"]) == 2
-    assert "Give rows of data.test a golden_response, privileged_context" in capsys.readouterr().err
+    assert "Give those rows what the teacher alone is shown: demonstrations" in capsys.readouterr().err
 
 
 def test_a_teacher_that_is_shown_answers_in_training_is_measured_without_them(folder):
@@ -251,7 +252,7 @@ def test_how_probable_the_right_answer_is(folder):
     trainer = bound(folder)
     examples = trainer.adapter.examples(trainer.adapter.demos.test)[:3]
     contexts = contexts_for(trainer, examples)
-    read = right_answers(trainer, examples, contexts, size=2)
+    read = right_answer_reading(trainer, examples, contexts, size=2)
     logps, entropies = [], []
     tokenizer = trainer.adapter.processing_class.tokenizer
     for example, context in zip(examples, contexts, strict=True):
@@ -278,7 +279,7 @@ def test_the_right_answer_ends_as_the_chat_template_ends_it(tmp_path):
         trainer = SDFTTrainer(
             model, SDFTConfig(str(tmp_path), use_cpu=True), adapter=TextAdapter(), processing_class=tokenizer
         )
-        return right_answers(trainer, trainer.adapter.examples(rows), None, size=1)
+        return right_answer_reading(trainer, trainer.adapter.examples(rows), None, size=1)
 
     assert read([tokenizer.eos_token_id, tokenizer.pad_token_id]) == read(tokenizer.eos_token_id)
 
@@ -297,10 +298,10 @@ def test_positions_that_are_favoured_show():
     shown = [
         [d.messages[-1]["content"] for d in Shown().demonstrations(e, c)] for e, c in zip(examples, contexts, strict=True)
     ]
-    fair = positions(Shown(), examples, contexts, ["Word 3."] * 300)
-    last = positions(Shown(), examples, contexts, [words[-1] for words in shown])
+    fair = answer_positions(Shown(), examples, contexts, ["Word 3."] * 300)
+    last = answer_positions(Shown(), examples, contexts, [words[-1] for words in shown])
     assert fair is not None and sum(fair["counts"]) == 300 and fair["p"] > 0.01
     assert last is not None and last["p"] < 1e-6 and last["counts"][-1] == max(last["counts"])
-    assert positions(Shown(), examples, contexts, ["other"] * 300) is None
-    few = positions(Shown(), examples[:9], contexts[:9], ["word 1"] * 9)
+    assert answer_positions(Shown(), examples, contexts, ["other"] * 300) is None
+    few = answer_positions(Shown(), examples[:9], contexts[:9], ["word 1"] * 9)
     assert few is not None and few["p"] is None

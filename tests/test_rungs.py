@@ -10,7 +10,7 @@ import torch
 
 from text_sdft import TextAdapter
 from text_sdft.core import TeacherContext, UserError
-from text_sdft.experiments.measure import positions
+from text_sdft.experiments.measure import answer_positions
 from vlm_sdft import DemoSet, ImageAdapter
 from vlm_sdft.demos.controls import BLANK, CONTROLS, SHUFFLED
 from vlm_sdft.images.files import load_image
@@ -193,7 +193,7 @@ def test_positions_of_an_order_that_is_not_drawn_are_not_counted(folder):
     examples = chosen.examples(demos.test)
     contexts = [TeacherContext(i) for i in range(len(examples))]
     right = [str(e.reference) for e in examples]
-    found = positions(chosen, examples, contexts, right)
+    found = answer_positions(chosen, examples, contexts, right)
     assert found is not None and sum(found["counts"]) == len(examples)
     own = [replace(e, demonstrations=chosen.demonstrations(e, TeacherContext())) for e in examples]
-    assert positions(chosen, own, contexts, right) is None
+    assert answer_positions(chosen, own, contexts, right) is None

@@ -103,8 +103,9 @@ def test_the_summary_is_what_one_computes_by_hand():
 
 def test_forgetting_counts_from_a_tasks_best_and_backward_transfer_from_its_own_end():
     after = [[0.5, 0.0, 0.0], [0.9, 0.6, 0.0], [0.7, 0.8, 0.4]]
-    assert sequence.backward_transfer(after) == pytest.approx((0.2 + 0.2) / 2)
-    assert sequence.forgetting(after) == pytest.approx(((0.9 - 0.7) + (0.6 - 0.8)) / 2)
+    found = sequence.summary(after, before=[0.0, 0.0, 0.0])
+    assert found["backward_transfer"] == pytest.approx((0.2 + 0.2) / 2)
+    assert found["forgetting"] == pytest.approx(((0.9 - 0.7) + (0.6 - 0.8)) / 2)
 
 
 # ---- a sequence ----
@@ -188,11 +189,12 @@ def test_a_finished_sequence_is_not_run_again(config, finished, capsys):
     assert main(argv) == 2 and "other tasks or settings" in capsys.readouterr().err
 
 
-def test_a_sequence_of_a_version_that_lacked_a_setting_had_its_default(config, finished, tmp_path):
+def test_a_sequence_of_a_version_with_other_settings_had_their_defaults(config, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     found = read(run / "sequence.json")
     for settings in found["settings"]:
-        del settings["train"]["confidence"]
+        del settings["train"]["retain_ratio"]
+        settings["train"]["confidence"] = "none"  # which later versions lack
     (run / "sequence.json").write_text(json.dumps(found))
     learn(config, tmp_path, "--resume")
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from text_sdft.experiments.scores import Accuracy
-from text_sdft.experiments.stats import Interval, Paired, pareto_front
+from text_sdft.experiments.stats import Accuracy, Interval, Paired, pareto_front
 
 
 def test_intervals_and_tests_agree_with_independent_formulas():

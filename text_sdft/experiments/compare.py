@@ -5,7 +5,6 @@ What is done is kept, one file a cell (`compare_cells`), so that a comparison th
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Sequence
@@ -16,9 +15,11 @@ from text_sdft.core import UserError
 from text_sdft.experiments.compare_cells import NEW, CellRunner, Comparison, Sets
 from text_sdft.experiments.compare_table import write_tables
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.run import eval_sets, write_json
+from text_sdft.experiments.folder import read_json, write_json
+from text_sdft.experiments.run import eval_sets
+from text_sdft.experiments.scores import ADD_TEST_ROWS, with_reference
 from text_sdft.experiments.settings import first_change, flattened
-from text_sdft.methods.table import find_method
+from text_sdft.methods.table import Unsupported, find_method
 
 VALIDATION = "validation"
 #: Settings that a comparison chooses itself, or that change no number.
@@ -49,25 +50,31 @@ def compare(
         raise UserError("compare runs in one process: start it without `accelerate launch`.")
     if min(seeds, validation_seeds) < 1 or not rates or min(rates) <= 0:
         raise UserError("compare needs at least one seed, one validation seed, and learning rates above 0.")
-    chosen = list(dict.fromkeys(find_method(name).name for name in ("base", *methods)))
-    folder = Path(str(experiment.args.output_dir))
-    _check_same(folder / "cells" / "settings.json", experiment)
+    chosen = {method.name: method for method in map(find_method, ("base", *methods))}
+    cells = experiment.folder / "cells"
+    _check_same(cells / "settings.json", experiment)
     validation, test, how = split_sets(eval_sets(experiment))
-    queries = [example for example in experiment.adapter.examples(experiment.splits.train) if not example.retain]
-    plan = {
-        "methods": chosen,
-        "seeds": seeds,
-        "validation_seeds": validation_seeds,
-        "learning_rates": sorted(set(rates)),
-        "steps": _steps(experiment, len(queries)),
-    }
-    comparison = Comparison({**plan, "validation": how})
-    runner = CellRunner(experiment, comparison, folder / "cells", validation, test)
-    for name in chosen:
-        runner.check(find_method(name))
-    for name in chosen:
-        runner.run(find_method(name))
-    return write_tables(comparison, experiment, folder)
+    comparison = Comparison(
+        {
+            "methods": list(chosen),
+            "seeds": seeds,
+            "validation_seeds": validation_seeds,
+            "learning_rates": sorted(set(rates)),
+            "steps": _steps(experiment),
+            "validation": how,
+        }
+    )
+    runner = CellRunner(experiment, comparison, cells, validation, test)
+    for name, method in list(chosen.items()):
+        try:
+            runner.check(method)
+        except Unsupported as error:
+            del chosen[name]
+            comparison.skipped[name] = str(error)
+            runner.console.print(f"Left out: {error}", highlight=False, soft_wrap=True)
+    for method in chosen.values():
+        runner.run(method)
+    return write_tables(comparison, experiment, experiment.folder)
 
 
 def split_sets(sets: Sets) -> tuple[Sets, Sets, str]:
@@ -79,7 +86,7 @@ def split_sets(sets: Sets) -> tuple[Sets, Sets, str]:
     Raises:
         UserError: there are too few rows of "new" to measure on.
     """
-    measured = {name: [e for e in examples if e.reference is not None] for name, examples in sets.items()}
+    measured = {name: with_reference(examples) for name, examples in sets.items()}
     own = measured.pop(VALIDATION, [])
     validation, test = {}, {}
     for name, known in measured.items():
@@ -91,7 +98,7 @@ def split_sets(sets: Sets) -> tuple[Sets, Sets, str]:
     if not validation.get(NEW) or not test.get(NEW):
         raise UserError(
             "compare measures on the set 'new', a third of which chooses learning rates: it needs at least 3 rows with a "
-            "reference (data.test, or test/<type>/*)."
+            f"reference. So {ADD_TEST_ROWS}."
         )
     counts = "; ".join(f"{name}: {len(validation[name])} and {len(test[name])}" for name in test)
     origin = "a fixed third of each set" if not own else "the set validation, and on a fixed third of each set but new"
@@ -101,11 +108,12 @@ def split_sets(sets: Sets) -> tuple[Sets, Sets, str]:
     return {k: v for k, v in validation.items() if v}, {k: v for k, v in test.items() if v}, how
 
 
-def _steps(experiment: Experiment, queries: int) -> int:
+def _steps(experiment: Experiment) -> int:
     """Optimiser steps of every method: ``max_steps``, or what SDFT takes for its epochs over all queries."""
     args = experiment.args
     if args.max_steps > 0:
         return args.max_steps
+    queries = sum(not example.retain for example in experiment.adapter.examples(experiment.splits.train))
     batches = math.ceil(queries / args.per_device_train_batch_size)
     return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
 
@@ -114,8 +122,7 @@ def _check_same(file: Path, experiment: Experiment) -> None:
     """Cells of other settings must not get into this table. Raises `UserError` naming the setting."""
     settings = {**experiment.settings, "rows": list(experiment.splits.report)}
     flat = {key: value for key, value in flattened(settings).items() if key not in CHOSEN}
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else flat
-    if changed := first_change(stored, flat, flattened(experiment.defaults)):
+    if changed := first_change(read_json(file) or flat, flat, flattened(experiment.defaults)):
         raise UserError(
             f"{file.parent} holds cells of a comparison with {changed}: name another folder with --train.output_dir, or "
             "delete that one."

@@ -9,15 +9,13 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
-import json
 import math
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -27,15 +25,17 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from text_sdft.core import Conversation, Example, UserError
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.drift import Start, drift, general, remember
-from text_sdft.experiments.flops import training_flops
-from text_sdft.experiments.run import make_trainer, write_json
-from text_sdft.experiments.scores import TASK, contexts_for, evaluate
-from text_sdft.methods.table import Method, Unsupported, find_method
+from text_sdft.experiments.cost import training_flops
+from text_sdft.experiments.drift import StartReading, drift, start_reading
+from text_sdft.experiments.folder import read_json, write_json
+from text_sdft.experiments.run import make_trainer
+from text_sdft.experiments.scores import contexts_for, evaluate, of_prior_skills
+from text_sdft.experiments.stats import mean
+from text_sdft.methods.table import Method, find_method
 from text_sdft.training import SDFTTrainer
 
 Sets = dict[str, list[Example]]
-#: The set that is learnt; prior skills are those outside of `TASK`.
+#: The set that is learnt.
 NEW = "new"
 #: Seeds that are looked at, where fewer are run: a later run may add some.
 SEEDS = 10
@@ -50,7 +50,7 @@ class Comparison:
         validation: method -> rate -> {set: accuracy}, mean over the validation seeds.
         chosen: method -> rate (0 where nothing is trained).
         tests: method -> one cell a seed: {"seed", "seeded", "test": {set: {item: score}}, "drift", "seconds", "flops"}; the
-            first alone where it is not `seeded`.
+            first alone where `seeds_matter` not.
         skipped, failed: method or cell -> why.
     """
 
@@ -62,10 +62,15 @@ class Comparison:
     failed: dict[str, str] = field(default_factory=dict)
 
 
+def accuracies(cell: dict[str, Any]) -> dict[str, float]:
+    """Of a cell on validation rows, by set."""
+    return {name: mean(scores.values()) for name, scores in cell["validation"].items()}
+
+
 def selection_score(accuracy: dict[str, float]) -> float:
     """What the learning rate is chosen by: the mean of the new task and the mean of the prior skills."""
-    prior = [value for name, value in accuracy.items() if name not in TASK]
-    return (accuracy[NEW] + sum(prior) / len(prior)) / 2 if prior else accuracy[NEW]
+    prior = of_prior_skills(accuracy)
+    return (accuracy[NEW] + mean(prior.values())) / 2 if prior else accuracy[NEW]
 
 
 @dataclass
@@ -80,45 +85,37 @@ class CellRunner:
     console: Console = field(default_factory=Console)
 
     def check(self, method: Method) -> None:
-        """Make a method's trainer, if it has anything to do yet: what is wrong with its rows is said before any is trained.
+        """Look at a method's rows, and make its trainer if it has anything to do yet, before any method is trained.
 
         Raises:
+            Unsupported: the data has nothing that this method could learn from.
             UserError: a row cannot be trained on; names the method.
         """
+        method.rows(self.experiment.adapter, self.experiment.adapter.examples(self.experiment.splits.train))
         plan = self.comparison.plan
         swept = itertools.product(plan["learning_rates"], range(plan["validation_seeds"]))
-        cells = [self._file(method, "validation", rate, seed) for rate, seed in swept]
-        if not method.trains or all(cell.exists() for cell in cells):
+        if not method.trains or all(self._file(method, "validation", rate, seed).exists() for rate, seed in swept):
             return
         try:
             self._trainer(method, 0.0, 0)
-        except Unsupported:
-            pass  # `run` leaves it out
         except UserError as error:
             raise UserError(f"The method '{method.name}': {error}") from error
 
     def run(self, method: Method) -> None:
         """All cells of a method; what fails is noted, and the next one goes on."""
-        plan, found = self.comparison.plan, self.comparison
-        try:
-            method.rows(self.experiment.adapter, self.experiment.adapter.examples(self.experiment.splits.train))
-        except Unsupported as error:
-            found.skipped[method.name] = str(error)
-            self.console.print(f"Left out: {error}", highlight=False, soft_wrap=True)
-            return
         if method.name == "rivals":
             self._run_rivals(method)
             return
-        accuracies = found.validation[method.name] = self._sweep(method)
-        if not accuracies:
+        found = self.comparison
+        by_rate = found.validation[method.name] = self._sweep(method)
+        if not by_rate:
             return
-        chosen = max(accuracies, key=lambda rate: (selection_score(accuracies[rate]), -rate))
-        found.chosen[method.name] = chosen
-        first = self._cell(method, "test", chosen, 0, self._test)
-        others = range(1, plan["seeds"]) if first is None or seeded(first) else ()
-        cells = [first, *(self._cell(method, "test", chosen, seed, self._test) for seed in others)]
+        chosen = found.chosen[method.name] = max(by_rate, key=lambda rate: (selection_score(by_rate[rate]), -rate))
+        first = self._cell(method, "test", chosen, 0)
+        others = range(1, found.plan["seeds"]) if first is None or seeds_matter(first) else ()
+        cells = [first, *(self._cell(method, "test", chosen, seed) for seed in others)]
         found.tests[method.name] = [cell for cell in cells if cell is not None]
-        for rate in accuracies:
+        for rate in by_rate:
             self._weights(method, rate).unlink(missing_ok=True)
 
     def _sweep(self, method: Method) -> dict[float, dict[str, float]]:
@@ -126,15 +123,12 @@ class CellRunner:
         plan = self.comparison.plan
         rates = plan["learning_rates"] if method.trains else [0.0]
         seeds = range(plan["validation_seeds"] if method.trains else 1)
-        found: dict[float, list[dict[str, float]]] = {}
-        for seed, rate in itertools.product(seeds, rates):
-            cell = self._cell(method, "validation", rate, seed, self._validate)
-            if cell is not None:
-                found.setdefault(rate, []).append(_accuracies(cell))
-        whole = {rate: of_seeds for rate, of_seeds in found.items() if len(of_seeds) == len(seeds)}
+        cells = {(rate, seed): self._cell(method, "validation", rate, seed) for seed in seeds for rate in rates}
+        found = {rate: [accuracies(cell) for seed in seeds if (cell := cells[rate, seed]) is not None] for rate in rates}
         return {
-            rate: {name: _mean(accuracy[name] for accuracy in of_seeds) for name in of_seeds[0]}
-            for rate, of_seeds in whole.items()
+            rate: {name: mean(of_seed[name] for of_seed in of_seeds) for name in of_seeds[0]}
+            for rate, of_seeds in found.items()
+            if len(of_seeds) == len(seeds)
         }
 
     def _run_rivals(self, method: Method) -> None:
@@ -143,37 +137,23 @@ class CellRunner:
         if not hasattr(adapter, "rivals"):
             self.comparison.skipped[method.name] = "there are none for this kind of data."
             return
-        cells = [self._cell(method, "test", 0.0, seed, self._rivals) for seed in range(self.comparison.plan["seeds"])]
-        for cell in [cell for cell in cells if cell is not None]:
+        for seed in range(self.comparison.plan["seeds"]):
+            cell = self._cell(method, "test", 0.0, seed) or {"test": {}}
             for name, scores in cell["test"].items():
-                row = {**cell, "method": name, "test": {NEW: scores}}
-                self.comparison.tests.setdefault(name, []).append(row)
+                self.comparison.tests.setdefault(name, []).append({**cell, "method": name, "test": {NEW: scores}})
                 self.comparison.chosen[name] = 0.0
         if hasattr(adapter, "rivals_left_out"):
             self.comparison.skipped |= adapter.rivals_left_out()
 
-    def _rivals(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
-        trainer = self._trainer(method, rate, seed)
-        adapter, examples = cast(Any, trainer.adapter), self.test[NEW]
-        started = time.monotonic()
-        answers = adapter.rivals(examples, contexts_for(trainer, examples))
-        seconds = time.monotonic() - started
-        scores = {
-            name: {e.id: adapter.score(e, text) for e, text in zip(examples, texts, strict=True)}
-            for name, texts in answers.items()
-        }
-        return {"test": scores, "seconds": seconds, "flops": 0.0}
-
-    def _cell(
-        self, method: Method, part: str, rate: float, seed: int, work: Callable[[Method, float, int], dict[str, Any]]
-    ) -> dict[str, Any] | None:
-        """The stored cell, or what ``work`` returns, which is then stored; None where it failed."""
+    def _cell(self, method: Method, part: str, rate: float, seed: int) -> dict[str, Any] | None:
+        """The stored cell, or one that is run now, and stored; None where it failed."""
         file = self._file(method, part, rate, seed)
         name = f"{method.name}, {part}" + (f", learning rate {rate:g}" if rate else "") + f", seed {seed}"
-        if file.exists():
-            return json.loads(file.read_text(encoding="utf-8"))
+        if (stored := read_json(file)) is not None:
+            return stored
         self.console.print(f"[{time.strftime('%H:%M:%S')}] {name} …", highlight=False, markup=False)
         try:
+            work = self._rivals if method.name == "rivals" else self._validate if part == "validation" else self._test
             cell = {"method": method.name, "learning_rate": rate, "seed": seed, **work(method, rate, seed)}
         except Exception as error:  # one cell's failure is reported in the table, and must not cost the others
             self.comparison.failed[name] = f"{type(error).__name__}: {error}"
@@ -184,24 +164,35 @@ class CellRunner:
                 gc.collect()
                 torch.cuda.empty_cache()
         write_json(file, cell)
-        scores = ", ".join(f"{key} {100 * _mean(items.values()):.1f} %" for key, items in cell[part].items())
+        scores = ", ".join(f"{key} {100 * mean(items.values()):.1f} %" for key, items in cell[part].items())
         self.console.print(f"    {scores} ({cell['seconds']:.0f} s)", highlight=False, markup=False)
         return cell
 
+    def _rivals(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
+        trainer, examples = self._trainer(method, rate, seed), self.test[NEW]
+        adapter: Any = trainer.adapter
+        started = time.monotonic()
+        answers = adapter.rivals(examples, contexts_for(trainer, examples))
+        seconds = time.monotonic() - started
+        scores = {
+            name: {e.id: adapter.score(e, text) for e, text in zip(examples, texts, strict=True)}
+            for name, texts in answers.items()
+        }
+        return {"test": scores, "seconds": seconds, "flops": 0.0}
+
     def _validate(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
         trainer, cost = self._trained(method, rate, seed)
-        scores = self._scores(trainer, method, self.validation)
-        cell = {"validation": scores, **cost}
+        cell = {"validation": self._scores(trainer, method, self.validation), **cost}
         if method.trains and seed == 0:
-            self._keep_best(trainer, method, rate, selection_score(_accuracies(cell)))
+            self._keep_best(trainer, method, rate, selection_score(accuracies(cell)))
         return cell
 
     def _keep_best(self, trainer: SDFTTrainer, method: Method, rate: float, score: float) -> None:
         """Store the weights if no other rate was better with seed 0, so that its test need not train again."""
-        files = {other: self._file(method, "validation", other, 0) for other in self.comparison.plan["learning_rates"]}
-        others = [json.loads(file.read_text(encoding="utf-8")) for file in files.values() if file.exists()]
-        if score > max((selection_score(_accuracies(cell)) for cell in others), default=-math.inf):
-            for other in files:
+        rates = self.comparison.plan["learning_rates"]
+        cells = [read_json(self._file(method, "validation", other, 0)) for other in rates]
+        if score > max((selection_score(accuracies(cell)) for cell in cells if cell), default=-math.inf):
+            for other in rates:
                 self._weights(method, other).unlink(missing_ok=True)
             file = self._weights(method, rate)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -209,41 +200,35 @@ class CellRunner:
 
     def _test(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
         start = self._start  # before the trainer is made: the adapter that they share reads with the newest one's model
-        file, sweep = self._weights(method, rate), self._file(method, "validation", rate, seed)
+        file = self._weights(method, rate)
         if seed == 0 and method.trains and file.exists():
-            trainer = self._trainer(method, rate, seed)
-            stored = load_file(file)
+            trainer, stored = self._trainer(method, rate, seed), load_file(file)
             for name, tensor in _trainable(trainer).items():
                 tensor.copy_(stored[name])
-            done = json.loads(sweep.read_text(encoding="utf-8"))
-            cost = {"seconds": done["seconds"], "flops": done["flops"]}
+            validated = read_json(self._file(method, "validation", rate, seed))
+            cost = {"seconds": validated["seconds"], "flops": validated["flops"]}
         else:
             trainer, cost = self._trained(method, rate, seed)
         moved = {"drift": drift(trainer, start)} if start is not None else {}
         scores = self._scores(trainer, method, self.test)
-        return {"test": scores, "seeded": self._seeded(trainer, method), **moved, **cost}
+        return {"test": scores, "seeded": self._seeds_matter(trainer, method), **moved, **cost}
 
-    def _seeded(self, trainer: SDFTTrainer, method: Method) -> bool:
+    def _seeds_matter(self, trainer: SDFTTrainer, method: Method) -> bool:
         """Whether seeds differ: a model that is not trained gives the same greedy answers to what is shown alike."""
         if method.trains or not _in_context(method):
             return method.trains
-        examples, adapter = self.test[NEW], trainer.adapter
+        examples = self.test[NEW]
 
         def shown(seed: int) -> list[Conversation]:
-            return [
-                adapter.teacher_messages(e, c) for e, c in zip(examples, contexts_for(trainer, examples, seed), strict=True)
-            ]
+            return list(map(trainer.adapter.teacher_messages, examples, contexts_for(trainer, examples, seed)))
 
         first = shown(0)
         return any(shown(seed) != first for seed in range(1, max(self.comparison.plan["seeds"], SEEDS)))
 
     @cached_property
-    def _start(self) -> Start | None:
+    def _start(self) -> StartReading | None:
         """The starting model on the prompts of prior skills that are tested; None where there are none."""
-        prior = general(self.test)
-        if not prior:
-            return None
-        return remember(self._trainer(find_method("base"), 0.0, 0), prior, self.experiment.eval.batch_size)
+        return start_reading(self._trainer(find_method("base"), 0.0, 0), self.test, self.experiment.eval.batch_size)
 
     def _trained(self, method: Method, rate: float, seed: int) -> tuple[SDFTTrainer, dict[str, float]]:
         trainer = self._trainer(method, rate, seed)
@@ -278,11 +263,6 @@ class CellRunner:
         return self._file(method, "validation", rate, 0).with_suffix(".safetensors")
 
 
-def _accuracies(cell: dict[str, Any]) -> dict[str, float]:
-    """Of a cell on validation rows, by set."""
-    return {name: _mean(scores.values()) for name, scores in cell["validation"].items()}
-
-
 def _in_context(method: Method) -> bool:
     return method.name.partition("/")[0] == "icl"
 
@@ -291,11 +271,6 @@ def _trainable(trainer: SDFTTrainer) -> dict[str, torch.Tensor]:
     return {name: p.detach().contiguous() for name, p in trainer.module.named_parameters() if p.requires_grad}
 
 
-def seeded(cell: dict[str, Any]) -> bool:
+def seeds_matter(cell: dict[str, Any]) -> bool:
     """Whether a method's other seeds could give other answers than this cell's."""
     return cell.get("seeded", cell["method"] != "base")
-
-
-def _mean(values: Any) -> float:
-    values = list(values)
-    return sum(values) / len(values)

@@ -6,14 +6,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from text_sdft.experiments.compare_cells import NEW, Comparison, seeded
+from matplotlib.figure import Figure
+
+from text_sdft.experiments.compare_cells import NEW, Comparison, seeds_matter
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.flops import FORMULA
-from text_sdft.experiments.plots import plot_pareto
-from text_sdft.experiments.run import write_json
-from text_sdft.experiments.scores import TASK, Accuracy
-from text_sdft.experiments.stats import Interval, Paired
+from text_sdft.experiments.cost import FLOPS_FORMULA
+from text_sdft.experiments.folder import write_json
+from text_sdft.experiments.pages import filled
+from text_sdft.experiments.scores import of_prior_skills
+from text_sdft.experiments.stats import Accuracy, Interval, Paired, mean, pareto_front
 from text_sdft.methods.table import METHODS, find_method
+
+#: Okabe and Ito's colours, told apart by colour-blind readers too; markers differ as well.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
+MARKERS = "osD^vPX*<>"
 
 
 def write_tables(comparison: Comparison, experiment: Experiment, folder: Path) -> dict[str, Any]:
@@ -47,115 +53,91 @@ def write_tables(comparison: Comparison, experiment: Experiment, folder: Path) -
 
 def markdown(results: dict[str, Any], plotted: bool) -> str:
     """The table with all that is needed to read it."""
-    plan = results["plan"]
-    lines = [
-        f"# {results['model']} on {results['data']}: {len(results['methods'])} methods",
-        "",
-        f"Every method: {plan['steps']} optimiser steps of the same number of prompts, learning rates "
-        f"{', '.join(f'{rate:g}' for rate in plan['learning_rates'])}, {plan['seeds']} seeds at the chosen one. "
-        f"{plan['validation']} By the mean of new and of the mean of the sets of prior skills, "
-        f"{_by_seeds(plan['validation_seeds'])}.",
-        "",
-        "| method | lr | new | 95 % pooled | change | p | prior skills | 95 % pooled | change | p | KL | perplexity | "
-        "seconds | FLOPs |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-        *(_line(name, row) for name, row in results["methods"].items()),
-        "",
-        "In points of accuracy. *new*, *prior skills* (mean of the sets but new, validation and ood): mean over seeds ± "
-        "95 % (Student's t). "
-        "*95 % pooled*: Wilson's interval over the items of all seeds, which takes them for independent; seeds share their "
-        f"items. *change*: against base. *p*: {_tested(results['reference'])}. *KL*: from the starting model's "
-        "next-token distributions to the model's, on the start's own answers to the prompts of prior skills, nats a token; "
-        "*perplexity*: of those prompts' references; means over seeds. *seconds*, *FLOPs*: of one training run. " + FORMULA,
-        "",
-    ]
-    if plotted:
-        lines += ["![New task against prior skills on validation rows](compare.png)", ""]
-    names = [name for name in results["methods"] if name.partition("/")[0] in METHODS]
-    lines += [f"- **{name}**: {find_method(name).summary}" for name in names]
-    lines += [f"- **{name}** was left out: {why}" for name, why in results["skipped"].items()]
-    lines += [f"- Failed: {name}: {why}" for name, why in results["failed"].items()]
-    return "\n".join(lines) + "\n"
-
-
-def _tested(reference: str | None) -> str:
-    """What the column of p values is."""
-    if reference is None:
-        return "only where sdft was run"
-    return (
-        f"sign-flip test against {reference} on the same items, each one's scores averaged over seeds (exact where at most "
-        "13 items differ, else from 9,999 draws of signs, and never below 0.0002); not corrected for the number of methods"
-    )
-
-
-def _by_seeds(count: int) -> str:
-    return f"means over {count} seeds" if count > 1 else "with seed 0 alone (--validation_seeds 3 chooses more surely)"
+    known = [name for name in results["methods"] if name.partition("/")[0] in METHODS]
+    summaries = {name: find_method(name).summary for name in known}
+    return filled("compare.md", **results, summaries=summaries, plotted=plotted, flops_formula=FLOPS_FORMULA)
 
 
 def _row(comparison: Comparison, name: str, reference: str | None) -> dict[str, Any]:
-    cells = comparison.tests[name]
-    sets = list(cells[0]["test"])
-    prior = [part for part in sets if part not in TASK]
+    cells, base = comparison.tests[name], comparison.tests.get("base")
+    sets, prior = list(cells[0]["test"]), list(of_prior_skills(cells[0]["test"]))
     row: dict[str, Any] = {
         "learning_rate": comparison.chosen[name],
         "seeds": [cell["seed"] for cell in cells],
-        "sets": {part: asdict(Interval.over_seeds([_mean(cell, [part]) for cell in cells])) for part in sets},
-        "seconds": sum(cell["seconds"] for cell in cells) / len(cells),
-        "flops": sum(cell["flops"] for cell in cells) / len(cells),
+        "sets": {part: asdict(Interval.over_seeds([_accuracy(cell, [part]) for cell in cells])) for part in sets},
+        "seconds": mean(cell["seconds"] for cell in cells),
+        "flops": mean(cell["flops"] for cell in cells),
     }
     for key in ("kl", "perplexity"):
         moved = [cell["drift"][key] for cell in cells if key in cell.get("drift", {})]
-        row[key] = sum(moved) / len(moved) if moved else None
-    base = comparison.tests.get("base")
-    for key, parts in (("new", [NEW]), ("prior", prior)):
-        if not parts:
-            continue
-        over_seeds = Interval.over_seeds([_mean(cell, parts) for cell in cells])
+        row[key] = mean(moved) if moved else None
+    for key, parts in (("new", [NEW]), ("prior", prior)) if prior else (("new", [NEW]),):
+        over_seeds = Interval.over_seeds([_accuracy(cell, parts) for cell in cells])
         items = [score for cell in cells for part in parts for score in cell["test"][part].values()]
         row[key] = {
             "over_seeds": asdict(over_seeds),
             "pooled": asdict(Accuracy.of(items)),
-            "change": over_seeds.mean - _mean(base[0], parts) if base else None,
+            "change": over_seeds.mean - _accuracy(base[0], parts) if base else None,
             "paired": _paired(cells, comparison.tests[reference], parts) if reference not in (None, name) else None,
         }
     return row
 
 
-def _mean(cell: dict[str, Any], parts: list[str]) -> float:
+def _accuracy(cell: dict[str, Any], parts: list[str]) -> float:
     """Mean over sets of a set's mean score."""
-    means = [sum(cell["test"][part].values()) / len(cell["test"][part]) for part in parts]
-    return sum(means) / len(means)
+    return mean(mean(cell["test"][part].values()) for part in parts)
 
 
 def _paired(cells: list[dict[str, Any]], reference: list[dict[str, Any]], parts: list[str]) -> dict[str, Any] | None:
     """On items, whose scores are means over the seeds that both have; a method without seeds has all of the reference's."""
-    if seeded(cells[0]):
+    if seeds_matter(cells[0]):
         both = {cell["seed"] for cell in cells} & {cell["seed"] for cell in reference}
         cells, reference = ([cell for cell in side if cell["seed"] in both] for side in (cells, reference))
     if not cells:
         return None
     items = [(part, item) for part in parts for item in reference[0]["test"][part]]
     first, second = (
-        [sum(cell["test"][part][item] for cell in side) / len(side) for part, item in items] for side in (cells, reference)
+        [mean(cell["test"][part][item] for cell in side) for part, item in items] for side in (cells, reference)
     )
     return asdict(Paired.of(first, second))
 
 
-def _line(name: str, row: dict[str, Any]) -> str:
-    parts = [name, f"{row['learning_rate']:g}" if row["learning_rate"] else "–"]
-    for key in ("new", "prior"):
-        if key not in row:
-            parts += ["–"] * 4
-            continue
-        over, pooled, paired = row[key]["over_seeds"], row[key]["pooled"], row[key]["paired"]
-        half = "" if over["low"] is None else f" ± {100 * (over['high'] - over['mean']):.1f}"
-        change = row[key]["change"]
-        parts += [
-            f"{100 * over['mean']:.1f}{half}",
-            f"{100 * pooled['low']:.1f}–{100 * pooled['high']:.1f}",
-            "–" if change is None or name == "base" else f"{100 * change:+.1f}",
-            "–" if paired is None else f"{paired['p']:.2g}",
-        ]
-    parts += ["–" if row[key] is None else f"{row[key]:.3g}" for key in ("kl", "perplexity")]
-    parts += [f"{row['seconds']:.0f}", f"{row['flops']:.1e}"] if row["flops"] else ["–", "–"]
-    return "| " + " | ".join(parts) + " |"
+def plot_pareto(validation: dict[str, dict[float, dict[str, float]]], chosen: dict[str, float], file: Path) -> bool:
+    """New task against prior skills, one point a method and learning rate, and the Pareto front of what is trained.
+
+    Returns False where nothing is known of prior skills: there is no plot then.
+
+    Args:
+        validation: method -> rate -> {set: accuracy}.
+        chosen: method -> its rate, drawn filled.
+    """
+    points = [
+        (name, rate, mean(prior.values()), accuracy[NEW])
+        for name, by_rate in validation.items()
+        for rate, accuracy in by_rate.items()
+        if (prior := of_prior_skills(accuracy))
+    ]
+    if not points:
+        return False
+    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    trained = [point for point in points if point[1]]  # in-context learning changes no weights, and would hide the rest
+    front = [trained[i] for i in pareto_front([(x, y) for _, _, x, y in trained])]
+    axes.plot([100 * x for *_, x, _ in front], [100 * y for *_, y in front], color="0.7", zorder=1, label="Pareto front")
+    for i, name in enumerate(validation):
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        for _, rate, x, y in (point for point in points if point[0] == name):
+            filled = rate == chosen.get(name)
+            face = colour if filled else "none"
+            axes.scatter(
+                100 * x, 100 * y, s=60, marker=marker, zorder=2, edgecolors=colour, facecolors=face,
+                label=name if filled else None,
+            )  # fmt: skip
+            if rate:
+                axes.annotate(f"{rate:g}", (100 * x, 100 * y), (5, 4), textcoords="offset points", fontsize=7, color="0.35")
+    axes.set(xlabel="prior skills, accuracy in % (mean of their sets)", ylabel="new task, accuracy in %")
+    axes.set_title("Validation rows; learning rates beside the points, the chosen ones filled", fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(file, dpi=150)
+    return True

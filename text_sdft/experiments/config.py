@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
@@ -69,7 +70,7 @@ class Experiment:
     Attributes:
         model: its name as the user wrote it.
         adapter, splits: the modality and its data.
-        args: training settings; ``args.output_dir`` is the run's folder.
+        args: training settings; ``args.output_dir`` is the `folder`.
         peft_config: LoRA, or None.
         eval: evaluation settings.
         settings: the whole resolved YAML, for ``config.yaml``.
@@ -88,3 +89,8 @@ class Experiment:
     method: str = "sdft"
     start: Model | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is written."""
+        return Path(str(self.args.output_dir))

@@ -22,8 +22,9 @@ from text_sdft.core.sampling import evaluating
 from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_of
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_student
-from text_sdft.experiments.measure import right_answers
-from text_sdft.experiments.scores import TASK, sample
+from text_sdft.experiments.answers import completions, slices
+from text_sdft.experiments.measure import right_answer_reading
+from text_sdft.experiments.scores import of_prior_skills, sample, with_reference
 from text_sdft.training import SDFTTrainer
 
 #: The starting model's hidden states on so many examples stay in memory for the whole run.
@@ -31,8 +32,8 @@ MOST = 300
 
 
 @dataclass(frozen=True)
-class Start:
-    """The starting model on general prompts.
+class StartReading:
+    """How the starting model answered prompts of prior skills, and how it read its answers.
 
     Attributes:
         batches: for each batch of examples: the examples, the start's answers to them (id tensors [T_b]) and its hidden
@@ -43,38 +44,30 @@ class Start:
     batches: list[tuple[list[Example], list[Tensor], Tensor]]
     head: Head
 
-    @property
-    def examples(self) -> list[Example]:
-        """All of them, in order."""
-        return [example for examples, _, _ in self.batches for example in examples]
 
-
-def general(sets: dict[str, list[Example]]) -> list[Example]:
-    """The examples of prior skills among the sets that are measured, `MOST` of them at most."""
-    return sample([example for name, examples in sets.items() if name not in TASK for example in examples], MOST)
-
-
-def remember(trainer: SDFTTrainer, examples: Sequence[Example], batch_size: int) -> Start:
-    """To be called with the starting model.
+def start_reading(trainer: SDFTTrainer, sets: dict[str, list[Example]], batch_size: int) -> StartReading | None:
+    """To be called with the starting model; None where no prior skill is measured.
 
     Args:
-        examples: general prompts; their references are only used for the perplexity.
+        sets: all that are measured, by name: of prior skills `MOST` examples are taken at most.
+            References are only used for the perplexity.
     """
-    batches = []
-    for i in range(0, len(examples), batch_size):
-        batch = list(examples[i : i + batch_size])
-        inputs = encode_student(trainer.adapter, batch, trainer.prompt_limit)
-        with gathered(trainer.module):
-            ids = trainer.sampler.sample(trainer.module, inputs, seeds=None).ids
-        batches.append((batch, ids, _states(trainer, batch, ids).cpu()))
+    examples = sample([example for rows in of_prior_skills(sets).values() for example in rows], MOST)
+    if not examples:
+        return None
+    answered = list(completions(trainer, examples, None, batch_size, "answers of the start"))
+    batches = [
+        (examples[rows], answered[rows], _states(trainer, examples[rows], answered[rows]).cpu())
+        for rows in slices(len(examples), batch_size)
+    ]
     with gathered(trainer.module):
         head = frozen_head(trainer.module, 1.0)
     bias_V = None if head.bias_V is None else head.bias_V.clone()  # training changes both in place
-    return Start(batches, replace(head, weight_VH=head.weight_VH.clone(), bias_V=bias_V))
+    return StartReading(batches, replace(head, weight_VH=head.weight_VH.clone(), bias_V=bias_V))
 
 
 @torch.no_grad()
-def drift(trainer: SDFTTrainer, start: Start) -> dict[str, float]:
+def drift(trainer: SDFTTrainer, start: StartReading) -> dict[str, float]:
     """How far the trainer's model is from its start.
 
     Returns:
@@ -90,8 +83,8 @@ def drift(trainer: SDFTTrainer, start: Start) -> dict[str, float]:
             now = head_of(trainer.module, 1.0)
             tokens.append(divergence(after_NH, before_NH, now, start.head, DivergenceSettings(), ids_N, weight_N)[1])
     found = {"kl": float(torch.cat(tokens).mean())}
-    known = [example for example in start.examples if example.reference is not None]
-    read = right_answers(trainer, known, None, len(start.batches[0][0])) if known else None
+    known = with_reference(example for examples, _, _ in start.batches for example in examples)
+    read = right_answer_reading(trainer, known, None, len(start.batches[0][0])) if known else None
     return found if read is None else {**found, "perplexity": math.exp(-read["logp_token"])}
 
 

@@ -1,4 +1,4 @@
-"""What the probe measures of one view: answers and their scores, how probable the right answer is, where answers stand.
+"""What the probe measures of one view beside its answers: how probable the right answer is, where answers stand.
 
 Shapes: N tokens of several answers · H hidden size · V vocabulary · T tokens of one answer.
 """
@@ -11,41 +11,21 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from rich.progress import track
 from scipy import stats
 from torch import Tensor
 
-from text_sdft.answers import normalised
-from text_sdft.core import DivergenceSettings, Example, TeacherContext, answer
+from text_sdft.core import DivergenceSettings, Example, TeacherContext
 from text_sdft.core.sampling import draw_seed, evaluating
 from text_sdft.core.scoring import completion_hidden_states, head_of
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_view
+from text_sdft.experiments.answers import Contexts, plain, slices
 from text_sdft.methods.answers import answer_ids
 from text_sdft.training import SDFTTrainer
 
-Contexts = Sequence[TeacherContext] | None
-
-
-def answers(
-    trainer: SDFTTrainer, examples: Sequence[Example], contexts: Contexts, size: int, label: str, adapter: Any = None
-) -> list[str]:
-    """Greedy answers in the student's view (contexts None) or the teacher's, ``size`` at once."""
-    texts: list[str] = []
-    silent = not trainer.is_world_process_zero()
-    for batch, shown in track(_batches(examples, contexts, size), f"probe: {label}", transient=True, disable=silent):
-        chosen = adapter or trainer.adapter
-        texts += answer(trainer.module, chosen, trainer.sampler, batch, trainer.prompt_limit, shown)
-    return texts
-
-
-def score_all(adapter: Any, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
-    """One score an example."""
-    return [adapter.score(example, text) or 0.0 for example, text in zip(examples, texts, strict=True)]
-
 
 @torch.no_grad()
-def right_answers(
+def right_answer_reading(
     trainer: SDFTTrainer, examples: Sequence[Example], contexts: Contexts, size: int
 ) -> dict[str, float] | None:
     """How a view reads the right answer, teacher-forced, its end token included.
@@ -55,21 +35,20 @@ def right_answers(
         ``entropy`` (mean over those tokens of the next token's distribution, nats), ``tokens`` (of the prompt, mean); None
         where the adapter writes no answers (`encode_answer`).
     """
-    module, targets = trainer.module, [_answer_ids(trainer, example) for example in examples]
-    if any(ids is None for ids in targets):
+    adapter: Any = trainer.adapter
+    if not hasattr(adapter, "encode_answer"):
         return None
     logps: list[Tensor] = []
     entropies: list[Tensor] = []
     lengths: list[int] = []
-    start = 0
-    for batch, shown in _batches(examples, contexts, size):
-        inputs = encode_view(trainer.adapter, batch, shown, trainer.prompt_limit)
-        ids = [target for target in targets[start : start + len(batch)] if target is not None]
-        start += len(batch)
-        with evaluating(module), gathered(module):
+    for rows in slices(len(examples), size):
+        ids = [answer_ids(trainer.module, adapter, example, str(example.reference)) for example in examples[rows]]
+        inputs = encode_view(adapter, examples[rows], contexts and contexts[rows], trainer.prompt_limit)
+        with evaluating(trainer.module), gathered(trainer.module):
             with trainer.accelerator.autocast():
-                hidden_NH = completion_hidden_states(module, module, inputs, ids)
-            logp_N, entropy_N = _read(head_of(module, 1.0), hidden_NH, torch.cat(ids).to(hidden_NH.device))
+                hidden_NH = completion_hidden_states(trainer.module, trainer.module, inputs, ids)
+            head = head_of(trainer.module, 1.0)
+            logp_N, entropy_N = _logps_and_entropies(head, hidden_NH, torch.cat(ids).to(hidden_NH.device))
         logps += logp_N.split([len(row) for row in ids])
         entropies.append(entropy_N)
         lengths += inputs.lengths
@@ -83,17 +62,19 @@ def right_answers(
 
 def mean_tokens(trainer: SDFTTrainer, examples: Sequence[Example], contexts: Contexts, size: int) -> float:
     """Mean length of the prompts, encoded ``size`` at once: ten images each of a hundred queries fill a memory."""
-    batches = _batches(examples, contexts, size)
-    lengths = (encode_view(trainer.adapter, batch, shown, trainer.prompt_limit).lengths for batch, shown in batches)
-    return sum(map(sum, lengths)) / len(examples)
+    total = 0
+    for rows in slices(len(examples), size):
+        inputs = encode_view(trainer.adapter, examples[rows], contexts and contexts[rows], trainer.prompt_limit)
+        total += sum(inputs.lengths)
+    return total / len(examples)
 
 
-def positions(
+def answer_positions(
     adapter: Any, examples: Sequence[Example], contexts: Sequence[TeacherContext], texts: Sequence[str]
 ) -> dict[str, Any] | None:
-    """At which position among its demonstrations the type stands that the teacher names; all alike is expected.
+    """At which position among its demonstrations the answer stands that the teacher gives; all alike is expected.
 
-    A type that stands at several positions counts at one of them, drawn apart from their order, so that the counts are
+    An answer that stands at several positions counts at one of them, drawn apart from their order, so that the counts are
     those of independent draws. Left out: queries whose demonstrations stand in the same order whatever the seed, answers
     that no demonstration gave, and queries with another number of demonstrations than most.
 
@@ -118,25 +99,7 @@ def positions(
     return {"counts": counts, "p": p}
 
 
-def plain(text: Any) -> str:
-    """An answer without what does not distinguish answers: case, spaces, marks around it."""
-    return normalised(str(text), " .!\"'")
-
-
-def _batches(examples: Sequence[Example], contexts: Contexts, size: int) -> list[tuple[Sequence[Example], Contexts]]:
-    starts = range(0, len(examples), size)
-    return [(examples[i : i + size], None if contexts is None else contexts[i : i + size]) for i in starts]
-
-
-def _answer_ids(trainer: SDFTTrainer, example: Example) -> Tensor | None:
-    """The reference as the model would write it [T], with the token that ends it; None if the adapter writes none."""
-    adapter: Any = trainer.adapter
-    if not hasattr(adapter, "encode_answer"):
-        return None
-    return answer_ids(trainer.module, adapter, example, str(example.reference))
-
-
-def _read(head: Any, hidden_NH: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
+def _logps_and_entropies(head: Any, hidden_NH: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of each token and entropy of its distribution [N], in chunks of tokens."""
     logps, entropies = [], []
     for chunk in DivergenceSettings().chunks(len(hidden_NH), len(head.weight_VH), hidden_NH.device.type):

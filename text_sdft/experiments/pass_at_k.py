@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.progress import track
 from scipy.special import comb
 
 from text_sdft.core import Example, UserError
 from text_sdft.core.sampling import draw_seed
-from text_sdft.core.sharding import gathered
-from text_sdft.core.views import encode_student
+from text_sdft.experiments.answers import answers, score_all, slices
+from text_sdft.experiments.scores import ADD_TEST_ROWS, with_reference
 from text_sdft.training import SDFTTrainer
 
 
@@ -55,26 +54,17 @@ def measure_pass_at_k(
     Raises:
         UserError: no example has a reference.
     """
-    adapter = trainer.adapter
-    known = [example for example in examples if example.reference is not None]
+    known = with_reference(examples)
     if not known:
         raise UserError(
-            "Pass@k (--samples) is measured on rows of the set new with a reference, and the data has none: add some "
-            "(data.test, or test/<type>/*), or leave --samples out."
+            "Pass@k (--samples) is measured on rows of the set new with a reference, and the data has none: "
+            f"{ADD_TEST_ROWS}, or leave --samples out."
         )
-    jobs = [(example, i) for example in known for i in range(samples)]
-    texts: list[str] = []
-    starts = range(0, len(jobs), batch_size)
-    for start in track(starts, f"{samples} answers each", transient=True, disable=not trainer.is_world_process_zero()):
-        batch = jobs[start : start + batch_size]
-        inputs = encode_student(adapter, [example for example, _ in batch], trainer.prompt_limit)
-        seeds = [draw_seed(trainer.args.seed, "pass@k", example.id, i) for example, i in batch]
-        with gathered(trainer.module):
-            texts += [adapter.decode(ids) for ids in trainer.sampler.sample(trainer.module, inputs, seeds).ids]
-    records: list[dict[str, Any]] = []
-    for n, example in enumerate(known):
-        answers = texts[n * samples : (n + 1) * samples]
-        scores = [adapter.score(example, text) or 0.0 for text in answers]
-        records.append({"id": example.id, "answers": answers, "scores": scores})
+    asked = [example for example in known for _ in range(samples)]
+    seeds = [draw_seed(trainer.args.seed, "pass@k", example.id, i) for example in known for i in range(samples)]
+    texts = list(answers(trainer, asked, None, batch_size, f"{samples} answers each", seeds))
+    scores = score_all(trainer.adapter, asked, texts)
+    parts = slices(len(asked), samples)
+    records = [{"id": e.id, "answers": texts[part], "scores": scores[part]} for e, part in zip(known, parts, strict=True)]
     counts = sorted({*(2**i for i in range(samples.bit_length())), samples})
-    return {k: mean_pass_at_k([record["scores"] for record in records], k) for k in counts}, records
+    return {k: mean_pass_at_k([scores[part] for part in parts], k) for k in counts}, records

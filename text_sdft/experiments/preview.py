@@ -46,18 +46,15 @@ def preview(experiment: Experiment, measure: bool = False) -> dict[str, Any]:
     contexts = [TeacherContext(draw_seed(trainer.args.seed, 0, example.id, 0)) for example in queries]
     student = encode_student(adapter, queries, limit)
     teacher, dropped = encode_teacher(adapter, queries, contexts, limit)
-    folder = Path(str(trainer.args.output_dir)) / "preview"
     shown = []
     for i, example in enumerate(queries[:SHOWN]):
-        views = {"student": student, "teacher": teacher}
-        texts = {name: {"text": _text(trainer, inputs, i), "tokens": inputs.lengths[i]} for name, inputs in views.items()}
+        texts = {"student": _prompt(trainer, student, i), "teacher": _prompt(trainer, teacher, i)}
         if (answer := trainer.answers.get(example.id)) is not None:
             texts["answer"] = {"text": _decoded(trainer, answer.ids), "tokens": len(answer.ids)}
-        shown.append({"id": example.id, "set": "train", **texts, "images": _images(adapter, example, folder)})
+        shown.append({"id": example.id, "set": "train", **texts, "images": _media(adapter, example)})
     for example in trainer.retained[:1]:
-        inputs = encode_student(adapter, [example], limit)
-        text = {"text": _text(trainer, inputs, 0), "tokens": inputs.lengths[0]}
-        shown.append({"id": example.id, "set": "retain", "student": text, "images": _images(adapter, example, folder)})
+        prompt = _prompt(trainer, encode_student(adapter, [example], limit), 0)
+        shown.append({"id": example.id, "set": "retain", "student": prompt, "images": _media(adapter, example)})
     if measure:
         first = trainer.queries[: MEASURED * trainer.args.per_device_train_batch_size]
         trainer.answers |= answers_by_id(trainer.sampled_answers(first)) if trainer.method.stores_answers else {}
@@ -81,10 +78,11 @@ def preview(experiment: Experiment, measure: bool = False) -> dict[str, Any]:
     }
 
 
-def _text(trainer: SDFTTrainer, inputs: ModelInputs, row: int) -> str:
-    """The prompt as the model reads it, special tokens included; runs of an image's tokens shortened."""
+def _prompt(trainer: SDFTTrainer, inputs: ModelInputs, row: int) -> dict[str, Any]:
+    """The prompt as the model reads it, special tokens included, runs of one placeholder shortened; and its length."""
     text = _decoded(trainer, inputs.rows[row].tokens["input_ids"])
-    return re.sub(r"(<[^<>\s]+>)\1+", lambda m: f"{m[1]}×{len(m[0]) // len(m[1])}", text)
+    short = re.sub(r"(<[^<>\s]+>)\1+", lambda m: f"{m[1]}×{len(m[0]) // len(m[1])}", text)
+    return {"text": short, "tokens": inputs.lengths[row]}
 
 
 def _decoded(trainer: SDFTTrainer, ids: torch.Tensor) -> str:
@@ -92,18 +90,10 @@ def _decoded(trainer: SDFTTrainer, ids: torch.Tensor) -> str:
     return getattr(processing, "tokenizer", processing).decode(ids, skip_special_tokens=False)
 
 
-def _images(adapter: Any, example: Example, folder: Path) -> list[str]:
-    """The query's images by name; those without a file are saved into ``preview/``."""
-    names = []
-    for i, image in enumerate(adapter.example_images(example) if hasattr(adapter, "example_images") else []):
-        if hasattr(image, "save"):
-            folder.mkdir(parents=True, exist_ok=True)
-            file = folder / f"{re.sub('[^A-Za-z0-9._-]', '_', example.id)}-{i}.png"
-            image.save(file)
-            names.append(str(file))
-        else:
-            names.append(str(image) if isinstance(image, str | Path) else "image bytes")
-    return names
+def _media(adapter: Any, example: Example) -> list[str]:
+    """The query's files by name; of what is no file, its kind."""
+    media = adapter.example_images(example) if hasattr(adapter, "example_images") else []
+    return [str(one) if isinstance(one, str | Path) else type(one).__name__ for one in media]
 
 
 def _counts(inputs: ModelInputs) -> dict[str, int]:

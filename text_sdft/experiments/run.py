@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import json
 import platform
 import time
 from collections.abc import Sequence
@@ -23,12 +22,12 @@ from transformers.utils import logging
 
 from text_sdft.core import Example, Model, SDFTConfig, UserError
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.drift import drift, general, remember
-from text_sdft.experiments.model_card import model_card
+from text_sdft.experiments.drift import drift, start_reading
+from text_sdft.experiments.folder import checkpoint_step, drop_later_lines, newest_checkpoint, read_json, write_json
+from text_sdft.experiments.pages import filled
 from text_sdft.experiments.pass_at_k import measure_pass_at_k
 from text_sdft.experiments.probe import short_probe
-from text_sdft.experiments.report import write_report
-from text_sdft.experiments.scores import evaluate, sample
+from text_sdft.experiments.scores import ADD_TEST_ROWS, evaluate, sample
 from text_sdft.experiments.settings import first_change, resumable
 from text_sdft.experiments.skills import prior_skills
 from text_sdft.experiments.verdict import Verdict
@@ -68,62 +67,46 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
         NotWorthTraining: the short probe's verdict is not to train; nothing was written.
     """
     check_trains(experiment)
-    folder = Path(str(experiment.args.output_dir))
-    results = _stored(folder, experiment, resume)
+    folder, settings = experiment.folder, experiment.eval
+    results = _stored_results(experiment, resume)
     if "after" in results:
         return results
     trainer = make_trainer(experiment)
-    found = short_probe(trainer, experiment) if not force and not resume and experiment.method == "sdft" else None
-    if found is not None and found.decision == "do not train":
-        raise NotWorthTraining(found)
-    sets = eval_sets(experiment)
-    main = trainer.is_world_process_zero()
+    verdict = short_probe(trainer, experiment) if not force and not resume and experiment.method == "sdft" else None
+    if verdict is not None and verdict.decision == "do not train":
+        raise NotWorthTraining(verdict)
+    sets, main = eval_sets(experiment), trainer.is_world_process_zero()
     checkpoint = newest_checkpoint(folder) if resume else None
     if main:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(experiment.settings, sort_keys=False, allow_unicode=True))
-        _forget_after(folder / "metrics.jsonl", checkpoint)
-        _forget_after(folder / "samples.jsonl", checkpoint)
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            drop_later_lines(folder / name, checkpoint)
     trainer.check_prompts()
-    settings = experiment.eval
     if "before" not in results:
         before, records = evaluate(trainer, sets, settings.teacher, settings.batch_size, "before")
-        results = {
-            "before": before,
-            **({"probe": asdict(found)} if found is not None else {}),
-            "trained": training_summary(trainer.module, experiment.adapter.frozen_modules(trainer.module)),
-            "rows": _rows(experiment),
-            "seconds": 0.0,
-            "tokens": {},
-            "settings": experiment.settings,
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        }
+        results = _first_results(experiment, trainer, before, verdict)
         if main:
             append_jsonl(folder / "samples.jsonl", records)
             write_json(folder / "results.json", results)
-    prior = general(sets)
-    start = remember(trainer, prior, settings.batch_size) if prior else None
+    start = start_reading(trainer, sets, settings.batch_size)
     if start is not None:
         results.setdefault("drift", {"before": drift(trainer, start)})
     if checkpoint is not None:
-        results["resumed_at"] = int(checkpoint.name[11:])
-    started = time.monotonic()
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except KeyboardInterrupt as error:
-        last = newest_checkpoint(folder)
-        where = f"goes on from {last}" if last else "trains from the start: there is no checkpoint yet (train.save_steps)"
-        raise UserError(f"Stopped. The same command with --resume {where}.") from error
-    results["seconds"] += time.monotonic() - started
+        results["resumed_at"] = checkpoint_step(checkpoint)
+    results["seconds"] += _seconds_of_training(trainer, folder, checkpoint)
     results["tokens"] = dict(trainer.tokens)
     trainer.save_model(str(folder / "model"))  # before what may fail, such as a judge that is asked over a network
-    after, records = evaluate(trainer, sets, settings.teacher, settings.batch_size, "after")
-    results["after"] = after
+    results["after"], records = evaluate(trainer, sets, settings.teacher, settings.batch_size, "after")
     if start is not None:
         results["drift"]["after"] = drift(trainer, start)
     if main:
+        from text_sdft.experiments.report import write_report  # loads matplotlib
+
         append_jsonl(folder / "samples.jsonl", records)
-        (folder / "model" / "README.md").write_text(model_card(experiment, results), encoding="utf-8")
+        summary = find_method(experiment.method).summary
+        card = filled("model_card.md", experiment=experiment, results=results, summary=summary)
+        (folder / "model" / "README.md").write_text(card, encoding="utf-8")
         write_json(folder / "results.json", results)
         write_report([folder], folder / "report.html")
         if experiment.args.push_to_hub:
@@ -153,9 +136,8 @@ def run_evaluation(experiment: Experiment, folder: Path, samples: int = 0, skill
         raise UserError(
             f"{model_folder} does not exist: the run has not finished. `vlm-sdft train … --resume` finishes it."
         )
-    trainer = SDFTTrainer(trained_model(experiment, model_folder), measuring(experiment.args), adapter=experiment.adapter)
-    settings = experiment.eval
-    sets = eval_sets(experiment)
+    trainer = measuring_trainer(trained_model(experiment, model_folder), experiment)
+    settings, sets = experiment.eval, eval_sets(experiment)
     if samples:
         found, records = measure_pass_at_k(trainer, sets.get("new", []), samples, settings.batch_size)
         write_json(folder / "pass_at_k.json", {"pass_at_k": found, "answers": records})
@@ -166,9 +148,8 @@ def run_evaluation(experiment: Experiment, folder: Path, samples: int = 0, skill
         del trainer
         gc.collect()  # trainers are full of cycles: the model's memory is wanted for the start
         # In the precision in which the run began: a base that carries LoRA keeps its own.
-        model = load_model(experiment.model, experiment.adapter, experiment.args, experiment.peft_config)
-        start = SDFTTrainer(model, measuring(experiment.args), adapter=experiment.adapter)
-        before = prior_skills(start, skills, settings.batch_size, settings.max_examples)
+        start = load_model(experiment.model, experiment.adapter, experiment.args, experiment.peft_config)
+        before = prior_skills(measuring_trainer(start, experiment), skills, settings.batch_size, settings.max_examples)
         write_json(folder / "skills.json", {"before": before, "after": after})
     return scores
 
@@ -191,7 +172,7 @@ def make_trainer(experiment: Experiment, full_batches: bool = False) -> SDFTTrai
     if args.eval_strategy != IntervalStrategy.NO and not sets:
         raise UserError(
             f"train.eval_strategy {IntervalStrategy(args.eval_strategy).value} measures while training, and the data has "
-            "no set to measure: add one (data.test, or test/<type>/*), or set train.eval_strategy no."
+            f"no set to measure: {ADD_TEST_ROWS}, or set train.eval_strategy no."
         )
     if args.metric_for_best_model == "accuracy":
         args.metric_for_best_model = "new_accuracy"
@@ -218,44 +199,60 @@ def trained_model(experiment: Experiment, folder: Path) -> Model:
     return load_model(str(folder), experiment.adapter, experiment.args, None)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end (a killed run may leave half of one)."""
-    complete = [p for p in folder.glob("checkpoint-*") if p.name[11:].isdigit() and _is_complete(p)]
-    return max(complete, key=lambda p: int(p.name[11:]), default=None)
+def eval_sets(experiment: Experiment) -> dict[str, list[Example]]:
+    """What is measured, by name; of each set at most ``eval.max_examples``."""
+    limit = experiment.eval.max_examples
+    evals = experiment.splits.evals
+    return {name: sample(experiment.adapter.examples(rows), limit) for name, rows in evals.items() if len(rows)}
 
 
-def _is_complete(checkpoint: Path) -> bool:
-    """Whether its last file, the trainer's state, is there and whole."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
+def measuring_trainer(model: Model, experiment: Experiment) -> SDFTTrainer:
+    """A trainer that only measures a loaded model: nothing is done beside it, no teacher's weights are kept."""
+    args = _local(experiment.args)
+    args.eval_strategy, args.save_strategy, args.load_best_model_at_end = IntervalStrategy.NO, SaveStrategy.NO, False
+    args.teacher_model_kind, args.model_init_kwargs = "live", None
+    return SDFTTrainer(model, args, adapter=experiment.adapter)
 
 
-def _stored(folder: Path, experiment: Experiment, resume: bool) -> Results:
+def _stored_results(experiment: Experiment, resume: bool) -> Results:
     """Results so far. Raises `UserError` where a new run would write into an old one's folder, or go on from another."""
-    file = folder / "results.json"
+    folder = experiment.folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: name another folder with --train.output_dir.")
-    if resume:
-        if not file.exists():
-            raise UserError(f"{folder} holds no run to resume: leave --resume out, or check --train.output_dir.")
-        results = json.loads(file.read_text(encoding="utf-8"))
-        settings = (results["settings"], experiment.settings, experiment.defaults)
-        before, now, defaults = (resumable(given) for given in settings)
-        rows = _rows(experiment)
-        if changed := first_change(before | results.get("rows", rows), now | rows, defaults):
+    results = read_json(folder / "results.json")
+    if not resume:
+        if results is not None or newest_checkpoint(folder) is not None:
             raise UserError(
-                f"{folder} holds a run with {changed}: --resume needs the old value; --train.output_dir runs/OTHER starts "
-                "a new run."
+                f"{folder} holds a run already. --resume continues it; --train.output_dir runs/OTHER starts a new one."
             )
-        return results
-    if file.exists() or newest_checkpoint(folder) is not None:
+        return {}
+    if results is None:
+        raise UserError(f"{folder} holds no run to resume: leave --resume out, or check --train.output_dir.")
+    settings = (results["settings"], experiment.settings, experiment.defaults)
+    before, now, defaults = (resumable(given) for given in settings)
+    rows = _rows(experiment)
+    if changed := first_change(before | results.get("rows", rows), now | rows, defaults):
         raise UserError(
-            f"{folder} holds a run already. --resume continues it; --train.output_dir runs/OTHER starts a new one."
+            f"{folder} holds a run with {changed}: --resume needs the old value; --train.output_dir runs/OTHER starts "
+            "a new run."
         )
-    return {}
+    return results
+
+
+def _first_results(
+    experiment: Experiment, trainer: SDFTTrainer, before: dict[str, dict[str, float]], verdict: Verdict | None
+) -> Results:
+    """What ``results.json`` holds before training."""
+    return {
+        "before": before,
+        **({"probe": asdict(verdict)} if verdict is not None else {}),
+        "trained": training_summary(trainer.module, experiment.adapter.frozen_modules(trainer.module)),
+        "rows": _rows(experiment),
+        "seconds": 0.0,
+        "tokens": {},
+        "settings": experiment.settings,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+    }
 
 
 def _rows(experiment: Experiment) -> dict[str, int]:
@@ -264,31 +261,16 @@ def _rows(experiment: Experiment) -> dict[str, int]:
     return {f"rows of {name}": len(rows) for name, rows in sets.items()}
 
 
-def eval_sets(experiment: Experiment) -> dict[str, list[Example]]:
-    """What is measured, by name; of each set at most ``eval.max_examples``."""
-    limit = experiment.eval.max_examples
-    evals = experiment.splits.evals
-    return {name: sample(experiment.adapter.examples(rows), limit) for name, rows in evals.items() if len(rows)}
-
-
-def _forget_after(file: Path, checkpoint: Path | None) -> None:
-    """Drop lines that the resumed run writes again: of training steps after the checkpoint, of answers after training."""
-    if not file.exists():
-        return
-    step = int(checkpoint.name[11:]) if checkpoint is not None else 0
-    # samples.jsonl counts steps from 0, metrics.jsonl from 1.
-    first = step if file.name == "samples.jsonl" else step + 1
-    lines = file.read_text(encoding="utf-8").split("\n")
-    kept = [line for line in lines if _step(line) < first]
-    file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-
-def _step(line: str) -> float:
+def _seconds_of_training(trainer: SDFTTrainer, folder: Path, checkpoint: Path | None) -> float:
+    """Train, from a checkpoint where there is one. Raises `UserError` where a user stops it, and says how it goes on."""
+    started = time.monotonic()
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError:  # half a line, of a run that was killed while it wrote
-        return float("inf")
-    return record.get("step", float("inf") if record.get("phase") == "after" else -1)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except KeyboardInterrupt as error:
+        last = newest_checkpoint(folder)
+        where = f"goes on from {last}" if last else "trains from the start: there is no checkpoint yet (train.save_steps)"
+        raise UserError(f"Stopped. The same command with --resume {where}.") from error
+    return time.monotonic() - started
 
 
 def _local(args: SDFTConfig) -> SDFTConfig:
@@ -296,14 +278,6 @@ def _local(args: SDFTConfig) -> SDFTConfig:
     local = copy.copy(args)
     local.push_to_hub = False
     return local
-
-
-def measuring(args: SDFTConfig) -> SDFTConfig:
-    """Settings of a trainer that only measures a loaded model: nothing is done beside it, no teacher's weights are kept."""
-    args = _local(args)
-    args.eval_strategy, args.save_strategy, args.load_best_model_at_end = IntervalStrategy.NO, SaveStrategy.NO, False
-    args.teacher_model_kind, args.model_init_kwargs = "live", None
-    return args
 
 
 def _push(args: SDFTConfig, folder: Path) -> None:
@@ -319,11 +293,3 @@ def _push(args: SDFTConfig, folder: Path) -> None:
         )
     except Exception as error:
         raise UserError(f"The model is in {folder}, but could not be pushed to the hub: {error}") from error
-
-
-def write_json(file: Path, content: Any) -> None:
-    """JSON, whole or not at all; the folder is made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    part.replace(file)

@@ -2,51 +2,37 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
-from rich.progress import track
-from scipy import stats
 from transformers.utils import logging
 
-from text_sdft.core import Example, Message, TeacherContext, answer
+from text_sdft.core import Example, Message, TeacherContext
 from text_sdft.core.sampling import draw_seed
 from text_sdft.core.sharding import gathered
+from text_sdft.experiments.answers import Contexts, answers
+from text_sdft.experiments.stats import Accuracy
 from text_sdft.training import SDFTTrainer
 
+T = TypeVar("T")
 logger = logging.get_logger(__name__)
-#: Sets that training or the choice of settings is about: everything else that is measured is a prior skill.
-TASK = ("new", "validation", "ood")
+#: What is measured of the task that training, or the choice of settings, is about.
+TASK_SETS = ("new", "validation", "ood", "teacher")
+#: The remedy where nothing can be measured: what test rows are, each modality's section ``data`` says.
+ADD_TEST_ROWS = "add test rows with a reference (section data; `--help` says where)"
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Mean score with a 95 % interval: Wilson's where every score is 0 or 1, else the normal approximation.
+def of_prior_skills(by_set: Mapping[str, T]) -> dict[str, T]:
+    """What is said of the sets that the task is not about."""
+    return {name: value for name, value in by_set.items() if name not in TASK_SETS}
 
-    Attributes:
-        accuracy: mean, in [0, 1].
-        n: examples scored.
-        low, high: interval.
-    """
 
-    accuracy: float
-    n: int
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, scores: Sequence[float]) -> Accuracy:
-        """From one score an example; at least one."""
-        n, mean = len(scores), sum(scores) / len(scores)
-        if set(scores) <= {0.0, 1.0}:
-            interval = stats.binomtest(round(sum(scores)), n).proportion_ci(0.95, method="wilson")
-            return cls(mean, n, float(interval.low), float(interval.high))
-        half = 1.96 * math.sqrt(sum((score - mean) ** 2 for score in scores) / max(n - 1, 1) / n)
-        return cls(mean, n, max(0.0, mean - half), min(1.0, mean + half))
+def with_reference(examples: Iterable[Example]) -> list[Example]:
+    """The examples that can be scored."""
+    return [example for example in examples if example.reference is not None]
 
 
 def sample(examples: list[Example], limit: int | None) -> list[Example]:
@@ -70,7 +56,7 @@ def contexts_for(trainer: SDFTTrainer, examples: Sequence[Example], seed: int | 
 def with_teacher(trainer: SDFTTrainer, examples: Sequence[Example]) -> list[Example]:
     """The examples whose two views differ: of all others there is no teacher to measure."""
     adapter = trainer.adapter
-    with gathered(trainer.module):  # retrieval may embed images with the model
+    with gathered(trainer.module):  # retrieval may embed queries with the model
         return [
             example
             for example, context in zip(examples, contexts_for(trainer, examples), strict=True)
@@ -95,12 +81,15 @@ def evaluate(
     """
     results: dict[str, dict[str, float]] = {}
     records: list[dict[str, Any]] = []
-    known = {name: [e for e in examples if e.reference is not None] for name, examples in sets.items()}
-    jobs = [(name, name, examples, False) for name, examples in known.items()]
+    known = {name: with_reference(examples) for name, examples in sets.items()}
+    jobs: list[tuple[str, str, list[Example], Contexts]] = [(name, name, rows, None) for name, rows in known.items()]
     if teacher:
-        jobs.append(("teacher", "new", _with_teacher_alone(trainer, known.get("new", [])), True))
-    for result, name, examples, in_context in jobs:
-        scored = list(_answers(trainer, examples, in_context, batch_size, f"{phase}: {result}"))
+        shown = _with_teacher_alone(trainer, known.get("new", []))
+        jobs.append(("teacher", "new", shown, contexts_for(trainer, shown)))
+    for result, name, examples, contexts in jobs:
+        texts = answers(trainer, examples, contexts, batch_size, f"{phase}: {result}")
+        given = [(e, text, trainer.adapter.score(e, text)) for e, text in zip(examples, texts, strict=True)]
+        scored = [(example, text, score) for example, text, score in given if score is not None]
         if not scored:
             continue
         results[result] = asdict(Accuracy.of([score for _, _, score in scored]))
@@ -108,13 +97,13 @@ def evaluate(
             {
                 "phase": phase,
                 "set": name,
-                "view": "teacher" if in_context else "student",
+                "view": "student" if contexts is None else "teacher",
                 "id": example.id,
-                **_turn(example.messages),
+                **_last_turn(example.messages),
                 "answer": text,
                 "reference": example.reference,
                 "score": score,
-                **(_shown(trainer, example) if in_context and phase == "before" else {}),
+                **(_shown(trainer, example) if contexts is not None and phase == "before" else {}),
             }
             for example, text, score in scored
         ]
@@ -139,29 +128,16 @@ def _with_teacher_alone(trainer: SDFTTrainer, examples: Sequence[Example]) -> li
     return kept
 
 
-def _answers(
-    trainer: SDFTTrainer, examples: Sequence[Example], in_context: bool, batch_size: int, label: str
-) -> Iterator[tuple[Example, str, float]]:
-    batches = [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
-    for batch in track(batches, label, transient=True, disable=not trainer.is_world_process_zero()):
-        contexts = contexts_for(trainer, batch) if in_context else None
-        texts = answer(trainer.module, trainer.adapter, trainer.sampler, batch, trainer.prompt_limit, contexts)
-        for example, text in zip(batch, texts, strict=True):
-            score = trainer.adapter.score(example, text)
-            if score is not None:
-                yield example, text, score
-
-
 def _shown(trainer: SDFTTrainer, example: Example) -> dict[str, Any]:
     """What the teacher saw beside the query, before demonstrations that do not fit are left out."""
     context = contexts_for(trainer, [example])[0]
     shown = trainer.adapter.demonstrations(example, context)
-    pairs = [{**_turn(d.messages[:-1]), "answer": _turn(d.messages[-1:])["prompt"]} for d in shown]
+    pairs = [{**_last_turn(d.messages[:-1]), "answer": _last_turn(d.messages[-1:])["prompt"]} for d in shown]
     privileged = example.privileged_context
     return {"demonstrations": pairs, **({"context": privileged} if isinstance(privileged, str) else {})}
 
 
-def _turn(messages: Sequence[Message]) -> dict[str, Any]:
+def _last_turn(messages: Sequence[Message]) -> dict[str, Any]:
     """The last turn's text, and its images by the name of their files ("" where they have none)."""
     content = messages[-1]["content"]
     if isinstance(content, str):

@@ -8,7 +8,6 @@ sequence.json       what was measured, and the settings of each task
 from __future__ import annotations
 
 import gc
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,12 +16,12 @@ from typing import Any
 
 from text_sdft.core import Example, Model, UserError
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.run import eval_sets, measuring, run_training, trained_model, write_json
-from text_sdft.experiments.scores import TASK, evaluate
+from text_sdft.experiments.folder import read_json, write_json
+from text_sdft.experiments.run import eval_sets, measuring_trainer, run_training, trained_model
+from text_sdft.experiments.scores import ADD_TEST_ROWS, evaluate, of_prior_skills
 from text_sdft.experiments.settings import Settings, first_change, resumable
 from text_sdft.methods.answers import expert_answer
 from text_sdft.methods.table import find_method
-from text_sdft.training import SDFTTrainer
 from text_sdft.training.modeling import load_model
 
 Row = dict[str, Any]
@@ -64,7 +63,7 @@ def run_sequence(
         raise UserError(f"retain_earlier is {retain_earlier!r}: give how many queries of each earlier task to keep, or 0.")
     if tasks[0].args.world_size > 1:
         raise UserError("sequence runs in one process: start it without `accelerate launch`.")
-    found = _stored(folder, tasks, resume, retain_earlier)
+    found = _stored_sequence(folder, tasks, resume, retain_earlier)
     model: Model | None = None
     if "before" not in found:
         first = tasks[0]
@@ -72,10 +71,9 @@ def run_sequence(
         found["before"], found["n"] = measure(model, tasks)
         write_json(folder / "sequence.json", found)
     for k, task in enumerate(tasks):
-        finished = _finished(task)
-        if not finished:
+        if "after" not in (read_json(task.folder / "results.json") or {}):
             if model is None and k > 0:
-                model = trained_model(task, _model_folder(tasks[k - 1]))
+                model = trained_model(task, tasks[k - 1].folder / "model")
             _train(replace(_with_earlier(task, tasks[:k], retain_earlier), start=model))
         model = None
         if k == len(found["after"]):
@@ -102,12 +100,12 @@ def measure(model: Model, tasks: Sequence[Experiment]) -> tuple[Row, Row]:
     accuracy: Row = {"new": [], "old": {}}
     n: Row = {"new": [], "old": {}}
     for k, task in enumerate(tasks):
-        trainer = SDFTTrainer(model, measuring(task.args), adapter=task.adapter)
-        sets = eval_sets(task)
-        wanted = {name: examples for name, examples in sets.items() if name == "new" or (k == 0 and name not in TASK)}
-        scores, _ = evaluate(trainer, wanted, False, task.eval.batch_size, f"task {k + 1}")
+        trainer, sets = measuring_trainer(model, task), eval_sets(task)
+        wanted = ("new", *(of_prior_skills(sets) if k == 0 else ()))
+        measured = {name: examples for name, examples in sets.items() if name in wanted}
+        scores, _ = evaluate(trainer, measured, False, task.eval.batch_size, f"task {k + 1}")
         if "new" not in scores:
-            raise UserError(f"Task {k + 1} has nothing to measure: it needs test/<type>/* or data.test.")
+            raise UserError(f"Task {k + 1} has nothing to measure: {ADD_TEST_ROWS}.")
         for values, key in ((accuracy, "accuracy"), (n, "n")):
             values["new"].append(scores["new"][key])
             values["old"] |= {name: score[key] for name, score in scores.items() if name != "new"}
@@ -125,14 +123,20 @@ def summary(
         joint: accuracy on each task of a model trained on all at once.
 
     Returns:
-        ``mean_final``, ``backward_transfer``, ``forgetting``, ``forward_transfer``, and with ``joint`` also ``joint`` (its
-        mean) and, above 0, ``share_of_joint`` (mean_final / joint).
+        ``mean_final``: ACC = 1/K Σ_j R[K,j] (Lopez-Paz and Ranzato 2017, eq. 2).
+        ``backward_transfer``: BWT = 1/(K-1) Σ_{j<K} (R[K,j] - R[j,j]) (eq. 3 there); below 0: earlier tasks got worse.
+        ``forgetting``: F = 1/(K-1) Σ_{j<K} (max_{i<K} R[i,j] - R[K,j]) (Chaudhry et al. 2018, eq. 3): from each task's
+        best to its end.
+        ``forward_transfer``: FWT = 1/(K-1) Σ_{j>1} (R[j-1,j] - b[j]) (Lopez-Paz and Ranzato 2017, eq. 4), with b the model
+        before training, which is not a random one here: what the tasks before a task did for it.
+        With ``joint`` also ``joint`` (its mean) and, above 0, ``share_of_joint`` (mean_final / joint).
     """
+    last, final = len(after) - 1, after[-1]
     found = {
-        "mean_final": mean_final(after),
-        "backward_transfer": backward_transfer(after),
-        "forgetting": forgetting(after),
-        "forward_transfer": forward_transfer(after, before),
+        "mean_final": sum(final) / len(after),
+        "backward_transfer": sum(final[j] - after[j][j] for j in range(last)) / last,
+        "forgetting": sum(max(row[j] for row in after[:last]) - final[j] for j in range(last)) / last,
+        "forward_transfer": sum(after[j - 1][j] - before[j] for j in range(1, last + 1)) / last,
     }
     if joint is not None:
         mean = sum(joint) / len(joint)
@@ -140,33 +144,9 @@ def summary(
     return found
 
 
-def mean_final(after: Sequence[Sequence[float]]) -> float:
-    """ACC = 1/K Σ_j R[K,j] (Lopez-Paz and Ranzato 2017, eq. 2)."""
-    return sum(after[-1]) / len(after)
-
-
-def backward_transfer(after: Sequence[Sequence[float]]) -> float:
-    """BWT = 1/(K-1) Σ_{j<K} (R[K,j] - R[j,j]) (Lopez-Paz and Ranzato 2017, eq. 3); below 0: earlier tasks got worse."""
-    last = len(after) - 1
-    return sum(after[last][j] - after[j][j] for j in range(last)) / last
-
-
-def forgetting(after: Sequence[Sequence[float]]) -> float:
-    """F = 1/(K-1) Σ_{j<K} (max_{i<K} R[i,j] - R[K,j]) (Chaudhry et al. 2018, eq. 3): from each task's best to its end."""
-    last = len(after) - 1
-    return sum(max(row[j] for row in after[:last]) - after[last][j] for j in range(last)) / last
-
-
-def forward_transfer(after: Sequence[Sequence[float]], before: Sequence[float]) -> float:
-    """FWT = 1/(K-1) Σ_{j>1} (R[j-1,j] - b[j]) (Lopez-Paz and Ranzato 2017, eq. 4), with b the model before training, which
-    is not a random one here: what the tasks before a task did for it."""
-    last = len(after) - 1
-    return sum(after[j - 1][j] - before[j] for j in range(1, last + 1)) / last
-
-
 def _train(task: Experiment) -> None:
     """Train a task from its beginning, or from its newest checkpoint."""
-    run_training(task, resume=(Path(str(task.args.output_dir)) / "results.json").exists())
+    run_training(task, resume=(task.folder / "results.json").exists())
     gc.collect()  # trainers are full of cycles: the model's memory is wanted back
 
 
@@ -176,16 +156,7 @@ def _reload(task: Experiment, bound: Sequence[Experiment]) -> Model:
         if hasattr(other.adapter, "release"):
             other.adapter.release()
     gc.collect()
-    return trained_model(task, _model_folder(task))
-
-
-def _model_folder(task: Experiment) -> Path:
-    return Path(str(task.args.output_dir)) / "model"
-
-
-def _finished(task: Experiment) -> bool:
-    file = Path(str(task.args.output_dir)) / "results.json"
-    return file.exists() and "after" in json.loads(file.read_text(encoding="utf-8"))
+    return trained_model(task, task.folder / "model")
 
 
 def _with_earlier(task: Experiment, earlier: Sequence[Experiment], count: int) -> Experiment:
@@ -198,7 +169,7 @@ def _with_earlier(task: Experiment, earlier: Sequence[Experiment], count: int) -
         return replace(task, method="sft")
     back = []
     for before in earlier:
-        name = Path(str(before.args.output_dir)).name
+        name = before.folder.name
         queries = [example for example in before.adapter.examples(before.splits.train) if not example.retain]
         if replayed:
             kept = [example for example in queries if expert_answer(before.adapter, example) is not None]
@@ -213,18 +184,17 @@ def _with_earlier(task: Experiment, earlier: Sequence[Experiment], count: int) -
     return replace(task, splits=replace(task.splits, train=[*own, *back]))
 
 
-def _stored(folder: Path, tasks: Sequence[Experiment], resume: bool, retain_earlier: int) -> dict[str, Any]:
+def _stored_sequence(folder: Path, tasks: Sequence[Experiment], resume: bool, retain_earlier: int) -> dict[str, Any]:
     """What was measured so far. Raises `UserError` where the folder holds a sequence that this call does not go on with."""
-    file, settings = folder / "sequence.json", json.loads(json.dumps([task.settings for task in tasks], default=str))
-    if not file.exists():
-        names = [Path(str(task.args.output_dir)).name for task in tasks]
+    found, settings = read_json(folder / "sequence.json"), [task.settings for task in tasks]
+    if found is None:
+        names = [task.folder.name for task in tasks]
         kept = {"retain_earlier": retain_earlier, "settings": settings}
         return {"method": tasks[0].method, "tasks": names, "after": [], "joint": None, **kept}
     if not resume:
         raise UserError(
             f"{folder} holds a sequence already. --resume continues it; --train.output_dir runs/OTHER starts a new one."
         )
-    found = json.loads(file.read_text(encoding="utf-8"))
     before = _resumable(found["settings"], found.get("retain_earlier", 0))
     defaults = _resumable([task.defaults for task in tasks], 0)
     if changed := first_change(before, _resumable(settings, retain_earlier), defaults):

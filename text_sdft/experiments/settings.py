@@ -19,6 +19,8 @@ FREE = {"data.cache", "eval.batch_size"} | {
 }  # fmt: skip
 FREE_BEGINNINGS = ("train.save_", "train.log", "train.hub_")
 FREE_END = "_gib"
+#: Settings that are gone, at the values at which they changed nothing: runs that older versions began may go on.
+GONE = {"train.confidence": "none", "train.distillation_add_tail": False}
 #: One query to a forward pass or several: a step is the mean over all of its queries.
 BATCH = ("train.per_device_train_batch_size", "train.gradient_accumulation_steps")
 
@@ -50,7 +52,7 @@ def first_change(before: Settings, now: Settings, defaults: Settings) -> str | N
             those that have been added since.
     """
     for key in sorted(before.keys() | now.keys()):
-        old, new = (settings.get(key, defaults.get(key)) for settings in (before, now))
+        old, new = (settings.get(key, defaults.get(key, GONE.get(key))) for settings in (before, now))
         if old != new:
             return f"{key} {old}, not {new}"
     return None

@@ -1,8 +1,9 @@
-"""Uncertainty of a comparison: intervals over seeds, and tests on paired items."""
+"""Uncertainty of what is measured: intervals of scores, of differences and over seeds, and a test on paired items."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,64 @@ from scipy import stats
 FLIPS = 9_999
 #: Decimals by which differences, and their sums, are told apart: means over seeds are rounded.
 DIGITS = 9
+
+
+def mean(values: Iterable[float]) -> float:
+    """Of at least one value."""
+    values = list(values)
+    return sum(values) / len(values)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Mean score with a 95 % interval: Wilson's where every score is 0 or 1, else the normal approximation.
+
+    Attributes:
+        accuracy: mean, in [0, 1].
+        n: examples scored.
+        low, high: interval.
+    """
+
+    accuracy: float
+    n: int
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, scores: Sequence[float]) -> Accuracy:
+        """From one score an example; at least one."""
+        n, mean = len(scores), sum(scores) / len(scores)
+        if set(scores) <= {0.0, 1.0}:
+            return cls(mean, n, *_wilson(round(sum(scores)), n))
+        half = 1.96 * math.sqrt(sum((score - mean) ** 2 for score in scores) / max(n - 1, 1) / n)
+        return cls(mean, n, max(0.0, mean - half), min(1.0, mean + half))
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Mean difference of two scores of the same examples, with its 95 % interval; n examples."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, first: Sequence[float], second: Sequence[float]) -> Gap:
+        """First minus second, one score an example each; at least one.
+
+        Right-or-wrong scores: Newcombe's interval for paired proportions (Statistics in Medicine 17, 1998, 2635-2650,
+        method 10), which keeps its width where all answers agree. Other scores: Student's of the mean difference.
+        """
+        n, pairs = len(first), list(zip(first, second, strict=True))
+        mean = sum(a - b for a, b in pairs) / n
+        if {*first, *second} <= {0.0, 1.0}:
+            return cls(mean, *_newcombe(pairs, mean), n)
+        if n < 2:
+            return cls(mean, -1.0, 1.0, n)
+        variance = sum((a - b - mean) ** 2 for a, b in pairs) / (n - 1)
+        half = float(stats.t.ppf(0.975, n - 1)) * math.sqrt(variance / n)
+        return cls(mean, max(-1.0, mean - half), min(1.0, mean + half), n)
 
 
 @dataclass(frozen=True)
@@ -63,6 +122,30 @@ class Paired:
 
 def _total(differences: np.ndarray, axis: int) -> np.ndarray:
     return differences.sum(axis).round(DIGITS)  # ties must stay ties
+
+
+def _wilson(right: int, n: int) -> tuple[float, float]:
+    interval = stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _newcombe(pairs: Sequence[tuple[float, float]], mean: float) -> tuple[float, float]:
+    """Bounds of a mean difference from pairs of 0 and 1: the proportions' own bounds, joined by their correlation."""
+    n = len(pairs)
+    both, only, other = (pairs.count(pair) for pair in ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0)))
+    neither = n - both - only - other
+    p1, p2 = (both + only) / n, (both + other) / n
+    low1, high1 = _wilson(both + only, n)
+    low2, high2 = _wilson(both + other, n)
+    product = (both + only) * (other + neither) * (both + other) * (only + neither)
+    excess = both * neither - only * other
+    excess_c = excess if excess < 0 else max(0.0, excess - n / 2)  # Newcombe's continuity correction
+    phi = excess_c / math.sqrt(product) if product else 0.0
+
+    def half(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
+
+    return mean - half(p1 - low1, high2 - p2), mean + half(high1 - p1, p2 - low2)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

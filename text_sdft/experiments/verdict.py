@@ -6,12 +6,11 @@ own validation is `benchmarks/probe_validation.py`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from scipy import stats
+from text_sdft.experiments.stats import Gap
 
 #: A rival within this of the teacher is worth a note.
 MARGIN = 0.05
@@ -30,16 +29,6 @@ CHEAPER = (
     "Each step shows a query the same demonstrations, so one answer says what the teacher knows: SFT on it (--method "
     "sft_teacher) may be as good as SDFT at half of its FLOPs; `vlm-sdft compare --methods sft_teacher,sdft` tells."
 )
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Mean difference of two scores of the same examples, with its 95 % interval; n examples."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
 
 
 @dataclass(frozen=True)
@@ -96,37 +85,6 @@ class Verdict:
         return self.decision == "train"
 
 
-def paired_gap(first: Sequence[float], second: Sequence[float]) -> Gap:
-    """First minus second, both scored on the same examples.
-
-    Right-or-wrong scores: Newcombe's interval for paired proportions (Statistics in Medicine 17, 1998, 2635-2650, method
-    10), which keeps its width where all answers agree. Other scores: Student's interval of the mean difference.
-    """
-    n, pairs = len(first), list(zip(first, second, strict=True))
-    mean = sum(a - b for a, b in pairs) / n
-    if {*first, *second} <= {0.0, 1.0}:
-        both, only, other = (pairs.count(pair) for pair in ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0)))
-        neither = n - both - only - other
-        low1, high1 = _wilson(both + only, n)
-        low2, high2 = _wilson(both + other, n)
-        p1, p2 = (both + only) / n, (both + other) / n
-        product = (both + only) * (other + neither) * (both + other) * (only + neither)
-        excess = both * neither - only * other
-        excess_c = excess if excess < 0 else max(0.0, excess - n / 2)  # Newcombe's continuity correction
-        phi = excess_c / math.sqrt(product) if product else 0.0
-        return Gap(
-            mean,
-            mean - _joined(p1 - low1, high2 - p2, phi),
-            mean + _joined(high1 - p1, p2 - low2, phi),
-            n,
-        )
-    if n < 2:
-        return Gap(mean, -1.0, 1.0, n)
-    variance = sum((a - b - mean) ** 2 for a, b in pairs) / (n - 1)
-    half = float(stats.t.ppf(0.975, n - 1)) * math.sqrt(variance / n)
-    return Gap(mean, max(-1.0, mean - half), min(1.0, mean + half), n)
-
-
 def verdict(found: Evidence) -> Verdict:
     """The rule: train where the teacher is better beyond the gap's interval, and only through its demonstrations.
 
@@ -173,8 +131,7 @@ def verdict(found: Evidence) -> Verdict:
         )
     else:
         advice = (
-            "Try first: more demonstrations, demonstrations nearer to the query, fewer types at once (of images), or a "
-            "stronger model."
+            "Try first: more demonstrations, demonstrations nearer to the query, fewer types at once, or a stronger model."
         )
     return Verdict("do not train", reason, None, (advice, *notes))
 
@@ -210,13 +167,3 @@ def _percent(share: float) -> str:
 
 def _points(gap: Gap) -> str:
     return f"{100 * gap.mean:+.0f} points, {100 * gap.low:+.0f} to {100 * gap.high:+.0f}"
-
-
-def _wilson(right: int, n: int) -> tuple[float, float]:
-    interval = stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def _joined(a: float, b: float, phi: float) -> float:
-    """The half-width of a difference from those of its parts, whose correlation is phi."""
-    return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))

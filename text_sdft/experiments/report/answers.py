@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from text_sdft.experiments.measure import plain
-from text_sdft.experiments.report.reading import Record
+from text_sdft.experiments.answers import plain
+from text_sdft.experiments.folder import Record
 
 #: Types in the confusion matrix, and in the gallery.
 MATRIX_TYPES, GALLERY_TYPES = 25, 12
 SHOWN_OF_TYPE, SHOWN_OF_TEXTS, SHOWN_FORGOTTEN = 2, 12, 6
-QUERY_PIXELS, DEMONSTRATION_PIXELS = 160, 64
 LONGEST_TEXT = 2000
 OTHER = "another answer"
 
@@ -53,30 +52,28 @@ def gallery(answers: Sequence[Record]) -> list[dict[str, Any]]:
     """Queries of the set ``new`` with their answers, by type: the types with most wrong answers first, and of each a wrong
     and a right one; then what was forgotten. Where references are no types, all stand in one group."""
     queries = _queries(answers)
-    by_type: dict[str, list[Record]] = defaultdict(list)
-    for query in queries:
-        if query["set"] == "new":
-            by_type[query["reference"]].append(query)
-    are_types = any(len(members) > 1 for members in by_type.values())
-    if not are_types:
-        by_type = {"": [query for members in by_type.values() for query in members]} if by_type else {}  # type: ignore[assignment]
+    new = [query for query in queries if query["set"] == "new"]
+    by_type: dict[str, list[Record]] = {query["reference"]: [] for query in new}
+    are_types = len(by_type) < len(new)
+    for query in new:
+        by_type[query["reference"]].append(query)
+    if new and not are_types:
+        by_type = {"Queries": new}
     limit = SHOWN_OF_TYPE if are_types else SHOWN_OF_TEXTS
     order = sorted(by_type.items(), key=lambda item: -sum(query["score"] < 1 for query in item[1]))
     groups = [
         {
-            "title": name if are_types else "Queries",
+            "title": name,
             "right": sum(query["score"] == 1 for query in members),
             "of": len(members),
-            "items": [_item(query) for query in _wrong_and_right(members, limit)],
+            "queries": _wrong_and_right(members, limit),
         }
         for name, members in order[:GALLERY_TYPES]
     ]
     forgotten = [q for q in queries if q["set"] != "new" and q["score"] < 1 and q["before"] and q["before"]["score"] == 1]
     if forgotten:
-        shown = [_item(query) for query in forgotten[:SHOWN_FORGOTTEN]]
-        groups.append(
-            {"title": "Forgotten: right before training, wrong after", "right": None, "of": len(forgotten), "items": shown}
-        )
+        title, shown = "Forgotten: right before training, wrong after", forgotten[:SHOWN_FORGOTTEN]
+        groups.append({"title": title, "right": None, "of": len(forgotten), "queries": shown})
     return groups
 
 
@@ -103,35 +100,13 @@ def _wrong_and_right(members: Sequence[Record], limit: int) -> list[Record]:
     return [*wrong[:half], *right[: limit - len(wrong[:half])]]
 
 
-def _item(query: Record) -> dict[str, Any]:
-    teacher = query["teacher"] or {}
-    views = {"before": query["before"], "after" if query["before"] else "answer": query, "teacher": query["teacher"]}
-    return {
-        "prompt": _cut(query["prompt"]),
-        "reference": _cut(query["reference"]),
-        "images": _images(query, QUERY_PIXELS),
-        "answers": [
-            {"view": view, "text": _cut(given["answer"]), "verdict": _verdict(given["score"])}
-            for view, given in views.items()
-            if given
-        ],
-        "context": _cut(teacher.get("context", "")),
-        "demonstrations": [
-            {"prompt": _cut(d["prompt"]), "answer": _cut(d["answer"]), "images": _images(d, DEMONSTRATION_PIXELS)}
-            for d in teacher.get("demonstrations", ())
-        ],
-    }
-
-
-def _verdict(score: float) -> str:
-    return {1.0: "right", 0.0: "wrong"}.get(score, f"score {score:.2f}")
-
-
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """A text of at most `LONGEST_TEXT` characters, with a mark where it goes on."""
     return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " …"
 
 
-def _images(record: Record, pixels: int) -> list[dict[str, Any]]:
+def pictures(record: Record, pixels: int) -> list[dict[str, Any]]:
+    """The images of a query or demonstration by name, as `_thumbnail`; none where it has none."""
     return [{"name": Path(name).name or "image", "source": _thumbnail(name, pixels)} for name in record.get("images", ())]
 
 

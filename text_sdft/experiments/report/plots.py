@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from markupsafe import Markup, escape
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from text_sdft.core import RUNGS
-from text_sdft.experiments.report.reading import Point, Record, Run
+from text_sdft.experiments.folder import Record
+from text_sdft.experiments.report.reading import Point, Run
+from text_sdft.experiments.stats import pareto_front
 
 #: Told apart without colour vision (Okabe and Ito), and by their markers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A5C00", "#56B4E9")
@@ -30,21 +33,6 @@ STYLE: Any = {
     "axes.axisbelow": True,
 }
 Series = Mapping[str, Sequence[tuple[float, float]]]
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Draw in the page's style; matplotlib is only loaded now."""
-
-    @functools.wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> R:
-        from matplotlib import rc_context
-
-        with rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return styled
 
 
 def learning_curve(run: Run) -> Markup | None:
@@ -71,7 +59,7 @@ def accuracy_curve(run: Run) -> Markup | None:
     return _lines("Learning and forgetting", "accuracy in %", series, percent=True, level=level)
 
 
-@_styled
+@rc_context(STYLE)
 def ladder_history(run: Run) -> Markup | None:
     """How many labelled queries were shown which rung of the privilege ladder, by step; None where hints did not grow."""
     logs = [log for log in run.metrics if "ladder/mean_rung" in log]
@@ -85,10 +73,7 @@ def ladder_history(run: Run) -> Markup | None:
     axes.stackplot(
         steps, *shares.values(), labels=labels.values(), colors=[COLOURS[rung] for rung in shares], edgecolor="white"
     )
-    axes.set_xlim(steps[0], steps[-1])
-    axes.set_ylim(0, 100)
-    axes.set_xlabel("optimiser step")
-    axes.set_ylabel("labelled queries in %")
+    axes.set(xlim=(steps[0], steps[-1]), ylim=(0, 100), xlabel="optimiser step", ylabel="labelled queries in %")
     _legend(axes)
     words = [
         f"rung {labels[rung]}: {values[0]:.3g} % at step {steps[0]}, {values[-1]:.3g} % at step {steps[-1]}"
@@ -98,7 +83,7 @@ def ladder_history(run: Run) -> Markup | None:
     return _svg(figure, "Growing hints", "; ".join(words) + f". Mean rung {means[0]}, then {means[1]}.")
 
 
-@_styled
+@rc_context(STYLE)
 def pareto(points: Sequence[Point], starts: Sequence[Point]) -> Markup | None:
     """New against old accuracy: what nothing beats in both is joined by a line.
 
@@ -108,18 +93,17 @@ def pareto(points: Sequence[Point], starts: Sequence[Point]) -> Markup | None:
     """
     if len(points) < 2:
         return None
-    front = sorted((p for p in points if not _beaten(p, points)), key=lambda p: p.old)
+    places = [(point.old, point.new) for point in points]
+    best = {places[i] for i in pareto_front(places)}
+    front = sorted((point for point in points if (point.old, point.new) in best), key=lambda point: point.old)
     figure, axes = _figure()
     for i, point in enumerate(points):
-        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": ""}
-        axes.plot(100 * point.old, 100 * point.new, label=point.label, markersize=8, **style)
+        axes.plot(100 * point.old, 100 * point.new, label=point.label, linestyle="", markersize=8, **_series_style(i))
     for start in starts:
-        axes.plot(
-            100 * start.old, 100 * start.new, marker="o", linestyle="", color="#556", fillstyle="none", label=start.label
-        )
+        style = {"linestyle": "", "marker": "o", "color": "#556", "fillstyle": "none"}
+        axes.plot(100 * start.old, 100 * start.new, label=start.label, **style)
     axes.step([100 * p.old for p in front], [100 * p.new for p in front], where="pre", color="#889", linewidth=1, zorder=1)
-    axes.set_xlabel("old, accuracy in %")
-    axes.set_ylabel("new, accuracy in %")
+    axes.set(xlabel="old, accuracy in %", ylabel="new, accuracy in %")
     axes.margins(0.1)
     _legend(axes)
     words = "; ".join(f"{p.label}: new {100 * p.new:.1f} %, old {100 * p.old:.1f} %" for p in [*points, *starts])
@@ -138,15 +122,11 @@ def probability_bars(answer: Mapping[str, Record]) -> Markup:
     return _bars("Probability of the right answer", "probability of a token of it in %", percent)
 
 
-def _beaten(point: Point, points: Sequence[Point]) -> bool:
-    return any(p.new >= point.new and p.old >= point.old and (p.new, p.old) != (point.new, point.old) for p in points)
-
-
 def _series(metrics: Sequence[Record], name: str) -> list[tuple[float, float]]:
     return [(log["step"], log[name]) for log in metrics if log.get(name) is not None]
 
 
-@_styled
+@rc_context(STYLE)
 def _lines(
     title: str, unit: str, series: Series, percent: bool = False, level: tuple[str, float] | None = None
 ) -> Markup | None:
@@ -156,13 +136,11 @@ def _lines(
         return None
     figure, axes = _figure()
     for i, (name, points) in enumerate(series.items()):
-        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
-        axes.plot(*zip(*points, strict=True), label=name, **style)
+        axes.plot(*zip(*points, strict=True), label=name, markersize=4, **_series_style(i))
     if level is not None:
         axes.axhline(level[1], color="#667", linestyle="--", linewidth=1, label=level[0])
-    axes.set_xlabel("optimiser step")
-    axes.set_ylabel(unit)
-    axes.set_ylim(*((-3, 103) if percent else (min(0, axes.get_ylim()[0]), None)))
+    lowest, highest = (-3, 103) if percent else (min(0, axes.get_ylim()[0]), None)
+    axes.set(xlabel="optimiser step", ylabel=unit, ylim=(lowest, highest))
     _legend(axes)
     words = [
         f"{name}: {points[0][1]:.3g} at step {points[0][0]:.0f}, {points[-1][1]:.3g} at step {points[-1][0]:.0f}"
@@ -172,7 +150,7 @@ def _lines(
     return _svg(figure, title, "; ".join(words) + ".")
 
 
-@_styled
+@rc_context(STYLE)
 def _bars(title: str, unit: str, percent: Mapping[str, Sequence[float]]) -> Markup:
     """A bar for each name: its value, and its interval where there is one."""
     names, values = list(percent), [value for value, *_ in percent.values()]
@@ -184,18 +162,19 @@ def _bars(title: str, unit: str, percent: Mapping[str, Sequence[float]]) -> Mark
             low, high = interval
             axes.errorbar(value, place, xerr=[[value - low], [high - value]], color="#334", capsize=3)
     axes.invert_yaxis()
-    axes.set_xlim(0, 102)
-    axes.set_xlabel(unit)
+    axes.set(xlim=(0, 102), xlabel=unit)
     axes.grid(visible=False, axis="y")
     return _svg(figure, title, ", ".join(f"{name} {value:.1f} %" for name, value in zip(names, values, strict=True)) + ".")
 
 
 def _figure(height: float = 3.0) -> Any:
     """A figure and its axes, made without pyplot: nothing is kept, and no window system is asked for."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(4.4, height), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def _series_style(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
 def _legend(axes: Any) -> None:
@@ -203,8 +182,6 @@ def _legend(axes: Any) -> None:
 
 
 def _svg(figure: Any, title: str, words: str) -> Markup:
-    from matplotlib import rc_context
-
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": title + words}):  # ids that no other plot of the page has
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
