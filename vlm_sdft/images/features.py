@@ -85,12 +85,7 @@ class ImageFeatures:
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        processor: Any,
-        family: Family,
-        max_bytes: int = MAX_BYTES,
-        trained: bool = False,
+        self, model: PreTrainedModel, processor: Any, family: Family, max_bytes: int = MAX_BYTES, trained: bool = False
     ) -> None:
         self._model, self._processor, self._family = model, processor, family
         self._trained = trained
