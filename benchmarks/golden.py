@@ -16,8 +16,8 @@ import json
 import math
 import os
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +25,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from fnmatch import fnmatch
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ PROJECTIONS = 16
 #: Keys of results.json, and of metrics.jsonl, whose numbers hang neither on the clock nor on what is reused.
 MEASURED = ("before", "after", "drift", "probe", "tokens")
 LOGGED = r"loss$|^grad_norm$|^completions/|^teacher/dropped|^ladder/"
+#: Processes begin with the libraries loaded, which takes longer than a case; of the project they have loaded nothing.
+FORKS = get_context("forkserver")
+LIBRARIES = ["transformers.trainer", "peft", "matplotlib.figure", "jsonargparse", "scipy.stats"]
 #: accelerate's name for several local processes; the runs themselves ask for the CPU.
 TWO_PROCESSES = (
     "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
@@ -70,9 +74,9 @@ LORA = "--lora.enabled true --train.optim adamw_torch --train.learning_rate 5e-3
 OPTIONS = {
     "lora": LORA,
     "ema": "--train.teacher_model_kind ema --train.teacher_update_rate 0.3",
-    "ema, every other step": "--train.teacher_model_kind ema --train.teacher_update_rate 0.3 --train.teacher_sync_steps 2",
+    "ema every other step": "--train.teacher_model_kind ema --train.teacher_update_rate 0.3 --train.teacher_sync_steps 2",
     "ladder": f"--method sdft/labelled --demonstrations.policy ladder {NOISY}",
-    "ladder, ema": f"--method sdft/labelled/ema --demonstrations.policy ladder --train.teacher_update_rate 0.3 {NOISY}",
+    "ladder ema": f"--method sdft/labelled/ema --demonstrations.policy ladder --train.teacher_update_rate 0.3 {NOISY}",
     **{f"rung {rung}": f"--method sdft/labelled --demonstrations.rung {rung}" for rung in (0, 1, 3, 4, 5)},
     "grouped": "--demonstrations.selection grouped",
     "quoted": "--demonstrations.template quoted",
@@ -84,7 +88,7 @@ OPTIONS = {
     "distillation_chunk_size": "--train.distillation_chunk_size 4",
     "sampling": "--train.temperature 0.8 --train.top_p 0.7",
     "train_vision": "--data.train_vision true",
-    "train_vision, ema": "--data.train_vision true --train.teacher_model_kind ema --train.teacher_update_rate 0.3",
+    "train_vision ema": "--data.train_vision true --train.teacher_model_kind ema --train.teacher_update_rate 0.3",
     "nothing reused": "--data.image_features_gib 0 --train.teacher_prefix_gib 0",
     "two processes": "--train.per_device_train_batch_size 2",
     "unbroken": RESUMED,
@@ -151,13 +155,13 @@ def record(name: str, module: str) -> dict[str, Any]:
         if task in TEXTS:
             write_text(Path(folder))
         run = Path(folder, "runs", "text" if task in TEXTS else "quickstart")
-        command = ["-m", module, "train", *shlex.split(CASES[name])]
+        command = ["train", *shlex.split(CASES[name])]
         if name.endswith("two processes"):
-            command = ["-m", "accelerate.commands.launch", *TWO_PROCESSES.split(), *command]
+            module, command = "accelerate.commands.launch", [*TWO_PROCESSES.split(), "-m", module, *command]
         if name.endswith("resumed"):
-            launch(command, folder, kill_after=run / "checkpoint-3" / "trainer_state.json")
+            launch(module, command, folder, kill_after=run / "checkpoint-3" / "trainer_state.json")
             command.append("--resume")
-        printed = launch(command, folder)
+        printed = launch(module, command, folder)
         results = json.loads((run / "results.json").read_text()) if (run / "results.json").exists() else {}
         if "after" not in results:
             raise RuntimeError(printed[-3000:])
@@ -168,18 +172,26 @@ def record(name: str, module: str) -> dict[str, Any]:
         return {"numbers": numbers, "weights": weights(run / "model"), "versions": results["versions"]}
 
 
-def launch(arguments: list[str], folder: str, kill_after: Path | None = None) -> str:
-    """Run a Python command to its end, or until there is the file; returns what it printed."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    with tempfile.TemporaryFile("w+") as out:
-        child = subprocess.Popen([sys.executable, *arguments], cwd=folder, env=env, stdout=out, stderr=subprocess.STDOUT)
-        while kill_after and not kill_after.exists() and child.poll() is None:
-            time.sleep(0.01)
-        if kill_after:
-            child.kill()
-        child.wait()
-        out.seek(0)
-        return out.read()
+def launch(module: str, arguments: list[str], folder: str, kill_after: Path | None = None) -> str:
+    """Run ``python -m module arguments`` to its end, or until there is the file; returns what it printed."""
+    child = FORKS.Process(target=run_module, args=(module, arguments, folder))
+    child.start()
+    while kill_after and not kill_after.exists() and child.is_alive():
+        time.sleep(0.01)
+    if kill_after:
+        child.kill()
+    child.join()
+    return Path(folder, "printed").read_text(errors="replace")
+
+
+def run_module(module: str, arguments: list[str], folder: str) -> None:
+    """What a process of `launch` does."""
+    os.chdir(folder)
+    printed = os.open("printed", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(printed, 1)
+    os.dup2(printed, 2)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def flattened(found: Any, name: str = "") -> Iterator[tuple[str, list[float]]]:
@@ -210,6 +222,9 @@ def weights(folder: Path) -> dict[str, Any]:
 def write_records(file: Path, names: list[str], jobs: int, module: str) -> bool:
     """Record the cases, so many at once, into the file; returns whether all ran, and a resumed run was the unbroken one."""
     logging.disable_progress_bar()
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    sys.path[0] = str(ROOT)  # what `python -m` would put there
+    FORKS.set_forkserver_preload(LIBRARIES)
     cases: dict[str, Any] = {}
     versions: dict[str, str] = {"cpu": torch.backends.cpu.get_cpu_capability()}
     with ThreadPoolExecutor(jobs) as pool:
