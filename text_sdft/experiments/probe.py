@@ -57,7 +57,7 @@ class Probe:
 
     def __init__(self, trainer: SDFTTrainer, examples: list[Example], size: int) -> None:
         self.trainer, self.examples, self.size = trainer, examples, size
-        self.adapter: Any = trainer.adapter
+        self.adapter = trainer.adapter
         self.contexts = dict(enumerate(contexts_for(trainer, examples)))
         self.scores: dict[str, dict[int, float]] = {}
         self.texts: dict[str, dict[int, str]] = {}
