@@ -5,7 +5,6 @@ Each takes a call and returns its exit code, or None for 0.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -33,7 +32,7 @@ def train(call: Call) -> int:
             print(f"{found}\n`vlm-sdft probe` measures more; --force trains all the same.", file=sys.stderr)
         return 3
     if _is_main_process():
-        print_results(results, _folder(experiment), values.adapter)
+        print_results(results, experiment.folder, values.adapter)
     return 0
 
 
@@ -47,14 +46,15 @@ def preview(call: Call) -> None:
 
 def probe(call: Call) -> int:
     experiment, values = _experiment(call)
+    from text_sdft.experiments.folder import write_json
     from text_sdft.experiments.probe import probe
-    from text_sdft.experiments.run import make_trainer, write_json
+    from text_sdft.experiments.run import make_trainer
     from vlm_sdft.cli.tables import print_probe
 
     experiment.method = "sdft"  # the question is whether there is a teacher, whatever is trained in the end
     numbers = probe(make_trainer(experiment), experiment, sweep=values.sweep)
     numbers["settings"] = experiment.settings
-    file = _folder(experiment) / "probe.json"
+    file = experiment.folder / "probe.json"
     write_json(file, numbers)
     print_probe(numbers, file)
     return 0 if numbers["verdict"]["train"] else 3
@@ -74,15 +74,14 @@ def evaluate(call: Call) -> None:
     _say(f"Reading {folder} …")
     call.argv.extend(["--train.output_dir", str(folder)])
     experiment, values = load_experiment(call, read_config(folder / "config.yaml"))
+    from text_sdft.experiments.folder import read_json
     from text_sdft.experiments.run import run_evaluation
     from vlm_sdft.cli.tables import print_further, print_results
 
     skills = [name for name in call.given.get("skills", "").split(",") if name]
     measured = run_evaluation(experiment, folder, samples or 0, skills)
-    file = folder / "results.json"
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    results = {"before": stored.get("after", {}), "after": measured}
-    print_results(results, folder, values.adapter, ("stored", "measured now"))
+    stored = (read_json(folder / "results.json") or {}).get("after", {})
+    print_results({"before": stored, "after": measured}, folder, values.adapter, ("stored", "measured now"))
     print_further(folder, pass_at_k=bool(samples), skills=bool(skills))
 
 
@@ -132,7 +131,7 @@ def compare(call: Call) -> None:
     except KeyboardInterrupt as error:
         raise UserError("Stopped. The same command goes on: cells that are finished are not run again.") from error
     print(markdown(results, plotted=False))
-    print(f"Everything is in {_folder(experiment)}/ (compare.md, compare.json, compare.png; finished cells in cells/).")
+    print(f"Everything is in {experiment.folder}/ (compare.md, compare.json, compare.png; finished cells in cells/).")
 
 
 RUN: dict[str, Callable[[Call], int | None]] = {
@@ -166,10 +165,6 @@ def _rates(given: str | None, own: float) -> list[float]:
         return [float(part) for part in given.strip("[] ").split(",")]
     except ValueError:
         raise UserError(f"--lr_sweep {given}: write 1e-5,3e-5,1e-4 without spaces, or nothing after it.") from None
-
-
-def _folder(experiment: Experiment) -> Path:
-    return Path(str(experiment.args.output_dir))
 
 
 def _is_main_process() -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from text_sdft.experiments.folder import read_json
 
 #: What measured sets are called, by adapter where it has words of its own.
 LABELS = {"teacher": "teacher (new, in context)"}
@@ -39,11 +40,11 @@ def print_results(
 def print_further(folder: Path, pass_at_k: bool, skills: bool) -> None:
     """What `run_evaluation` measured beside the accuracies, out of its files in the run's folder."""
     if pass_at_k:
-        found = json.loads((folder / "pass_at_k.json").read_text(encoding="utf-8"))["pass_at_k"]
+        found = read_json(folder / "pass_at_k.json")["pass_at_k"]
         line = ", ".join(f"pass@{k} {100 * value:.1f} %" for k, value in found.items())
         _print(f"New: {line}.")
     if skills:
-        found = json.loads((folder / "skills.json").read_text(encoding="utf-8"))
+        found = read_json(folder / "skills.json")
         for task, before in found["before"].items():
             line = f"{task} ({before['metric']}): {_percent(before)} before, {_percent(found['after'][task])} after"
             _print(f"{line}.")
