@@ -26,7 +26,7 @@ import sources  # noqa: E402
 import tables  # noqa: E402
 
 from text_sdft import SDFTConfig  # noqa: E402
-from text_sdft.experiments.answers import answers, score_all  # noqa: E402
+from text_sdft.experiments.answers import completions, score_all  # noqa: E402
 from vlm_sdft import DemoSet, ImageAdapter  # noqa: E402
 from vlm_sdft.demos.sets import ImageRow  # noqa: E402
 from vlm_sdft.zoo import resolve_data  # noqa: E402
@@ -123,7 +123,7 @@ def test_labels_of_replay_are_those_of_the_pictures(tmp_path: Path) -> None:
     adapter = ImageAdapter(replace(demos, old=rows), n_types=2, shots=2)
     trainer = run.make_trainer(adapter, demos.train, 1e-4, 1, 0)
     examples = adapter.examples(rows)
-    right = score_all(adapter, examples, list(answers(trainer, examples, None, 50, "test")))
+    right = score_all(adapter, examples, list(map(adapter.decode, completions(trainer, examples, None, 50, "test"))))
     assert len({row.question for row in rows}) == 2 and sum(right) > 0.9 * len(rows)
 
 
