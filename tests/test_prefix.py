@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, MistralForCausalLM
 
-from tests.test_families import answer, encode_row, family_name, loaded, picture, turn  # noqa: F401  # a fixture
-from tests.toy import EOS, ToyAdapter, toy_args, toy_model, toy_rows
+from tests.family_rows import answer, loaded, picture, turn
+from tests.toy import EOS, ToyAdapter, sliding, toy_args, toy_model, toy_rows
 from text_sdft.core import EMATeacher, ModelInputs, RowInputs
 from text_sdft.core.scoring import completion_hidden_states
 from text_sdft.fast import continuation
 from text_sdft.fast import prefix as prefix_module
 from text_sdft.fast.prefix import PrefixStore, shared_prefixes
 from text_sdft.training import SDFTTrainer
+from vlm_sdft.images.encoding import encode_row
 from vlm_sdft.images.features import ImageFeatures
 
 GIB = 2**30
@@ -36,18 +36,6 @@ def inputs_of(rows: list[list[int]]) -> ModelInputs:
 
 def completions_of(rng: random.Random, n: int) -> list[torch.Tensor]:
     return [torch.tensor([*ids(rng, rng.randrange(0, 6)), EOS]) for _ in range(n)]
-
-
-def sliding(kind: str) -> Any:
-    torch.manual_seed(0)
-    shape = {
-        "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "initializer_range": 0.3, "sliding_window": 16, "pad_token_id": 0,
-    }  # fmt: skip
-    if kind == "mistral":
-        return MistralForCausalLM(MistralConfig(**shape)).eval()
-    layers = ["sliding_attention", "full_attention"]
-    return Gemma3ForCausalLM(Gemma3TextConfig(**shape, head_dim=8, layer_types=layers)).eval()
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3"])
@@ -127,7 +115,7 @@ def shared_conversations() -> list[Any]:
     return [*([*demonstrations, query] for query in queries), [*other, answer("zup"), turn("And?")]]
 
 
-def test_images_of_every_family(family_name: str):  # noqa: F811
+def test_images_of_every_family(family_name: str):
     """Demonstration images in the prefix, a query's image behind it; with other images only what is equal is shared."""
     model, processor, family = loaded(family_name)
     features = ImageFeatures(model, processor, family) if family.reuses_features else None
