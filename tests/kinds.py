@@ -44,9 +44,7 @@ def qwen() -> tuple[Any, Any]:
 
 
 def adapter(**settings: Any) -> ImageAdapter:
-    made = ImageAdapter(demo_set(), **{"n_types": 3, "shots": 2, **settings})
-    made.bind(*qwen())
-    return made
+    return ImageAdapter(demo_set(), **{"n_types": 3, "shots": 2, **settings}).bind(*qwen())
 
 
 def example(made: ImageAdapter, split: str, index: int = 0) -> Any:

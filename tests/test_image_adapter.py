@@ -188,7 +188,7 @@ def test_settings_and_models_are_checked():
 def test_a_saved_model_brings_its_processor():
     model, _ = qwen()
     made = ImageAdapter(demo_set(), max_pixels=64)
-    made.bind(made.load_model(str(family_folder("qwen3_vl"))))
+    made = made.bind(made.load_model(str(family_folder("qwen3_vl"))))
     assert made.processing_class.image_processor.size["longest_edge"] == 64
     inputs = made.encode([example(made, "test").messages])
     assert inputs.rows[0].media["image_grid_thw"].prod() == 4

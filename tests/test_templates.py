@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from text_sdft.core import Demonstration, UserError
-from text_sdft.templates import TEMPLATES, check_template, render
+from text_sdft.core.templates import TEMPLATES, check_template, render
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 EARLIER = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]

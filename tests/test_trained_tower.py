@@ -61,7 +61,7 @@ def trained(
         model, toy_args(folder, **settings), adapter=adapter, train_dataset=rows, processing_class=processor,
         peft_config=lora, callbacks=[recorder],
     )  # fmt: skip
-    recorder.adapter = adapter
+    recorder.adapter = trainer.adapter
     trainer.train(resume_from_checkpoint=resume)
     return trainer, recorder
 

@@ -70,8 +70,8 @@ class ToyAdapter:
     def frozen_modules(self, model: Any) -> list[str]:
         return []
 
-    def bind(self, model: Any, processing_class: Any = None) -> None:
-        pass
+    def bind(self, model: Any, processing_class: Any = None) -> ToyAdapter:
+        return self
 
     def examples(self, rows: Any) -> list[Example]:
         return [

@@ -66,7 +66,7 @@ def run(setting: Setting, types: str, seed: int) -> dict[str, float]:
     voted = [Counter(column).most_common(1)[0][0] for column in zip(*given, strict=True)]
     same = [a == b for first, second in itertools.pairwise(given) for a, b in zip(first, second, strict=True)]
     said = [
-        {d.messages[-1]["content"] for d in adapter.demonstrations(example, context)}
+        {d.messages[-1]["content"] for d in trainer.adapter.demonstrations(example, context)}
         for example, context in zip(examples, draws[0], strict=True)
     ]
     return {

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from transformers.utils import logging
 
-from text_sdft.core import Example, Message, TeacherContext
+from text_sdft.core import Example, ExperimentAdapter, Message, TeacherContext
 from text_sdft.core.sampling import draw_seed
 from text_sdft.core.sharding import gathered
 from text_sdft.experiments.answers import Contexts, answers
@@ -21,8 +21,6 @@ T = TypeVar("T")
 logger = logging.get_logger(__name__)
 #: What is measured of the task that training, or the choice of settings, is about.
 TASK_SETS = ("new", "validation", "ood", "teacher")
-#: The remedy where nothing can be measured: what test rows are, each modality's section ``data`` says.
-ADD_TEST_ROWS = "add test rows with a reference (section data; `--help` says where)"
 
 
 def of_prior_skills(by_set: Mapping[str, T]) -> dict[str, T]:
@@ -111,9 +109,9 @@ def evaluate(
     return results, records
 
 
-def tell_scoring_notes(adapter: Any) -> None:
+def tell_scoring_notes(adapter: ExperimentAdapter) -> None:
     """Log what the adapter has to say of the scores that it gave."""
-    for note in adapter.scoring_notes() if hasattr(adapter, "scoring_notes") else ():
+    for note in adapter.scoring_notes():
         logger.warning(note)
 
 
