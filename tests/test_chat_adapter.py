@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.families import build_family
-from tests.test_image_adapter import demo_set
+from tests.kinds import demo_set
 from tests.tiny_text import tiny_text_model
 from tests.toy import ToyAdapter, toy_args, toy_model, toy_rows
 from text_sdft import ChatAdapter, Example, SDFTTrainer, TeacherContext, UserError, answered

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.families import build_family
-from tests.test_image_adapter import demo_set
+from tests.kinds import demo_set
 from tests.tiny_text import save_tiny_text_model, tiny_text_model
 from tests.toy import ToyAdapter, toy_model, toy_rows
 from text_sdft import ModelInputs, RowInputs, TextAdapter

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tests.image_files import fill
-from tests.test_image_adapter import NAMES, adapter, answers, demo_set, images, qwen
+from tests.kinds import NAMES, adapter, answers, demo_set, images, qwen
 from tests.toy import toy_args
 from text_sdft.core import TeacherContext, UserError
 from text_sdft.training import SDFTTrainer

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import hints
 import numpy as np
 import pytest
+import run
+import sequence
+import settings
+import sources
+import tables
 import torch
 from PIL import Image, ImageDraw
 from scipy import stats
 from transformers import TrainerControl, TrainerState
 
+from text_sdft import SDFTConfig
+from text_sdft.experiments.answers import completions, score_all
+from vlm_sdft import DemoSet, ImageAdapter
+from vlm_sdft.demos.sets import ImageRow
+from vlm_sdft.zoo import resolve_data
+from vlm_sdft.zoo.few_shot import FewShot
+
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "unseen_types"
-sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
-
-import hints  # noqa: E402
-import run  # noqa: E402
-import sequence  # noqa: E402
-import settings  # noqa: E402
-import sources  # noqa: E402
-import tables  # noqa: E402
-
-from text_sdft import SDFTConfig  # noqa: E402
-from text_sdft.experiments.answers import completions, score_all  # noqa: E402
-from vlm_sdft import DemoSet, ImageAdapter  # noqa: E402
-from vlm_sdft.demos.sets import ImageRow  # noqa: E402
-from vlm_sdft.zoo import resolve_data  # noqa: E402
-from vlm_sdft.zoo.few_shot import FewShot  # noqa: E402
-
 RESULTS = ("unseen_types", "hints", "sequence")
 SMALL = settings.Setting(types=2, unlabelled=1, steps=1)
 
