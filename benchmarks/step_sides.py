@@ -32,7 +32,7 @@ from transformers import (
 
 import text_sdft.core.losses
 from text_sdft import SDFTConfig, SDFTTrainer, TextAdapter
-from text_sdft.core import DivergenceSettings, divergence
+from text_sdft.core.divergence import DivergenceSettings, divergence
 from text_sdft.core.inputs import ModelInputs, RowInputs
 from text_sdft.core.scoring import head_of
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +45,64 @@ def config(file: Path, **sections: Any) -> str:
 # ---- help ----
 
 
-def test_help_lists_the_commands_at_once():
+#: What takes seconds to import, or only training and measuring need.
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "pandas", "scipy", "sklearn", "matplotlib")
+QUICK = [
+    [], ["--help"], ["--version"], ["init", "--help"], ["report", "--help"], ["eval", "--help"],
+    ["trian"], ["init", "x", "--modle", "y"], ["report", "x", "--uot", "y"], ["eval", "x", "--sampels", "3"],
+    ["eval", "x", "--nothing"], ["eval", "x", "--eval.batch_siz", "4"], ["eval", "x"], ["train", "--resme"],
+    ["compare", "--methds", "sft"], ["train", "--lora.rank", "4"], ["train", "none.yaml"], ["report", "x", "--out"],
+]  # fmt: skip
+
+
+def python(code: str, *argv: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_and_mistakes_load_no_library_of_models():
+    code = "import sys; from vlm_sdft.cli import main\n"
+    code += f"for argv in {QUICK}: main(argv); assert not {{*{LIBRARIES}}} & {{*sys.modules}}, (argv, sys.modules.keys())"
+    shown = python(code)
+    for command in ("init", "probe", "preview", "train", "eval", "report", "sequence", "compare"):
+        assert f"\n  {command} " in shown
+    assert f"vlm-sdft {version('vlm-sdft')}\n" in shown
+
+
+def test_settings_are_read_without_what_trains():
+    """Beyond `transformers.TrainingArguments`, which itself loads much, nothing that takes long."""
     code = (
-        "import sys; from vlm_sdft.cli import main; assert main(['--help']) == 0; "
-        "heavy = {'torch', 'transformers', 'datasets', 'jsonargparse', 'peft'} & set(sys.modules); assert not heavy, heavy"
+        "import sys; from transformers import TrainingArguments; before = {*sys.modules}; from vlm_sdft.cli import main\n"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert shown.returncode == 0, shown.stderr
-    for command in ("init", "preview", "train", "eval"):
-        assert f"\n  {command} " in shown.stdout
+    code += "for command in ('probe', 'preview', 'train', 'sequence', 'compare'): assert main([command, '--help']) == 0\n"
+    code += "for adapter in ('image', 'text', 'science'):\n"
+    code += "    assert main(['train', f'--adapter={adapter}', '--model=x', '--data=y', '--train.learning_rat=1']) == 2\n"
+    code += f"new = {{*sys.modules}} - before; assert not new & {{*{LIBRARIES}, 'open_clip', 'transformers.trainer'}}, new"
+    assert python(code).count("--train.learning_rate") == 5
+
+
+def test_what_is_read_is_said_before_any_library_is_loaded(tmp_path):
+    """And at once: the process ends without flushing anything."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for file in (run / "config.yaml", tmp_path / "c.yaml"):
+        config(file, model="x", data={"path": "objects"})
+    code = "import os, sys; from vlm_sdft.cli import main; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+    code += "try: main(sys.argv[1:])\nexcept ImportError: os._exit(0)"
+    for command in ("train", "probe", "preview", "compare"):
+        assert python(code, command, str(tmp_path / "c.yaml")) == "Reading objects …\n"
+    assert python(code, "train", "--model", "x", "--data", "mine") == "Reading mine …\n"
+    assert python(code, "eval", str(run)) == f"Reading {run} …\n"
+    tasks = config(tmp_path / "sequence.yaml", model="x", tasks=[{"data": {"path": "objects"}}, {}])
+    assert python(code, "sequence", tasks) == f"Reading {tasks} …\n"
+
+
+@pytest.mark.parametrize("module", ["vlm_sdft", "vlm_sdft.cli"])
+def test_the_command_is_a_module_too(module):
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"vlm-sdft {version('vlm-sdft')}\n"
 
 
 def test_no_command_shows_the_help(capsys):
@@ -89,6 +140,27 @@ def test_the_help_of_the_text_adapter_lists_its_keys(capsys):
 def test_commands_with_one_argument_show_their_usage(command, given, capsys):
     assert main([command, *given, "--help"]) == 0
     assert f"usage: vlm-sdft {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "own"),
+    [
+        ("init", ["FOLDER", "--model"]),
+        ("probe", ["CONFIG.yaml", "--sweep", "--data.path", "--train.seed"]),
+        ("preview", ["CONFIG.yaml", "--measure", "--demonstrations.shots"]),
+        ("train", ["CONFIG.yaml", "--resume", "--force", "--method"]),
+        ("eval", ["RUN", "--samples", "--skills", "--eval.max_examples"]),
+        ("report", ["RUN", "--out"]),
+        ("sequence", ["SEQUENCE.yaml", "--retain_earlier", "--joint", "--resume", "--train.learning_rate"]),
+        ("compare", ["CONFIG.yaml", "--methods", "--seeds", "--validation_seeds", "--lr_sweep", "--lora.r"]),
+    ],
+)
+def test_the_help_of_a_command_lists_its_settings(command, own, capsys):
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: vlm-sdft {command} ") and "%%" not in shown
+    for name in own:
+        assert re.search(rf"^  {re.escape(name)}\b", shown, re.M), name
 
 
 # ---- mistakes ----
@@ -164,7 +236,22 @@ def test_a_full_memory_says_what_to_lower(data, model, tmp_path, monkeypatch, ca
 
 
 def test_an_unknown_command_names_the_known_ones(capsys):
-    assert "Commands: init, probe, preview, train, eval" in fails(capsys, "trian")
+    assert "Did you mean 'train'? Commands: init, probe, preview, train, eval" in fails(capsys, "trian")
+
+
+@pytest.mark.parametrize(
+    ("argv", "nearest"),
+    [
+        (["train", "--resme"], "resume"),
+        (["preview", "--measre"], "measure"),
+        (["eval", "run", "--sampels", "3"], "samples"),
+        (["report", "run", "--ouut", "x"], "--out"),
+        (["compare", "--lr_swep"], "lr_sweep"),
+        (["sequence", "file.yaml", "--retain_earlir", "3"], "retain_earlier"),
+    ],
+)
+def test_a_misspelt_flag_names_the_nearest(argv, nearest, capsys):
+    assert f"Did you mean '{nearest}'?" in fails(capsys, *argv)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +259,8 @@ def test_an_unknown_command_names_the_known_ones(capsys):
     [
         ("train.learning_rat", "train.learning_rate"),
         ("learning_rate", "train.learning_rate"),
+        ("shots", "demonstrations.shots"),
+        ("lora.rank", "lora.r"),
         ("data.questoin", "data.question"),
         ("demonstrations.shot", "demonstrations.shots"),
         ("train.weight_decy", "train.weight_decay"),
@@ -209,6 +298,7 @@ def test_an_unknown_key_names_the_nearest(key, nearest, tmp_path, data, model, c
         (["--data.options", "{n_types: 2}"], ["options", "builtin data"]),
         (["--adapter", "imag"], ["No adapter 'imag'. Did you mean 'image'?", "Installed: image, "]),
         (["more"], ["more"]),
+        (["--config", "a.yaml", "--config", "b.yaml"], ["There is no config file b.yaml"]),
     ],
 )
 def test_a_wrong_value_is_named(argv, expected, data, model, tmp_path, capsys):
@@ -322,3 +412,15 @@ def test_the_learning_rate_suits_what_is_trained(tmp_path, data, model):
         assert main(["train", file, "--force", *argv, "--train.output_dir", str(tmp_path / name)]) == 0
         rates[name] = written(tmp_path / name)["train"]["learning_rate"]
     assert rates == {"lora": 2e-4, "all": 2e-5, "own": 0.5}
+
+
+def test_printed_settings_are_a_config(tmp_path, data, model, capsys):
+    given = ["--model", model, "--data", data, "--train.seed", "3", "--data.options.a", "1", "--train.adam_beta1", "0.8"]
+    assert main(["train", *given, "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "c.yaml").write_text(printed)
+    assert main(["train", str(tmp_path / "c.yaml"), "--print_config"]) == 0
+    settings = yaml.safe_load(printed)
+    assert yaml.safe_load(capsys.readouterr().out) == settings
+    assert settings["train"]["adam_beta1"] == 0.8 and settings["data"]["options"] == {"a": 1}
+    assert settings["train"]["learning_rate"] == 2e-4 and "adam_beta2" not in settings["train"]

@@ -26,6 +26,7 @@ FLOORS = {
     "vlm_sdft.demos": 7,
     "vlm_sdft": 8,
     "vlm_sdft.cli": 9,
+    "vlm_sdft.__main__": 9,
 }
 
 

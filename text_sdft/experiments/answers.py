@@ -73,6 +73,6 @@ def slices(count: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
-def plain(text: Any) -> str:
+def bare_answer(text: Any) -> str:
     """An answer without what does not distinguish answers: case, spaces, marks around it."""
     return normalised(str(text), " .!\"'")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import LoraConfig
+if TYPE_CHECKING:  # at runtime the command line reads the sections before it loads any of these
+    from peft import LoraConfig
 
-from text_sdft.core import ExperimentAdapter, Model, SDFTConfig, Splits
-from text_sdft.core.adapter import with_defaults
-from text_sdft.training import default_lora
+    from text_sdft.core import ExperimentAdapter, Model, SDFTConfig, Splits
 
 
 @dataclass
@@ -34,10 +33,15 @@ class LoRASettings:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"lora.dropout {self.dropout}: use a share in [0, 1)")
 
+    def trains_adapter(self, model: str) -> bool:
+        """Whether a LoRA adapter of this model is trained, rather than all weights."""
+        return not model.startswith("builtin:") if self.enabled is None else self.enabled
+
     def resolve(self, model: str) -> LoraConfig | None:
         """The peft config for this model, or None where all weights are trained."""
-        enabled = not model.startswith("builtin:") if self.enabled is None else self.enabled
-        if not enabled:
+        from text_sdft.training import default_lora
+
+        if not self.trains_adapter(model):
             return None
         return replace(default_lora(), r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout)
 
@@ -92,7 +96,15 @@ class Experiment:
     defaults: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        from text_sdft.core.adapter import with_defaults
+
         self.adapter = with_defaults(self.adapter)
+
+    @property
+    def test_rows_remedy(self) -> str:
+        """The remedy where nothing can be measured, by the key of the section ``data`` that has test rows."""
+        key = "data.test" if "test" in self.defaults.get("data", {}) else "data.path"
+        return f"add test rows with a reference ({key}; `--help` says how)"
 
     @property
     def folder(self) -> Path:

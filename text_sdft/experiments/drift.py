@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from text_sdft.core import DivergenceSettings, Example, divergence
-from text_sdft.core.divergence import Head
+from text_sdft.core import DivergenceSettings, Example
+from text_sdft.core.divergence import Head, divergence
 from text_sdft.core.sampling import evaluating
 from text_sdft.core.scoring import completion_hidden_states, frozen_head, head_of
 from text_sdft.core.sharding import gathered

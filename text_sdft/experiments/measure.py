@@ -19,7 +19,7 @@ from text_sdft.core.sampling import draw_seed, evaluating
 from text_sdft.core.scoring import completion_hidden_states, head_of
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_view
-from text_sdft.experiments.answers import Contexts, plain, slices
+from text_sdft.experiments.answers import Contexts, bare_answer, slices
 from text_sdft.methods.answers import answer_ids
 from text_sdft.training import SDFTTrainer
 
@@ -86,10 +86,10 @@ def answer_positions(
     found: dict[int, list[int]] = {}
     for example, context, text in zip(examples, contexts, texts, strict=True):
         shown, *others = (
-            [plain(d.messages[-1]["content"]) for d in adapter.demonstrations(example, replace(context, seed=seed))]
+            [bare_answer(d.messages[-1]["content"]) for d in adapter.demonstrations(example, replace(context, seed=seed))]
             for seed in (context.seed, 1, 2, 3)
         )
-        places = [i for i, given in enumerate(shown) if given == plain(text)]
+        places = [i for i, given in enumerate(shown) if given == bare_answer(text)]
         if places and any(order != shown for order in others):
             found.setdefault(len(shown), []).append(random.Random(draw_seed(context.seed, "position")).choice(places))
     if not found:

@@ -10,7 +10,7 @@ from scipy.special import comb
 from text_sdft.core import Example, UserError
 from text_sdft.core.sampling import draw_seed
 from text_sdft.experiments.answers import answers, score_all, slices
-from text_sdft.experiments.scores import ADD_TEST_ROWS, with_reference
+from text_sdft.experiments.scores import with_reference
 from text_sdft.training import SDFTTrainer
 
 
@@ -57,8 +57,8 @@ def measure_pass_at_k(
     known = with_reference(examples)
     if not known:
         raise UserError(
-            "Pass@k (--samples) is measured on rows of the set new with a reference, and the data has none: "
-            f"{ADD_TEST_ROWS}, or leave --samples out."
+            "Pass@k (--samples) is measured on rows of the set new with a reference, and the data has none: add some, "
+            "or leave --samples out."
         )
     asked = [example for example in known for _ in range(samples)]
     seeds = [draw_seed(trainer.args.seed, "pass@k", example.id, i) for example in known for i in range(samples)]

@@ -17,11 +17,10 @@ from transformers.utils import logging
 
 from text_sdft.core import RUNGS, Example, TeacherContext, UserError
 from text_sdft.core.sampling import draw_seed
-from text_sdft.experiments.answers import answers, plain, score_all, slices
+from text_sdft.experiments.answers import answers, bare_answer, score_all, slices
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.measure import answer_positions, mean_tokens, right_answer_reading
 from text_sdft.experiments.scores import (
-    ADD_TEST_ROWS,
     contexts_for,
     sample,
     tell_scoring_notes,
@@ -36,7 +35,7 @@ logger = logging.get_logger(__name__)
 #: Why there is nothing to compare.
 ALIKE = (
     "in every test row with a reference the teacher sees what the student sees. Give those rows what the teacher alone is "
-    "shown: demonstrations, the answer or a context (section data; `--help` says where)."
+    "shown: demonstrations, the answer or a context."
 )
 #: Draws of the demonstrations that vote on each answer, where draws show different ones.
 DRAWS = 16
@@ -172,7 +171,7 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
     """
     known = _scorable_rows(experiment)
     if not known:
-        raise UserError(f"The probe needs examples of the task with a reference: {ADD_TEST_ROWS}.")
+        raise UserError(f"The probe needs examples of the task with a reference: {experiment.test_rows_remedy}.")
     examples = _examples_with_teacher(trainer, known, experiment.eval.max_examples or EXAMPLES)
     if not examples:
         raise UserError(f"The probe has no teacher to measure: {ALIKE}")
@@ -297,5 +296,5 @@ def _divergence(trainer: SDFTTrainer, examples: Sequence[Example], size: int) ->
 
 def _most_frequent(ballot: Sequence[str]) -> str:
     """The answer that is given most often, the first such one, as it was written first."""
-    winner = Counter(map(plain, ballot)).most_common(1)[0][0]
-    return next(text for text in ballot if plain(text) == winner)
+    winner = Counter(map(bare_answer, ballot)).most_common(1)[0][0]
+    return next(text for text in ballot if bare_answer(text) == winner)

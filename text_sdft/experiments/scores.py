@@ -21,8 +21,6 @@ T = TypeVar("T")
 logger = logging.get_logger(__name__)
 #: What is measured of the task that training, or the choice of settings, is about.
 TASK_SETS = ("new", "validation", "ood", "teacher")
-#: The remedy where nothing can be measured: what test rows are, each modality's section ``data`` says.
-ADD_TEST_ROWS = "add test rows with a reference (section data; `--help` says where)"
 
 
 def of_prior_skills(by_set: Mapping[str, T]) -> dict[str, T]:

@@ -18,7 +18,7 @@ from text_sdft.core import Example, Model, UserError
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.folder import read_json, write_json
 from text_sdft.experiments.run import eval_sets, measuring_trainer, run_training, trained_model
-from text_sdft.experiments.scores import ADD_TEST_ROWS, evaluate, of_prior_skills
+from text_sdft.experiments.scores import evaluate, of_prior_skills
 from text_sdft.experiments.settings import Settings, first_change, resumable
 from text_sdft.methods.table import find_method
 from text_sdft.training.modeling import load_model
@@ -104,7 +104,7 @@ def measure(model: Model, tasks: Sequence[Experiment]) -> tuple[Row, Row]:
         measured = {name: examples for name, examples in sets.items() if name in wanted}
         scores, _ = evaluate(trainer, measured, False, task.eval.batch_size, f"task {k + 1}")
         if "new" not in scores:
-            raise UserError(f"Task {k + 1} has nothing to measure: {ADD_TEST_ROWS}.")
+            raise UserError(f"Task {k + 1} has nothing to measure: {task.test_rows_remedy}.")
         for values, key in ((accuracy, "accuracy"), (n, "n")):
             values["new"].append(scores["new"][key])
             values["old"] |= {name: score[key] for name, score in scores.items() if name != "new"}

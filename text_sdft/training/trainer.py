@@ -9,6 +9,7 @@ Shapes: B rows of a micro-batch · N tokens of its completions · H hidden size.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -421,6 +422,17 @@ class SDFTTrainer(CheckpointedTrainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         count = sum(len(batch["examples"]) for batch in batch_samples) * self.args.num_generations
         return self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Stops a run that has diverged before its weights are lost (fp16's scaler skips such steps by itself)."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            raise UserError(
+                f"The gradient of step {self.state.global_step + 1} is not finite: the run has diverged. Weights of that "
+                f"step were not saved, and earlier checkpoints are untouched. Lower learning_rate (it is "
+                f"{self.args.learning_rate:g}), or raise warmup_steps."
+            )
+        return norm
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         args = self.args

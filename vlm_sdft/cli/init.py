@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vlm_sdft.demos.sets import DemoSet
-
 _TEMPLATE = """\
 # {report}
 model: {model}
@@ -55,6 +53,8 @@ def _quoted(text: str) -> str:
 
 def init_config(folder: str, model: str) -> str:
     """The config as YAML text. Raises `UserError` where the folder cannot be used."""
+    from vlm_sdft.demos.sets import DemoSet
+
     demos = DemoSet.load(folder)
     images = [sum(row.type == name for row in demos.labelled) for name in {row.type for row in demos.labelled}]
     builtin = model.startswith("builtin:")

@@ -1,182 +1,38 @@
-"""From arguments to an experiment: a YAML file, options of the same names over it, typed by the adapter's own sections."""
+"""From arguments to an experiment: one parser of all commands, whose sections an adapter and the trainer define.
+
+A command line is read twice. First a section is a mapping of anything: that is quick, and tells which command, config and
+adapter are meant, and which options nobody knows. Then it has the fields of the adapter's and the trainer's dataclasses,
+whose import takes seconds.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import MISSING, Field, fields
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+
+import yaml
+from jsonargparse import SUPPRESS, ActionParser, ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+
+from text_sdft.core.errors import UserError, did_you_mean
+from text_sdft.experiments.config import EvalSettings, LoRASettings
+from vlm_sdft.cli.arguments import COMMANDS, EXAMPLES, NOTES
+from vlm_sdft.cli.init import run_name
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
-
+    from text_sdft.core import ConfigurableAdapter
     from text_sdft.experiments.config import Experiment
 
-
-def read_experiment(command: str, argv: list[str]) -> Experiment:
-    """The experiment that a config file and options describe. Raises `UserError` naming the key at fault."""
-    return _read(command, argv)[0]
-
-
-def read_comparison(argv: list[str]) -> tuple[Experiment, dict[str, Any]]:
-    """The experiment, and what is compared on it: the other arguments of `compare`. Raises `UserError`."""
-    experiment, values = _read("compare", argv)
-    rates = [experiment.args.learning_rate]
-    if values.lr_sweep is not None:
-        rates = _rates(values.lr_sweep, rates[0])
-    methods = [name for name in values.methods.split(",") if name.strip()]
-    seeds = {"seeds": values.seeds, "validation_seeds": values.validation_seeds}
-    return experiment, {"methods": methods, "rates": rates, **seeds}
-
-
-def _rates(given: str, own: float) -> list[float]:
-    """``1e-5,3e-5``, in brackets or not, as numbers; ``around``: a third, one and three times the config's own rate."""
-    from text_sdft.core import UserError
-
-    if given == "around":
-        return [own / 3, own, 3 * own]
-    try:
-        return [float(part) for part in given.strip("[] ").split(",")]
-    except ValueError:
-        raise UserError(f"--lr_sweep {given}: write 1e-5,3e-5,1e-4 without spaces, or nothing after it.") from None
-
-
-def _read(command: str, argv: list[str]) -> tuple[Experiment, Namespace]:
-    import torch
-    from jsonargparse import ArgumentError
-    from transformers import set_seed
-
-    from text_sdft.core import UserError, adapter_class, lora
-    from text_sdft.experiments.config import Experiment, LoRASettings
-    from text_sdft.methods.table import find_method
-    from vlm_sdft.cli.init import run_name
-
-    argv = _expanded(argv)
-    given = _given(argv)
-    adapter_name = str(given.get("adapter") or "image")
-    adapter_type = adapter_class(adapter_name)
-    defaults = {**adapter_type.train_defaults}
-    model = given.get("model", "")
-    enabled = given["lora"].get("enabled")
-    if LoRASettings(enabled=enabled).resolve(str(model)) is not None and "learning_rate" not in defaults:
-        defaults |= lora()
-    defaults["output_dir"] = f"runs/{run_name(str(given['data'].get('path', 'run')))}"
-    parser = _parser(command, adapter_type, defaults)
-    if "-h" in argv or "--help" in argv:
-        _hide_uncommon(parser)
-        parser.print_help()
-        raise SystemExit(0)
-    try:
-        namespace = parser.parse_args(argv)
-    except ArgumentError as error:
-        raise UserError(_with_nearest_key(str(error), [action.dest for action in parser._actions])) from error
-    old, new = (namespace.train[f"{name}_checkpointing"] for name in ("gradient", "activation"))
-    if None not in (old, new) and old != new:  # transformers would take the new name's
-        raise UserError("train.gradient_checkpointing is the old name of train.activation_checkpointing: give one of them.")
-    try:
-        values = parser.instantiate(namespace)
-    except (ValueError, TypeError) as error:
-        raise UserError(str(error)) from error
-    find_method(values.method)
-    set_seed(values.train.seed)
-    if values.model.startswith("builtin:") and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # so small a model that several threads only wait for each other
-    with values.train.main_process_first(desc="reading the data"):  # builtin data is drawn once
-        adapter, splits = adapter_type.from_config(values.data, values.demonstrations)
-    settings, defaults = _settings(parser, namespace, adapter_name)
-    experiment = Experiment(
-        model=values.model,
-        method=values.method,
-        adapter=adapter,
-        splits=splits,
-        args=values.train,
-        peft_config=values.lora.resolve(values.model),
-        eval=values.eval,
-        settings=settings,
-        defaults=defaults,
-    )
-    return experiment, values
-
-
-def _parser(command: str, adapter_type: Any, train_defaults: dict[str, Any]) -> ArgumentParser:
-    from dataclasses import fields
-    from typing import get_type_hints
-
-    from jsonargparse import ArgumentParser
-
-    from text_sdft.core import SDFTConfig
-    from text_sdft.experiments.config import EvalSettings, LoRASettings
-
-    hints = get_type_hints(adapter_type.from_config)
-    parser = ArgumentParser(
-        prog=f"vlm-sdft {command}",
-        usage=f"vlm-sdft {command} [CONFIG.yaml] [--key value …]"
-        + {"train": " [--resume] [--force]", "probe": " [--sweep]", "preview": " [--measure]"}.get(command, ""),
-        description="Settings come from CONFIG.yaml, then from the options, which have the same names. "
-        + "Every field of transformers.TrainingArguments works as --train.FIELD; the common ones are listed.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config", action="config", help="A YAML file with these keys (may also stand alone: CONFIG.yaml)."
-    )
-    parser.add_argument("--model", type=str, required=True, help="A hub name, a folder, or builtin:tiny-qwen3-vl.")
-    parser.add_argument("--adapter", type=str, default="image", help="image, text, or one that another package registers.")
-    parser.add_argument(
-        "--method", type=str, default="sdft", help="sdft, or what it is compared with: sft, dft, sft_teacher, offline, …"
-    )
-    if command == "compare":
-        parser.add_argument(
-            "--methods", type=str, default="base,icl,sft,dft,sft_teacher,sdft", help="Names, separated by commas."
-        )
-        parser.add_argument("--seeds", type=int, default=3, help="Runs of each method at its chosen learning rate.")
-        parser.add_argument(
-            "--validation_seeds", type=int, default=1, help="By so many seeds' runs the learning rate is chosen."
-        )
-        parser.add_argument(
-            "--lr_sweep", type=str, nargs="?", const="around", default=None,
-            help="Learning rates of every method, 1e-5,3e-5,1e-4; alone: a third, one and three times the config's.",
-        )  # fmt: skip
-    parser.add_class_arguments(hints["data"], "data")
-    parser.add_class_arguments(hints["demonstrations"], "demonstrations")
-    parser.add_class_arguments(LoRASettings, "lora")
-    parser.add_class_arguments(EvalSettings, "eval")
-    parser.add_class_arguments(SDFTConfig, "train")
-    parser.set_defaults({f"train.{name}": value for name, value in train_defaults.items()})
-    helps = {
-        f"{section}.{f.name}": f.metadata["help"]
-        for section, kind in {**hints, "lora": LoRASettings, "eval": EvalSettings, "train": SDFTConfig}.items()
-        if section != "return"
-        for f in fields(kind)
-        if "help" in f.metadata
-    }
-    for action in parser._actions:
-        action.help = helps.get(action.dest, action.help)
-        if isinstance(action.help, str):
-            action.help = action.help.replace("%", "%%")
-    return parser
-
-
-def _uncommon(key: str) -> bool:
-    """Whether a key is one of the many of `transformers.TrainingArguments` that few need."""
-    from dataclasses import fields
-
-    from transformers import TrainingArguments
-
-    section, _, name = key.partition(".")
-    return section == "train" and name in {f.name for f in fields(TrainingArguments)} - COMMON
-
-
-def _hide_uncommon(parser: ArgumentParser) -> None:
-    """Off the help; done last, since the parser also leaves what is hidden out of what it dumps."""
-    from jsonargparse import SUPPRESS
-
-    for action in parser._actions:
-        if _uncommon(action.dest):
-            action.help = SUPPRESS
-
-
-SECTIONS = ("data", "demonstrations", "lora", "eval", "train")
+Settings = dict[str, Any]
+#: A section's name, and what says which keys it has: a dataclass, or `dict` where that is not known yet.
+Sections = Mapping[str, type]
+OPEN: Sections = {"data": dict, "demonstrations": dict, "lora": LoRASettings, "eval": EvalSettings, "train": dict}
 #: Fields of `transformers.TrainingArguments` that ``--help`` lists.
 COMMON = {
     "output_dir", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
@@ -186,97 +42,283 @@ COMMON = {
 }  # fmt: skip
 
 
-def _expanded(argv: list[str]) -> list[str]:
-    """`CONFIG.yaml` → `--config CONFIG.yaml`, put first: options override it; `--data X` → `--data.path X`."""
-    out = [("--data.path" + arg[6:]) if arg == "--data" or arg.startswith("--data=") else arg for arg in argv]
-    if out and not out[0].startswith("-"):
-        return ["--config", *out]
-    for i, arg in enumerate(out):
-        if arg.startswith("--config="):
-            return ["--config", arg[9:], *out[:i], *out[i + 1 :]]
-        if arg == "--config" and i + 1 < len(out):
-            return [*out[i : i + 2], *out[:i], *out[i + 2 :]]
-    return out
+class Call(NamedTuple):
+    """A command line, read once: the command, what follows it, and the same by name, as far as it was given."""
+
+    command: str
+    argv: list[str]
+    given: Settings
+    asks_for_help: bool = False
 
 
-def _given(argv: list[str]) -> dict[str, Any]:
-    """What config file and options say, before they are checked: enough to know the adapter and its parser."""
-    import yaml
+def read_call(argv: Sequence[str]) -> Call:
+    """What is called, and with what.
 
-    from text_sdft.core import UserError
-
-    given: dict[str, Any] = {}
-    if argv[:1] == ["--config"] and len(argv) > 1:
-        file = Path(argv[1])
-        if not file.is_file():
-            raise UserError(f"There is no config file {file}. `vlm-sdft init FOLDER` prints one for a folder of images.")
-        try:
-            given = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{file} is not valid YAML: {error}") from error
-        if not isinstance(given, dict):
-            raise UserError(f"{file}: needs keys such as model, data and train at its top.")
-        if isinstance(given.get("data"), str):
-            raise UserError(f"{file}: write `data: {{path: {given['data']}}}`.")
-        for section in SECTIONS:
-            if not isinstance(given.get(section, {}), dict):
-                raise UserError(f"{file}: '{section}' has no keys below it: put some there, or leave it out.")
-    for section in ("data", "lora"):
-        given.setdefault(section, {})
-    for i, option in enumerate(argv):
-        name, equals, inline = option.partition("=")
-        value = inline if equals else "".join(argv[i + 1 : i + 2])
-        if name in ("--model", "--adapter"):
-            given[name[2:]] = value
-        elif name == "--data.path":
-            given["data"]["path"] = value
-        elif name == "--lora.enabled":
-            given["lora"]["enabled"] = {"true": True, "false": False}.get(value.lower())
-    return given
-
-
-def _with_nearest_key(message: str, known: Sequence[str]) -> str:
-    """The parser's complaint about an unknown key, with the known key that is nearest to it."""
-    import difflib
-    import re
-
-    nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
-    found = re.search(r"unrecognized arguments: --([^\s=]+)|Option '([\w.]+)' is not accepted", message)
-    if nested is None and found is None:
-        return message if "<class 'list'>" not in message else f'{message}\nA list is written so: \'["one", "two"]\'.'
-    key = ".".join(nested.groups()) if nested else next(group for group in found.groups() if group)  # type: ignore[union-attr]
-    near = difflib.get_close_matches(key, known, n=1)
-    # A key that stands below another section, or lacks it: compare the last parts alone.
-    near = near or [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]][:1]
-    return f"Unknown key '{key}'." + (f" Did you mean '{near[0]}'?" if near else " `--help` lists the keys.")
-
-
-def _settings(parser: ArgumentParser, namespace: Namespace, adapter: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The resolved settings, for ``config.yaml``: what the parser reads again. Uncommon and empty defaults are left out.
-
-    Returns:
-        them, and all defaults.
+    Raises:
+        UserError: there is no such command, or an option is wrong or misspelt.
+        SystemExit: the version was printed, or help that takes no time.
     """
-    import yaml
+    command, *rest = argv or ["--help"]
+    if command.startswith("-"):  # the help of all commands, or the version
+        _parsed(_all_commands(), [command, *rest])
+    if command not in COMMANDS:
+        near = did_you_mean(command, COMMANDS)
+        raise UserError(f"there is no command '{command}'.{near} Commands: {', '.join(COMMANDS)}.")
+    about = COMMANDS[command]
+    rest = [f"--data.path{arg[6:]}" if arg.partition("=")[0] == "--data" else arg for arg in rest]
+    if not rest and not about.usage.startswith("["):
+        rest = ["--help"]  # which says what is missing
+    asks_for_help = about.settings == "listed" and not {"-h", "--help"}.isdisjoint(rest)
+    if asks_for_help:
+        rest = [arg for arg in rest if arg not in ("-h", "--help")]
+    sections = OPEN if about.settings != "none" else {}
+    unknown = _unknown_names(_names(rest, {}), command, sections, all_known=about.settings != "listed")
+    given = _parsed(_all_commands(command, unknown), [command, *rest], defaults=about.settings == "none")
+    return Call(command, rest, given[command].as_dict(), asks_for_help)
 
-    chosen = yaml.safe_load(parser.dump(namespace, skip_unset=False))
-    usual = yaml.safe_load(parser.dump(parser.get_defaults(), skip_unset=False, skip_validation=True))
-    settings: dict[str, Any] = {"model": chosen["model"], "adapter": adapter, "method": chosen["method"]}
-    for section in SECTIONS:
+
+def config_of(call: Call) -> Settings:
+    """The settings in the config that a call names. Raises `UserError` where it names two."""
+    files = [call.given[name] for name in ("file", "config") if name in call.given and call.given[name] is not None]
+    if len(files) > 1:
+        raise UserError(f"Two configs are given, {files[0]} and {files[1]}: give one.")
+    return read_config(Path(files[0])) if files else {}
+
+
+def read_config(file: Path) -> Settings:
+    """The settings in a YAML file. Raises `UserError` where they cannot be an experiment's."""
+    if not file.is_file():
+        raise UserError(f"There is no config file {file}. `vlm-sdft init FOLDER` prints one for a folder of images.")
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{file}: needs keys such as model, data and train at its top.")
+    if isinstance(settings.get("data"), str):
+        raise UserError(f"{file}: write `data: {{path: {settings['data']}}}`.")
+    if "config" in settings:
+        raise UserError(f"{file}: 'config' stands in no config: put that file's settings here.")
+    for section in OPEN:
+        if not isinstance(settings.get(section, {}), dict):
+            raise UserError(f"{file}: '{section}' has no keys below it: put some there, or leave it out.")
+    return settings
+
+
+def merged(common: Settings, own: Settings) -> Settings:
+    """Nested settings, the own ones over the common ones."""
+    nested = [key for key in own if isinstance(own[key], dict) and isinstance(common.get(key), dict)]
+    return {**common, **own, **{key: merged(common[key], own[key]) for key in nested}}
+
+
+def print_settings_help(call: Call) -> None:
+    """A command's help, with its adapter's settings; those of images where the config cannot be read."""
+    config: Settings = {}
+    with suppress(UserError):
+        config = config_of(call)
+    _experiment_parser(call, config)[0].print_help()
+
+
+def read_experiment(command: str, argv: Sequence[str]) -> Experiment:
+    """The experiment that a config and options describe. Raises `UserError` naming the key at fault."""
+    call = read_call([command, *argv])
+    return load_experiment(call, config_of(call))[0]
+
+
+def load_experiment(call: Call, config: Settings) -> tuple[Experiment, Namespace]:
+    """The experiment that a config describes, with a call's options over it, its data read; and all values by name.
+
+    Raises:
+        UserError: a key is unknown or missing, a value is wrong, or the data cannot be used.
+        SystemExit: the settings were to be printed alone.
+    """
+    _quiet_libraries()
+    parser, sections, adapter_type = _experiment_parser(call, config)
+    _unknown_names(_names(call.argv, config), call.command, sections)
+    values = _parsed(parser, call.argv, namespace=_parsed(parser, config, defaults=False))
+    needed = ["model", *(name for name, f in _keys(sections).items() if _is_needed(f))]
+    if missing := [name for name in needed if values.get(name) is None]:
+        raise UserError(f"Needed: {', '.join(missing)}. Set it in a config or by --{missing[0]}.")
+    old, new = (values.train[f"{name}_checkpointing"] for name in ("gradient", "activation"))
+    if None not in (old, new) and old != new:  # transformers would take the new name's
+        raise UserError("train.gradient_checkpointing is the old name of train.activation_checkpointing: give one of them.")
+    if values.train.output_dir is None:
+        values.train.output_dir = f"runs/{run_name(str(values.get('data.path', 'run')))}"
+    settings, defaults = _written(parser, values, sections)
+    if values.print_config:
+        print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), end="")
+        raise SystemExit(0)
+    try:
+        data, demonstrations, lora, evaluation, train = (
+            kind(**vars(values.get(section, Namespace()))) for section, kind in sections.items()
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+    import torch
+    from transformers import set_seed
+
+    from text_sdft.experiments.config import Experiment
+    from text_sdft.methods.table import find_method
+
+    find_method(values.method)
+    set_seed(train.seed)
+    if values.model.startswith("builtin:") and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # so small a model that several threads only wait for each other
+    with train.main_process_first(desc="reading the data"):  # builtin data is drawn once
+        adapter, splits = adapter_type.from_config(data, demonstrations)
+    made = values.model, adapter, splits, train, lora.resolve(values.model), evaluation, settings, values.method
+    return Experiment(*made, defaults=defaults), values
+
+
+# ---- parsers ----
+
+
+class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of descriptions."""
+
+
+_PARSER: Settings = {
+    "formatter_class": _Formatter, "exit_on_error": False, "allow_abbrev": False, "print_config": None
+}  # fmt: skip
+
+
+def _all_commands(called: str = "", unknown: Collection[str] = ()) -> ArgumentParser:
+    """The parser of all commands; the called one lets unknown options pass, which are refused when all names are known."""
+    parser = ArgumentParser(
+        prog="vlm-sdft",
+        usage="vlm-sdft COMMAND [CONFIG.yaml] [--key value …]",
+        description="Teach a vision-language (or text) model from demonstrations, without forgetting: self-distillation\n"
+        "fine-tuning (SDFT).",
+        epilog=EXAMPLES,
+        version=version("vlm-sdft"),
+        **_PARSER,
+    )
+    lines = "\n".join(f"{name:<9} {about.summary}" for name, about in COMMANDS.items())
+    subcommands = parser.add_subcommands(title="commands", description=lines, help=SUPPRESS)
+    for name in COMMANDS:
+        command = subcommands.add_subcommand(name, _command_parser(name, OPEN, {}, ()))
+        for option in unknown if name == called else ():
+            command.add_argument(f"--{option}", nargs="?", help=SUPPRESS)
+    return parser
+
+
+def _experiment_parser(call: Call, config: Settings) -> tuple[ArgumentParser, Sections, type[ConfigurableAdapter]]:
+    """A command's parser with all keys, its sections, and the adapter that is meant.
+
+    Where help is asked for, the many fields of `TrainingArguments` that few need are left out.
+    """
+    from text_sdft.core import SDFTConfig, adapter_class, lora
+
+    given = merged(config, call.given)
+    adapter_type = adapter_class(str(given.get("adapter", "image")))
+    hints = get_type_hints(adapter_type.from_config)
+    sections = {**OPEN, "data": hints["data"], "demonstrations": hints["demonstrations"], "train": SDFTConfig}
+    adapts = LoRASettings(given.get("lora", {}).get("enabled")).trains_adapter(str(given.get("model", "")))
+    defaults = {f"train.{k}": v for k, v in {**(lora() if adapts else {}), **adapter_type.train_defaults}.items()}
+    parser = _command_parser(call.command, sections, defaults, _uncommon() if call.asks_for_help else ())
+    return parser, sections, adapter_type
+
+
+def _command_parser(command: str, sections: Sections, defaults: Settings, left_out: Collection[str]) -> ArgumentParser:
+    """The parser of a command: its options, and the keys of the sections, with these defaults in place of their own."""
+    about = COMMANDS[command]
+    description = f"{about.summary[0].upper()}{about.summary[1:]}.{NOTES[about.settings]}"
+    parser = ArgumentParser(usage=f"vlm-sdft {command} {about.usage}", description=description, **_PARSER)
+    for option, argument in about.arguments.items():
+        parser.add_argument(option, **argument)
+    for section, kind in sections.items() if about.settings != "none" else ():
+        if kind is dict:
+            parser.add_argument(f"--{section}", type=dict, help=SUPPRESS)
+            continue
+        keys, hints = ArgumentParser(), get_type_hints(kind)
+        for name, f in _keys({section: kind}).items():
+            if name not in left_out:
+                own = None if _is_needed(f) else f.default if f.default_factory is MISSING else f.default_factory()
+                told = f.metadata.get("help", "").replace("%%", "%") + " Needed." * _is_needed(f)
+                keys.add_argument(f"--{f.name}", type=hints[f.name], default=defaults.get(name, own), help=told)
+        short = "--data PATH is short for --data.path PATH." if section == "data" else None
+        parser.add_argument(f"--{section}", action=ActionParser(keys), title=section, description=short)
+    return parser
+
+
+def _parsed(parser: ArgumentParser, given: Sequence[str] | Settings, **options: Any) -> Namespace:
+    """Arguments or nested settings, typed. Raises `UserError`."""
+    try:
+        return parser.parse_object(given, **options) if isinstance(given, dict) else parser.parse_args(given, **options)
+    except ArgumentError as error:
+        hint = '\nA list is written so: \'["one", "two"]\'.' if "<class 'list'>" in str(error) else ""
+        raise UserError(f"{error}{hint}") from error
+
+
+def _written(parser: ArgumentParser, values: Namespace, sections: Sections) -> tuple[Settings, Settings]:
+    """These values for ``config.yaml``, which the parser reads again, without uncommon and empty defaults; all defaults."""
+    chosen, usual = (
+        yaml.safe_load(parser.dump(given, skip_unset=False, skip_validation=True))
+        for given in (values, parser.get_defaults())
+    )
+    settings, uncommon = {key: chosen[key] for key in ("model", "adapter", "method")}, _uncommon()
+    for section in sections:
+        default = usual.setdefault(section, {})  # a section without fields is left out of a dump
         settings[section] = {
             name: value
-            for name, value in (chosen.get(section) or {}).items()  # a section without fields is left out of a dump
-            if value != (usual.get(section) or {}).get(name) or not (value is None or _uncommon(f"{section}.{name}"))
+            for name, value in chosen.get(section, {}).items()
+            if value != default[name] or not (value is None or f"{section}.{name}" in uncommon)
         }
-    return settings, {name: usual.get(name) or {} for name in SECTIONS} | {"method": usual["method"]}
+    return settings, {key: usual[key] for key in (*sections, "method")}
 
 
-def taken(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
-    """The value of an option of the command's own, and the other arguments."""
-    argv = list(argv)
-    for i, arg in enumerate(argv):
-        if arg.startswith(f"{option}="):
-            return arg.partition("=")[2], argv[:i] + argv[i + 1 :]
-        if arg == option and i + 1 < len(argv):
-            return argv[i + 1], argv[:i] + argv[i + 2 :]
-    return None, argv
+def _quiet_libraries() -> None:
+    """Warnings that a user of this command can do nothing about stay off the terminal."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of loading and saving weights; training has its own
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+# ---- names ----
+
+
+def _keys(sections: Sections) -> dict[str, Field]:
+    """The keys of sections by their whole names (``train.seed``); of a `dict` nothing is known."""
+    kinds = {section: kind for section, kind in sections.items() if kind is not dict}
+    return {f"{section}.{f.name}": f for section, kind in kinds.items() for f in fields(kind) if f.init}
+
+
+def _is_needed(f: Field) -> bool:
+    return f.default is MISSING and f.default_factory is MISSING
+
+
+def _uncommon() -> set[str]:
+    """The many settings of `transformers.TrainingArguments` that few need."""
+    from transformers import TrainingArguments
+
+    return {f"train.{f.name}" for f in fields(TrainingArguments) if f.name not in COMMON}
+
+
+def _names(argv: Sequence[str], config: Settings) -> list[str]:
+    """The names that arguments and a config set."""
+    names = [arg[2:].partition("=")[0] for arg in argv if arg.startswith("--")]
+    for key, value in config.items():
+        names += [f"{key}.{below}" for below in value] if key in OPEN else [str(key)]
+    return [name.removesuffix("+") for name in names]  # ``types+`` adds to a list
+
+
+def _unknown_names(names: Sequence[str], command: str, sections: Sections, all_known: bool = True) -> list[str]:
+    """Those that are no option of the command, no key of these sections, and not below one (``data.options.seed``).
+
+    Raises:
+        UserError: there are some, and a known name is near, or all names are known.
+    """
+    what, dashes = ("key", "") if sections else ("option", "--")
+    known = [name[2:] for name in ("--help", *COMMANDS[command].arguments) if name.startswith("--")]
+    known += [*sections, *_keys(sections)]
+    unknown = [name for name in names if {name, ".".join(name.split(".")[:2])}.isdisjoint(known)]
+    unknown = [name for name in unknown if sections.get(name.partition(".")[0]) is not dict]
+    for name in unknown:
+        namesakes = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
+        near = did_you_mean(dashes + name, [dashes + other for other in known])
+        near = near or "".join(f" Did you mean '{other}'?" for other in namesakes[:1])
+        if near or all_known:
+            raise UserError(f"Unknown {what} '{dashes}{name}'.{near or ' `--help` lists them.'}")
+    return unknown

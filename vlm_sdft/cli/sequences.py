@@ -7,19 +7,15 @@ queries of each earlier task come back as retention prompts.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
-import yaml
-
-from vlm_sdft.cli.parsing import read_experiment, taken
+from text_sdft.core.errors import UserError
+from vlm_sdft.cli.parsing import Call, Settings, load_experiment, merged, read_call, read_config
 
 if TYPE_CHECKING:
     from text_sdft.experiments.config import Experiment
-
-Settings = dict[str, Any]
 
 
 class TaskSequence(NamedTuple):
@@ -28,7 +24,7 @@ class TaskSequence(NamedTuple):
     tasks: list[Experiment]
     folder: Path
     joint: Experiment | None
-    retain_earlier: int
+    retain_earlier: Any  # checked where it is used
 
 
 def read_sequence(file: Path, options: Sequence[str], joint: bool) -> TaskSequence:
@@ -42,44 +38,38 @@ def read_sequence(file: Path, options: Sequence[str], joint: bool) -> TaskSequen
         UserError: the file lacks ``tasks``, an entry of it cannot be read, the data cannot be split, or there is nothing to
             train jointly on.
     """
-    from text_sdft.core import UserError
-
-    common = _load(file)
+    call = read_call(["sequence", str(file), *options])
+    common = read_config(file)
     if "tasks" not in common:
         raise UserError(f"{file} has no `tasks`: a list of experiments' files, or a number to split the types of data by.")
     entries, together = common.pop("tasks"), common.pop("joint", None)
-    name, options = taken(options, "--train.output_dir")
-    folder = Path(name or (common.get("train") or {}).get("output_dir") or f"runs/{file.stem}")
-    kept, options = taken(options, "--retain_earlier")
     in_file = common.pop("retain_earlier", 0)
-    retain_earlier = in_file if kept is None else yaml.safe_load(kept)
-    with tempfile.TemporaryDirectory() as scratch:
+    retain_earlier = call.given.get("retain_earlier", in_file)
+    folder = Path(merged(common, call.given).get("train", {}).get("output_dir") or f"runs/{file.stem}")
 
-        def read(name: str, settings: Settings, extra: Sequence[str] = options) -> Experiment:
-            written = Path(scratch) / f"{name}.yaml"
-            written.write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
-            return read_experiment("sequence", [str(written), *extra, "--train.output_dir", str(folder / name)])
+    def read(name: str, settings: Settings, *further: str) -> Experiment:
+        own = [*call.argv, "--train.output_dir", str(folder / name), *further]
+        return load_experiment(call._replace(argv=own), settings)[0]
 
-        if isinstance(entries, int):
-            common = read("joint", common).settings  # with the options in it, so that none undoes the split
-            options, together = [], {}
-            entries = [{"data": part} for part in _split(common, entries)]
-        if not isinstance(entries, list):
-            raise UserError(f"{file}: `tasks` is neither a list nor a number.")
-        tasks = [read(f"task-{k}", _over(common, _entry(e, file)), options) for k, e in enumerate(entries, start=1)]
-        if not joint:
-            return TaskSequence(tasks, folder, None, retain_earlier)
-        if together is None:
-            raise UserError(f"{file}: --joint needs `joint`, the file or settings of an experiment on all tasks' data.")
-        steps = [task.args.max_steps for task in tasks]
-        budget = ["--train.max_steps", str(sum(steps))] if min(steps) > 0 else []
-        whole = read("joint", _over(common, _entry(together, file)), [*options, *budget])
-        return TaskSequence(tasks, folder, whole, retain_earlier)
+    if isinstance(entries, int):
+        common = read("joint", common).settings  # with the options in it, so that none undoes the split
+        call, together = Call("sequence", [], {}), {}
+        entries = [{"data": part} for part in _split(common, entries)]
+    if not isinstance(entries, list):
+        raise UserError(f"{file}: `tasks` is neither a list nor a number.")
+    tasks = [read(f"task-{k}", merged(common, _entry(e, file))) for k, e in enumerate(entries, start=1)]
+    if not joint:
+        return TaskSequence(tasks, folder, None, retain_earlier)
+    if together is None:
+        raise UserError(f"{file}: --joint needs `joint`, the file or settings of an experiment on all tasks' data.")
+    steps = [task.args.max_steps for task in tasks]
+    budget = ["--train.max_steps", str(sum(steps))] if min(steps) > 0 else []
+    return TaskSequence(tasks, folder, read("joint", merged(common, _entry(together, file)), *budget), retain_earlier)
 
 
 def _split(settings: Settings, count: int) -> list[Settings]:
     """The section ``data`` of each of so many tasks."""
-    from text_sdft.core import UserError, adapter_class
+    from text_sdft.core import adapter_class
 
     section = get_type_hints(adapter_class(settings["adapter"]).from_config)["data"]
     if not hasattr(section, "split"):
@@ -88,33 +78,9 @@ def _split(settings: Settings, count: int) -> list[Settings]:
 
 
 def _entry(entry: Any, file: Path) -> Settings:
-    from text_sdft.core import UserError
-
+    """A task's own settings."""
     if isinstance(entry, str):
-        return _load(file.parent / entry)
+        return read_config(file.parent / entry)
     if not isinstance(entry, dict):
         raise UserError(f"{file}: a task is the name of an experiment's file, or its settings; not {entry!r}.")
     return entry
-
-
-def _over(common: Settings, own: Settings) -> Settings:
-    """Nested settings with a task's own over the common ones."""
-    merged = dict(common)
-    for key, value in own.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _over(merged[key], value) if both else value
-    return merged
-
-
-def _load(file: Path) -> Settings:
-    from text_sdft.core import UserError
-
-    if not file.is_file():
-        raise UserError(f"There is no config file {file}.")
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{file}: needs keys such as model, data and train at its top.")
-    return settings

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from text_sdft.experiments.folder import read_json
 
 #: What measured sets are called, by adapter where it has words of its own.
 LABELS = {"teacher": "teacher (new, in context)"}
@@ -19,40 +20,34 @@ def print_results(
 ) -> None:
     """Accuracies before and after with their 95 % intervals, and where the files are."""
     labels = {**LABELS, **OWN_LABELS.get(adapter, {})}
-    table = Table(title="Accuracy (95 % interval)", title_justify="left")
-    for heading in ("", *columns):
-        table.add_column(heading, justify="left" if not heading else "right")
-    table.add_column("n", justify="right")
+    table = _table("Accuracy (95 % interval)", "", *columns, "n")
     before, after = results["before"], results["after"]
     for name in dict.fromkeys([*before, *after]):
         n = dict.fromkeys(str(part[name]["n"]) for part in (before, after) if name in part)
         table.add_row(labels.get(name, name), _cell(before.get(name)), _cell(after.get(name)), ", ".join(n))
-    console = Console()
-    console.print(
-        table if before or after else "Nothing was measured: the data has no rows to measure (test/<type>/*, data.test)."
-    )
+    nothing = "Nothing was measured: the data has no rows to measure (test/<type>/*, data.test)."
+    Console().print(table if before or after else nothing)
     moved = results.get("drift")
     if moved is not None:
         line = f"On prompts of prior skills: KL from the start {moved['after']['kl']:.3g} nats a token"
         if "perplexity" in moved["after"]:
             before, after = moved["before"]["perplexity"], moved["after"]["perplexity"]
             line += f"; perplexity of their references {before:.3g} before, {after:.3g} after"
-        console.print(f"{line}.", highlight=False, soft_wrap=True)
-    console.print(f"Everything is in {folder}/ (the model in {folder / 'model'}/).", highlight=False, soft_wrap=True)
+        _print(f"{line}.")
+    _print(f"Everything is in {folder}/ (the model in {folder / 'model'}/).")
 
 
 def print_further(folder: Path, pass_at_k: bool, skills: bool) -> None:
     """What `run_evaluation` measured beside the accuracies, out of its files in the run's folder."""
-    console = Console()
     if pass_at_k:
-        found = json.loads((folder / "pass_at_k.json").read_text(encoding="utf-8"))["pass_at_k"]
+        found = read_json(folder / "pass_at_k.json")["pass_at_k"]
         line = ", ".join(f"pass@{k} {100 * value:.1f} %" for k, value in found.items())
-        console.print(f"New: {line}.", highlight=False, soft_wrap=True)
+        _print(f"New: {line}.")
     if skills:
-        found = json.loads((folder / "skills.json").read_text(encoding="utf-8"))
+        found = read_json(folder / "skills.json")
         for task, before in found["before"].items():
             line = f"{task} ({before['metric']}): {_percent(before)} before, {_percent(found['after'][task])} after"
-            console.print(f"{line}.", highlight=False, soft_wrap=True)
+            _print(f"{line}.")
 
 
 def _percent(measured: dict[str, Any]) -> str:
@@ -62,16 +57,14 @@ def _percent(measured: dict[str, Any]) -> str:
 
 def print_probe(numbers: dict[str, Any], file: Path) -> None:
     """Accuracies of student, teacher, rungs, controls and rivals, what a query costs, and the verdict."""
-    table = Table(title="Before training: accuracy (95 % interval)", title_justify="left")
-    for heading in ("", "accuracy", "n", "seconds a query"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    table = _table("Before training: accuracy (95 % interval)", "", "accuracy", "n", "seconds a query")
     for name, accuracy in numbers["accuracy"].items():
         label = name if name in ("student", "teacher") else f"  {name}"
         seconds = numbers["seconds"].get(name)
         table.add_row(label, _cell(accuracy), str(accuracy["n"]), f"{seconds:.2f}" if seconds is not None else "–")
-    console, gap, tokens = Console(), numbers["gap"], numbers["tokens"]
-    console.print(table)
-    lines = [
+    gap, tokens = numbers["gap"], numbers["tokens"]
+    Console().print(table)
+    _print(
         f"Teacher minus student: {100 * gap['mean']:+.1f} points ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f}), "
         "on the same examples.",
         *(_reading(view, read) for view, read in numbers["answer"].items() if read is not None),
@@ -82,9 +75,7 @@ def print_probe(numbers: dict[str, Any], file: Path) -> None:
         numbers["verdict"]["reason"],
         *numbers["verdict"]["notes"],
         f"The numbers are in {file}.",
-    ]
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+    )
 
 
 def _reading(view: str, read: dict[str, float]) -> str:
@@ -105,19 +96,16 @@ def print_sequence(found: dict[str, Any], folder: Path) -> None:
     """The accuracy matrix of a sequence, and its summary."""
     old = list(found["before"]["old"])
     kept = f", {found['retain_earlier']} queries of each earlier task retained" if found.get("retain_earlier") else ""
-    table = Table(title=f"Accuracy in % after each task ({found['method']}{kept})", title_justify="left")
-    for heading in ("", *found["tasks"], *old):
-        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    title = f"Accuracy in % after each task ({found['method']}{kept})"
+    table = _table(title, "", *found["tasks"], *old, no_wrap=True)
     rows = {"before": found["before"]}
     rows |= {f"after {name}": row for name, row in zip(found["tasks"], found["after"], strict=True)}
     rows |= {"all at once": found["joint"]} if found["joint"] else {}
     for name, row in rows.items():
         table.add_row(name, *(f"{100 * value:.1f}" for value in (*row["new"], *(row["old"][key] for key in old))))
-    console = Console()
-    console.print(table)
-    for name, value in found["summary"].items():
-        console.print(f"{name.replace('_', ' ')}: {100 * value:.1f}", highlight=False)
-    console.print(f"Everything is in {folder}/.", highlight=False, soft_wrap=True)
+    Console().print(table)
+    _print(*(f"{name.replace('_', ' ')}: {100 * value:.1f}" for name, value in found["summary"].items()))
+    _print(f"Everything is in {folder}/.")
 
 
 def print_preview(preview: dict[str, Any]) -> None:
@@ -129,27 +117,36 @@ def print_preview(preview: dict[str, Any]) -> None:
             if view in example:
                 console.print(f"[bold]{view}[/bold] ({example[view]['tokens']} tokens)")
                 console.print(example[view]["text"], markup=False, highlight=False, soft_wrap=True)
-        for file in example["images"]:
-            console.print(f"image: {file}", highlight=False, soft_wrap=True)
-    counts = Table(title="Tokens of a prompt", title_justify="left")
-    for heading in ("", "least", "median", "most", "image tokens (median)"):
-        counts.add_column(heading, justify="left" if not heading else "right")
+        _print(*(f"image: {file}" for file in example["images"]))
+    counts = _table("Tokens of a prompt", "", "least", "median", "most", "image tokens (median)")
     for view, row in preview["tokens"].items():
         counts.add_row(view, *(str(row[key]) for key in ("min", "median", "max", "image_median")))
     console.print(counts)
     console.print(f"Demonstrations left out because of the limit of {preview['limit']} tokens: {preview['dropped']}.")
     console.print(preview["trained"], highlight=False)
-    memory = Table(title="Expected peak memory (an estimate)", title_justify="left")
-    memory.add_column("")
     together = sum(preview["memory"].values())
     unit, scale = ("GiB", 2**30) if together > 2**30 else ("MiB", 2**20)
-    memory.add_column(unit, justify="right")
+    memory = _table("Expected peak memory (an estimate)", "", unit)
     for name, size in {**preview["memory"], "together": together}.items():
         memory.add_row(name, f"{size / scale:.1f}")
     console.print(memory)
     if preview["step"] is not None:
         seconds, peak = preview["step"]["seconds"], preview["step"]["peak"] / 2**30
         console.print(f"Measured on a few micro-batches: {seconds:.2f} s a step, {peak:.2f} GiB at most (AdamW included).")
+
+
+def _table(title: str, *headings: str, no_wrap: bool = False) -> Table:
+    """An empty table: words in the column without a heading, numbers in the others."""
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=no_wrap)
+    return table
+
+
+def _print(*lines: str) -> None:
+    """Lines as they are: neither coloured nor broken."""
+    for line in lines:
+        Console().print(line, highlight=False, soft_wrap=True)
 
 
 def _cell(accuracy: dict[str, Any] | None) -> str:
