@@ -98,7 +98,8 @@ def run(data: str, rate: float, setting: str, seed: int, args: argparse.Namespac
     trainer = make_trainer(adapter, rows, rate, args.steps, seed, folder=str(folder))
     trainer.args.logging_steps = max(args.steps // 5, 1)
     trainer.train()
-    adapter.rung = 2  # in-context learning is measured alike for all
+    trained: Any = trainer.adapter
+    trained.rung = 2  # in-context learning is measured alike for all
     result: dict[str, Any] = accuracies(trainer, demos)
     if rung is None:
         logs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

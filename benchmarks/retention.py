@@ -90,8 +90,7 @@ def run(plan: Plan | None, seed: int, args: argparse.Namespace) -> dict[str, Any
         trainer.train()
     result: dict[str, Any] = accuracies(trainer, demos)
     others = ImageAdapter(demo_set(n_types=10, seed=seed, noise=args.noise, split="validation"), n_types=5, shots=2)
-    others.bind(trainer.module)
-    trainer.adapter = others
+    trainer.adapter = others = others.bind(trainer.module)
     scores, _ = evaluate(trainer, {"new": others.examples(others.demos.test)}, teacher=True, batch_size=32, phase="eval")
     return {**result, "others": scores["teacher"]["accuracy"]}
 

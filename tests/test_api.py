@@ -138,10 +138,10 @@ def test_whatever_asks_for_a_metric_takes_the_accuracy(tmp_path, changes):
         assert trainer.lr_scheduler.mode == "max"
 
 
-@pytest.mark.parametrize("name", ["loss", "eval_loss"])
-def test_there_is_no_loss_to_choose_the_best_checkpoint_by(tmp_path, name):
-    with pytest.raises(ValueError, match=f"metric_for_best_model '{name}': .*accuracy"):
-        toy_args(tmp_path, metric_for_best_model=name)
+def test_there_is_no_loss_to_choose_the_best_checkpoint_by(tmp_path):
+    for name in ["loss", "eval_loss"]:
+        with pytest.raises(ValueError, match=f"metric_for_best_model '{name}': .*accuracy"):
+            toy_args(tmp_path, metric_for_best_model=name)
 
 
 def test_the_best_checkpoint_needs_an_accuracy_that_is_measured(tmp_path):
@@ -180,19 +180,16 @@ def test_batches_by_length_are_refused(tmp_path):
         toy_args(tmp_path, train_sampling_strategy="group_by_length")
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "remedy"),
-    [
+def test_a_setting_of_another_kind_is_refused_by_its_name(tmp_path):
+    for name, value, remedy in (
         ("learning_rate", "1e-4", "1.0e-4"),  # a YAML's 1e-4 is a string
         ("temperature", None, "number"),
         ("num_generations", 1.5, "whole number"),
         ("max_completion_length", 2.5, "whole number"),
         ("model_init_kwargs", "float32", "mapping"),
-    ],
-)
-def test_a_setting_of_another_kind_is_refused_by_its_name(tmp_path, name, value, remedy):
-    with pytest.raises(ValueError, match=f"{name} {value!r}: .*{remedy}"):
-        toy_args(tmp_path, **{name: value})
+    ):
+        with pytest.raises(ValueError, match=f"{name} {value!r}: .*{remedy}"):
+            toy_args(tmp_path, **{name: value})
 
 
 def test_settings_come_from_a_command_line_too(tmp_path):
@@ -216,19 +213,16 @@ def rows_of(ids_of):
     return lambda rows: ModelInputs([RowInputs({"input_ids": ids_of(row.tokens["input_ids"])}) for row in rows], 0)
 
 
-@pytest.mark.parametrize(
-    ("form", "seen"),
-    [
+def test_rows_encoded_in_another_form_are_refused(tmp_path):
+    for form, seen in (
         (rows_of(lambda ids_L: ids_L[None]), r"input_ids \[1, 4\]"),
         (rows_of(lambda ids_L: ids_L.tolist()), "input_ids list"),
         (rows_of(lambda ids_L: ids_L.float()), r"input_ids float32 \[4\]"),
         (lambda rows: {"input_ids": rows}, "Other.encode gives a dict"),
         (lambda rows: ModelInputs([*rows, *rows], 0), "Other.encode gives 2 rows for 1"),
-    ],
-)
-def test_rows_encoded_in_another_form_are_refused(tmp_path, form, seen):
-    with pytest.raises(UserError, match=seen):
-        make(tmp_path, adapter=Other(form)).train()
+    ):
+        with pytest.raises(UserError, match=seen):
+            make(tmp_path, adapter=Other(form)).train()
 
 
 def test_two_rows_of_one_id_are_refused(tmp_path):

@@ -35,7 +35,7 @@ def train(folder: Path, *options: str) -> tuple[int, str]:
 
 def test_demonstrations_beyond_the_context_are_left_out_and_counted(folder):
     adapter = ImageAdapter(DemoSet.from_folder(folder))
-    adapter.bind(adapter.load_model(BUILTIN))
+    adapter = adapter.bind(adapter.load_model(BUILTIN))
     queries = adapter.examples([row for row in adapter.demos.train if row.split != "retain"])
     limit = 40
     expected = 0

@@ -80,9 +80,8 @@ def test_foreign_columns_are_ignored():
     assert to_example({**ROW, "difficulty": 3, "source": "web"}, 0) == to_example(ROW, 0)
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
+def test_mistakes_are_named_by_row():
+    for row, message in (
         ({}, "Row 5: 'prompt' is missing or empty"),
         ({"prompt": "  "}, "Row 5: 'prompt'"),
         ({"prompt": []}, "Row 5: 'prompt' is missing or empty"),
@@ -104,12 +103,10 @@ def test_foreign_columns_are_ignored():
         ({"prompt": [{"role": "user", "content": " "}]}, "'prompt' is missing or empty"),
         ({**ROW, "reference": ["four", "4"]}, "'reference' is a list"),
         ({**ROW, "golden_response": ""}, "'golden_response' is empty"),
-    ],
-)
-def test_mistakes_are_named_by_row(row, message):
-    with pytest.raises(UserError) as raised:
-        to_example(row, 5)
-    assert message in str(raised.value) and "ow 5" in str(raised.value)
+    ):
+        with pytest.raises(UserError) as raised:
+            to_example(row, 5)
+        assert message in str(raised.value) and "ow 5" in str(raised.value)
 
 
 def test_an_id_that_stands_twice():
@@ -185,9 +182,8 @@ def test_a_byte_order_mark_does_no_harm(tmp_path, name, text):
     assert load_rows(written(tmp_path / name, "\ufeff" + text)) == [{"prompt": "é"}]
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
+def test_a_broken_file_is_named_with_its_line(tmp_path):
+    for name, text, message in (
         ("r.jsonl", '{"prompt": "a"}\n{"prompt": b}\n', "r.jsonl cannot be read as json: line 2"),
         ("r.jsonl", '{"prompt": "a"}\n3\n', "line 2 is a int"),
         ("r.json", '[{"prompt": "a"},\n{"prompt": }]', "r.json cannot be read as json: line 2"),
@@ -196,12 +192,10 @@ def test_a_byte_order_mark_does_no_harm(tmp_path, name, text):
         ("r.csv", "prompt,reference\na\n", "line 2: 1 cells for 2 columns"),
         ("r.csv", 'prompt,reference\na,b\n"c,d\ne,f\n', "r.csv cannot be read as csv: the row from line 3 on"),
         ("r.csv", "prompt,reference\n", "r.csv holds no rows"),
-    ],
-)
-def test_a_broken_file_is_named_with_its_line(tmp_path, name, text, message):
-    with pytest.raises(UserError) as raised:
-        load_rows(written(tmp_path / name, text))
-    assert message in str(raised.value)
+    ):
+        with pytest.raises(UserError) as raised:
+            load_rows(written(tmp_path / name, text))
+        assert message in str(raised.value)
 
 
 def test_a_file_in_another_encoding_is_named(tmp_path):
@@ -215,9 +209,8 @@ def test_what_is_no_file_and_no_data_set(tmp_path):
         load_rows(str(tmp_path / "nothing"))
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
+def test_a_column_of_another_form_is_named_with_its_row():
+    for wrong in (
         {"retain": "maybe"},
         {"retain": "none"},
         {"privileged_context": 3},
@@ -229,11 +222,9 @@ def test_what_is_no_file_and_no_data_set(tmp_path):
         {"golden_response": 3},
         {"golden_response": [3]},
         {"prompt": [{"role": "user", "content": None}]},
-    ],
-)
-def test_a_column_of_another_form_is_named_with_its_row(wrong):
-    with pytest.raises(UserError, match="Row 4"):
-        to_example({"prompt": "a", **wrong}, 4)
+    ):
+        with pytest.raises(UserError, match="Row 4"):
+            to_example({"prompt": "a", **wrong}, 4)
 
 
 def test_words_for_retain():

@@ -34,8 +34,7 @@ def config(tmp_path_factory) -> str:
     """A tiny model; answers of one letter to learn; as prior skills, what it answers to other prompts already."""
     folder = tmp_path_factory.mktemp("config")
     model, tokenizer = tiny_text_model()
-    adapter = TextAdapter()
-    adapter.bind(model, tokenizer)
+    adapter = TextAdapter().bind(model, tokenizer)
     train = [{"prompt": f"{a}{b}?", "golden_response": a} for a, b in itertools.product("xy", "12345")]
     train += [{"prompt": f"{a}9?", "demonstrations": [{"prompt": "z?", "answer": "z"}]} for a in "xy"]
     test = [{"prompt": f"{a}{b}?", "reference": a} for a, b in itertools.product("xy", "678")]

@@ -46,9 +46,8 @@ def test_jsonl_rows_are_read_with_their_own_questions(tmp_path):
     assert [(row.answer, row.type) for row in demos.old] == [("red", None)]
 
 
-@pytest.mark.parametrize(
-    ("record", "expected"),
-    [
+def test_a_mistake_in_a_jsonl_names_its_line(tmp_path):
+    for record, expected in (
         ({"images": ["images/0.png"]}, 'needs "messages"'),
         ({"messages": [{"role": "user", "content": "x"}]}, '"images"'),
         ({"messages": [{"role": "user"}], "images": ["images/0.png"]}, "role and content"),
@@ -61,13 +60,11 @@ def test_jsonl_rows_are_read_with_their_own_questions(tmp_path):
         (chat([{"type": "text"}], "y", "images/0.png"), "role and content"),
         (chat("x", " ", "images/0.png"), "the answer is empty"),
         (chat("x", "y", "images/0.png") | {"images": [{"path": "images/0.png"}]}, '"images" (paths)'),
-    ],
-)
-def test_a_mistake_in_a_jsonl_names_its_line(tmp_path, record, expected):
-    fill(tmp_path, {"images": 2})
-    lines(tmp_path / "rows.jsonl", chat("x", "dax", "images/1.png"), record)
-    message = error(tmp_path / "rows.jsonl")
-    assert "line 2" in message and expected in message
+    ):
+        fill(tmp_path, {"images": 2})
+        lines(tmp_path / "rows.jsonl", chat("x", "dax", "images/1.png"), record)
+        message = error(tmp_path / "rows.jsonl")
+        assert "line 2" in message and expected in message
 
 
 def test_a_missing_image_of_a_jsonl_is_named_or_dropped_as_asked(tmp_path):

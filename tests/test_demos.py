@@ -59,20 +59,17 @@ def test_types_yaml_gives_answers_synonyms_and_cues(tmp_path):
     assert types["7"].synonyms == ("seven",), "one word may stand without a list, and a name may be a number"
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
+def test_a_mistake_in_types_yaml_names_the_nearest(tmp_path):
+    for given, expected in (
         ({"dax": {"synonym": ["x"]}}, "'synonym' of 'dax' is unknown. Did you mean 'synonyms'?"),
         ({"daxx": {"answer": "x"}}, "there is no type 'daxx'. Did you mean 'dax'?"),
         ({"dax": "answer"}, "'dax' needs a mapping"),
         (["dax"], "needs a mapping"),
-    ],
-)
-def test_a_mistake_in_types_yaml_names_the_nearest(tmp_path, given, expected):
-    fill(tmp_path, {"train/dax": 2})
-    (tmp_path / "types.yaml").write_text(yaml.safe_dump(given))
-    message = error(tmp_path)
-    assert expected in message and "types.yaml" in message
+    ):
+        fill(tmp_path, {"train/dax": 2})
+        (tmp_path / "types.yaml").write_text(yaml.safe_dump(given))
+        message = error(tmp_path)
+        assert expected in message and "types.yaml" in message
 
 
 def test_types_yaml_is_read_as_it_is_written(tmp_path):
@@ -84,21 +81,18 @@ def test_types_yaml_is_read_as_it_is_written(tmp_path):
     assert types["007"].answer == "0x1A" and types["off"].cues == ("on",)
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
+def test_types_yaml_holds_texts(tmp_path):
+    for given, expected in (
         ("dax: {answer: }", "'answer' of 'dax' is empty"),
         ("dax: {answer: [a, b]}", "'answer' of 'dax' must be a text"),
         ("dax: {synonyms: {a: b}}", "'synonyms' of 'dax' must be a text or a list of texts"),
         ("dax: {cues: [[red]]}", "'cues' of 'dax' must be a text or a list of texts"),
         ("dax: {synonyms: [a, '']}", "one of the 'synonyms' of 'dax' is empty"),
-    ],
-)
-def test_types_yaml_holds_texts(tmp_path, given, expected):
-    fill(tmp_path, {"train/dax": 2})
-    (tmp_path / "types.yaml").write_text(given)
-    message = error(tmp_path)
-    assert expected in message and "types.yaml" in message
+    ):
+        fill(tmp_path, {"train/dax": 2})
+        (tmp_path / "types.yaml").write_text(given)
+        message = error(tmp_path)
+        assert expected in message and "types.yaml" in message
 
 
 def test_types_yaml_that_is_no_yaml_is_named(tmp_path):

@@ -15,9 +15,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.cli_runs import SETTINGS, read
 from tests.distributed_run import main
-from tests.test_experiments import SETTINGS
-from tests.test_experiments import read as read_run
 
 ROOT = Path(__file__).parent.parent
 #: `--multi_gpu` is accelerate's name for several local processes; the run itself asks for the CPU.
@@ -201,7 +200,7 @@ def test_a_tower_that_is_not_in_shards_equals_one(case, how, config, tmp_path, r
 
 
 def assert_equal_runs(one: Path, two: Path) -> None:
-    a, b = (read_run(folder / "results.json") for folder in (one, two))
+    a, b = (read(folder / "results.json") for folder in (one, two))
     assert b["before"] == a["before"] and b["after"] == a["after"]
     losses = [[row["loss"] for row in map(json.loads, (f / "metrics.jsonl").open()) if "loss" in row] for f in (one, two)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-4) and len(losses[0]) == 3

@@ -8,47 +8,21 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tests.cli_runs import BUILTIN, SETTINGS, STEPS, measured, read, steps, stop_before
 from tests.families import family_folder
 from tests.image_files import WHOLE, fill
 from text_sdft.core import SDFTConfig
 from text_sdft.experiments.folder import drop_later_lines
 from text_sdft.experiments.settings import resumable
-from text_sdft.training.callbacks import MetricsWriter, append_jsonl
+from text_sdft.training.callbacks import append_jsonl
 from vlm_sdft.cli import main
 from vlm_sdft.zoo import resolve_model
-
-BUILTIN = "builtin:tiny-qwen3-vl"
-STEPS = 6
-#: Six steps at a rate at which the builtin model's answers visibly change.
-SETTINGS: dict[str, Any] = {
-    "model": BUILTIN,
-    "data": {
-        "path": "builtin:novel-objects",
-        "options": {"n_types": 2, "n_unlabelled": 4, "n_test": 4, "n_retain": 1, "n_old": 1},
-    },
-    "demonstrations": {"n_types": 2},
-    "eval": {"max_examples": 12},
-    "train": {
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "max_completion_length": 6,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 2e-3,
-        "weight_decay": 0.1,
-        "distillation_is_clip": None,
-        "max_steps": STEPS,
-        "save_steps": 2,
-        "logging_steps": 1,
-    },
-}
 
 LORA = ("--lora.enabled", "true", "--train.learning_rate", "5e-3")
 
@@ -77,33 +51,8 @@ def train(config: str, folder: Path, *options: str) -> Path:
     return folder
 
 
-def read(file: Path) -> Any:
-    text = file.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else json.loads(text)
-
-
-def measured(folder: Path) -> tuple[Any, Any]:
-    results = read(folder / "results.json")
-    return results["before"], results["after"]
-
-
-def steps(folder: Path) -> list[dict[str, Any]]:
-    """The logs of training steps, without what hangs on the clock."""
-    return [log for log in read(folder / "metrics.jsonl") if "loss" in log]
-
-
 def weights(folder: str | Path) -> dict[str, torch.Tensor]:
     return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).state_dict()
-
-
-def stop_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C when so many steps are done."""
-
-    def on_step_begin(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(MetricsWriter, "on_step_begin", on_step_begin)
 
 
 # ---- what a run leaves ----

@@ -8,11 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.test_families import (  # family_name is a fixture
+from tests.family_rows import (
     assert_close,
     conversations,
     encoded,
-    family_name,  # noqa: F401
     loaded,
     log_probs,
     picture,
@@ -26,7 +25,7 @@ from vlm_sdft.zoo import resolve_data
 
 
 @pytest.fixture
-def reusing(family_name: str) -> tuple[str, ImageFeatures]:  # noqa: F811
+def reusing(family_name: str) -> tuple[str, ImageFeatures]:
     model, processor, family = loaded(family_name)
     if not family.reuses_features:
         pytest.skip("this family's images are not encoded one by one")

@@ -151,10 +151,10 @@ def test_the_folder_is_read_as_any_other(name, tmp_path):
     assert {row.answer for row in demos.old} == {kind.replace("_", " ") for kind in CLASSES[:N_BASE]}
 
 
-@pytest.mark.parametrize("n_classes", [2, 3, 10, 37, 47, 100])
-def test_classes_are_halved_as_coop_does(n_classes):
-    chosen, base = HubTypes(n_types=1).classes(n_classes)
-    assert base == list(range(math.ceil(n_classes / 2))) and base[-1] < chosen[0] < n_classes
+def test_classes_are_halved_as_coop_does():
+    for n_classes in [2, 3, 10, 37, 47, 100]:
+        chosen, base = HubTypes(n_types=1).classes(n_classes)
+        assert base == list(range(math.ceil(n_classes / 2))) and base[-1] < chosen[0] < n_classes
 
 
 def test_types_for_choosing_settings_are_no_test_types():

@@ -12,83 +12,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.families import FAMILIES, build_family, family_folder
+from tests.kinds import NAMES, QUESTION, adapter, answers, demo_set, example, images, picture, qwen, texts
 from tests.toy import toy_args
 from text_sdft.core import ModalityAdapter, TeacherContext, UserError
 from text_sdft.training import SDFTTrainer
 from vlm_sdft.adapter import ImageAdapter
-from vlm_sdft.demos.sets import DemoSet, ImageRow, ObjectType
 from vlm_sdft.images.embedding import ImageEmbedder
 from vlm_sdft.images.families import find_family
 from vlm_sdft.images.features import ImageFeatures
-
-QUESTION = "What is this called?"
-NAMES = ("dax", "wug", "zup", "fep", "blicket", "toma")
-
-
-def picture(kind: int, seed: int) -> Image.Image:
-    """An image of a kind: a colour of its own, with some noise."""
-    noise = np.random.default_rng(1000 * kind + seed).integers(0, 40, (16, 16, 3))
-    colour = np.random.default_rng(kind).integers(0, 215, 3)
-    return Image.fromarray((colour + noise).astype(np.uint8))
-
-
-def row(split: str, kind: int, seed: int, labelled: bool = True) -> ImageRow:
-    answer = NAMES[kind] if labelled else None
-    kind_name = NAMES[kind] if labelled else None
-    return ImageRow(f"{split}-{kind}-{seed}", (picture(kind, seed),), QUESTION, answer, kind_name, split)
-
-
-@functools.cache
-def demo_set() -> DemoSet:
-    rows = [row("train", kind, seed) for kind in range(len(NAMES)) for seed in range(3)]
-    rows += [row("test", kind, 50) for kind in range(len(NAMES))]
-    rows += [row("unlabelled", 0, 60, labelled=False), row("retain", 1, 70, labelled=False)]
-    rows += [ImageRow("old-0", (picture(9, 0),), "What was it?", "cat", None, "old")]
-    return DemoSet.from_rows(rows, {name: ObjectType(name, name, (f"{name} thing",)) for name in NAMES})
-
-
-@functools.cache
-def qwen() -> tuple[Any, Any]:
-    return build_family("qwen3_vl")
-
-
-def adapter(**settings: Any) -> ImageAdapter:
-    made = ImageAdapter(demo_set(), **{"n_types": 3, "shots": 2, **settings})
-    made.bind(*qwen())
-    return made
-
-
-def example(made: ImageAdapter, split: str, index: int = 0) -> Any:
-    demos = demo_set()
-    rows = [r for r in (*demos.train, *demos.test, *demos.old) if r.split == split]
-    return made.examples(rows)[index]
-
-
-def texts(conversation: list[dict[str, Any]]) -> list[str]:
-    return [
-        part["text"]
-        for message in conversation
-        for part in (
-            [{"type": "text", "text": message["content"]}] if isinstance(message["content"], str) else message["content"]
-        )
-        if part["type"] == "text"
-    ]
-
-
-def images(conversation: list[dict[str, Any]]) -> list[Any]:
-    contents = [message["content"] for message in conversation if not isinstance(message["content"], str)]
-    return [part["image"] for content in contents for part in content if part["type"] == "image"]
-
-
-def answers(conversation: list[dict[str, Any]]) -> list[str]:
-    return [message["content"] for message in conversation if message["role"] == "assistant"]
 
 
 def test_it_is_a_modality_adapter():
@@ -252,7 +188,7 @@ def test_settings_and_models_are_checked():
 def test_a_saved_model_brings_its_processor():
     model, _ = qwen()
     made = ImageAdapter(demo_set(), max_pixels=64)
-    made.bind(made.load_model(str(family_folder("qwen3_vl"))))
+    made = made.bind(made.load_model(str(family_folder("qwen3_vl"))))
     assert made.processing_class.image_processor.size["longest_edge"] == 64
     inputs = made.encode([example(made, "test").messages])
     assert inputs.rows[0].media["image_grid_thw"].prod() == 4

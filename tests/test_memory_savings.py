@@ -13,7 +13,7 @@ from peft import LoraConfig
 from PIL import Image
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tests.test_families import family_name, loaded  # noqa: F401  # family_name is a fixture
+from tests.family_rows import loaded
 from tests.tiny_text import tiny_text_model
 from text_sdft import SDFTConfig, SDFTTrainer, TextAdapter
 from text_sdft.core import ModelInputs, Rollout, TransformersSampler
@@ -81,7 +81,7 @@ def test_activation_checkpointing_of_a_text_model(tmp_path: Path, lora: bool):
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_activation_checkpointing_of_every_family(tmp_path: Path, demos: DemoSet, family_name: str, lora: bool):  # noqa: F811
+def test_activation_checkpointing_of_every_family(tmp_path: Path, demos: DemoSet, family_name: str, lora: bool):
     results = []
     for on in (False, True):
         model, processor, _ = loaded(family_name)

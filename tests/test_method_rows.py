@@ -107,8 +107,8 @@ def test_an_images_expert_is_its_label(tmp_path):
     args = toy_args(tmp_path, max_completion_length=16)
     trainer = SDFTTrainer("builtin:tiny-qwen3-vl", args, adapter=adapter, method="sft", train_dataset=everything)
     assert sorted(query.id for query in trainer.queries) == sorted(row.id for row in demos.labelled)
-    tokenizer = adapter.processing_class.tokenizer
+    tokenizer = trainer.adapter.processing_class.tokenizer
     for query in trainer.queries:
         ids = trainer.answers[query.id].ids
-        assert adapter.decode(ids) == query.meta["row"].answer and ids[-1] == tokenizer.eos_token_id
+        assert trainer.adapter.decode(ids) == query.meta["row"].answer and ids[-1] == tokenizer.eos_token_id
     step_of(trainer)[0].backward()

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from text_sdft.core import SDFTConfig, TeacherContext
-from text_sdft.methods.hints import LadderTrainer
 from text_sdft.training import SDFTTrainer
 from vlm_sdft import DemoSet, ImageAdapter, vlm
 from vlm_sdft.cli import main
@@ -29,8 +28,7 @@ def demos(tmp_path_factory) -> DemoSet:
 def bound(demos: DemoSet, **settings: Any) -> tuple[ImageAdapter, Any]:
     adapter = ImageAdapter(demos, n_types=3, rationale_question=DESCRIBE, **settings)
     model = adapter.load_model(BUILTIN)
-    adapter.bind(model)
-    return adapter, model
+    return adapter.bind(model), model
 
 
 def shown(adapter: ImageAdapter, demos: DemoSet, rung: int = 4) -> dict[Any, tuple[str, str]]:
@@ -79,33 +77,32 @@ def test_the_settings_reach_it(demos):
     example = adapter.examples(demos.test)[0]
     assert adapter.demonstrations(example, TeacherContext(3)) == adapter.demonstrations(example, TeacherContext(3, rung=4))
     asked = []
+    adapter = adapter.bind(model)
     encode = adapter.encode
     adapter.encode = lambda conversations: asked.extend(conversations) or encode(conversations)  # type: ignore[method-assign]
-    adapter.bind(model)
     assert shown(adapter, demos) and len(asked) == len(demos.labelled), "each is asked about once"
     assert all([m["role"] for m in conversation] == ["system", "user"] for conversation in asked)
     assert all("expert answered" in str(conversation) and DESCRIBE in str(conversation) for conversation in asked)
     assert shown(adapter, demos) and len(asked) == len(demos.labelled)
 
 
-def trainer(kind: type[SDFTTrainer], demos: DemoSet, folder: Path, rung: int, **changes: Any) -> SDFTTrainer:
+def trainer(policy: str, demos: DemoSet, folder: Path, rung: int) -> SDFTTrainer:
     """With a teacher that moves, at a rate at which it soon writes otherwise."""
-    adapter, _ = bound(demos, rung=rung)
+    adapter, _ = bound(demos, rung=rung, policy=policy)
     settings = {**vlm(), "learning_rate": 3e-3, "max_steps": 4, "save_steps": 2, "teacher_model_kind": "ema"}
     settings |= {"teacher_update_rate": 0.5, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
-    args = SDFTConfig(str(folder), **{**settings, **changes}, use_cpu=True, disable_tqdm=True, save_strategy="steps")
-    return kind(BUILTIN, args, adapter=adapter, train_dataset=demos.labelled)
+    args = SDFTConfig(str(folder), **settings, use_cpu=True, disable_tqdm=True, save_strategy="steps")
+    return SDFTTrainer(BUILTIN, args, adapter=adapter, train_dataset=demos.labelled)
 
 
-@pytest.mark.parametrize(("kind", "rung"), [(SDFTTrainer, 4), (LadderTrainer, 2)])
-def test_the_model_at_the_start_writes_them_in_a_run_that_goes_on_too(demos, tmp_path, kind, rung):
+@pytest.mark.parametrize(("policy", "rung"), [("fixed", 4), ("ladder", 2)])
+def test_the_model_at_the_start_writes_them_in_a_run_that_goes_on_too(demos, tmp_path, policy, rung):
     right = shown(bound(demos)[0], demos)
-    whole = trainer(kind, demos, tmp_path / "whole", rung)
+    whole = trainer(policy, demos, tmp_path / "whole", rung)
     whole.train()
     assert shown(whole.adapter, demos) == right
-    whole.adapter.bind(whole.module)
-    assert shown(whole.adapter, demos) != right, "the trained model writes otherwise"
-    resumed = trainer(kind, demos, tmp_path / "resumed", rung)
+    assert shown(whole.adapter.bind(whole.module), demos) != right, "the trained model writes otherwise"
+    resumed = trainer(policy, demos, tmp_path / "resumed", rung)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert shown(resumed.adapter, demos) == right
     for (name, one), other in zip(whole.module.named_parameters(), resumed.module.parameters(), strict=True):

@@ -9,19 +9,16 @@ from text_sdft import TextAdapter
 from text_sdft.answers import is_right, without_reasoning
 
 
-@pytest.mark.parametrize(
-    ("answer", "said"),
-    [
+def test_the_answer_is_what_stands_after_the_thoughts():
+    for answer, said in (
         ("<think>Is it 5? No.</think>\n\n7", "7"),
         ("Is it 5? No.</think>\n7", "7"),  # the chat template itself opened the thoughts
         ("<think>\n\n</think>\n\n7", "7"),  # switched off
         ("<think>Is it 7", ""),  # cut by the length limit
         (" 7 ", "7"),
         ("", ""),
-    ],
-)
-def test_the_answer_is_what_stands_after_the_thoughts(answer, said):
-    assert without_reasoning(answer) == said
+    ):
+        assert without_reasoning(answer) == said
 
 
 @pytest.mark.parametrize("task", ADAPTERS)

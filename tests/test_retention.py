@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tests.image_files import fill
-from tests.test_image_adapter import NAMES, adapter, answers, demo_set, images, qwen
+from tests.kinds import NAMES, adapter, answers, demo_set, images, qwen
 from tests.toy import toy_args
 from text_sdft.core import TeacherContext, UserError
 from text_sdft.training import SDFTTrainer
@@ -27,8 +27,7 @@ from vlm_sdft.images.files import content_hash, load_image
 
 def in_context(share: float = 0.75) -> tuple[ImageAdapter, list[Any]]:
     demos = retain_in_context(demo_set(), share)
-    made = ImageAdapter(demos, n_types=3, shots=2)
-    made.bind(*qwen())
+    made = ImageAdapter(demos, n_types=3, shots=2).bind(*qwen())
     return made, [e for e in made.examples(demos.train) if e.retain and e.meta["row"].in_context]
 
 
@@ -162,8 +161,7 @@ def test_prompts_without_images_are_encoded_and_kept(tmp_path):
     file.write_text("Who are you?\n\n  Count to three. \n")
     demos = load(tmp_path, retain=str(file))
     assert [(row.images, row.question) for row in demos.retain] == [((), "Who are you?"), ((), "Count to three.")]
-    made = ImageAdapter(demos, n_types=1)
-    made.bind(*qwen())
+    made = ImageAdapter(demos, n_types=1).bind(*qwen())
     mixed = made.encode([made.student_messages(e) for e in made.examples(demos.train)][-4:])
     batch = mixed.batch()
     with torch.no_grad():

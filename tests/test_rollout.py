@@ -10,12 +10,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, FalconMambaConfig, MiniMaxConfig, Qwen3_5TextConfig
 
-from tests.test_families import answer, encode_row, family_name, loaded, picture, turn  # noqa: F401  # a fixture
-from tests.test_prefix import sliding
-from tests.toy import EOS, SHAPE, ToyAdapter, toy_model
+from tests.family_rows import answer, loaded, picture, turn
+from tests.toy import EOS, SHAPE, ToyAdapter, sliding, toy_model
 from text_sdft.core import ModelInputs, RowInputs, TransformersSampler
 from text_sdft.core.sampling import draw_seed
 from text_sdft.fast.prefill import common_tokens_read_once
+from vlm_sdft.images.encoding import encode_row
 from vlm_sdft.images.features import ImageFeatures
 
 
@@ -130,7 +130,7 @@ def test_a_peft_model_samples_with_our_settings_and_keeps_its_own(task_type):
 
 
 @pytest.mark.parametrize("seeded", [False, True])
-def test_equal_prompts_are_read_once_and_change_nothing(family_name: str, seeded: bool):  # noqa: F811
+def test_equal_prompts_are_read_once_and_change_nothing(family_name: str, seeded: bool):
     """Three completions of a query with images, two of one without, one of another: as if each had been sampled alone."""
     model, processor, family = loaded(family_name)
     features = ImageFeatures(model, processor, family) if family.reuses_features else None

@@ -137,7 +137,7 @@ OWN_RIVALS = [
 def test_rivals_see_the_demonstrations_that_the_teacher_sees(folder):
     demos = DemoSet.from_folder(folder)
     adapter = ImageAdapter(demos, n_types=4)
-    adapter.bind(adapter.load_model(BUILTIN))
+    adapter = adapter.bind(adapter.load_model(BUILTIN))
     rows = adapter.examples(demos.test)
     ready = [replace(e, meta={}) for e in rows]  # an example made by hand: no row of the demo set
     contexts = [TeacherContext(i) for i in range(len(rows))]
@@ -158,7 +158,7 @@ def test_open_clip_answers_by_the_demonstrated_names(folder, clip):
 
     demos = DemoSet.from_folder(folder)
     adapter = ImageAdapter(demos, n_types=2, embedder=clip)
-    adapter.bind(adapter.load_model(BUILTIN))
+    adapter = adapter.bind(adapter.load_model(BUILTIN))
     examples = adapter.examples(demos.test)[:4]
     contexts = [TeacherContext(i) for i in range(4)]
     rivals = adapter.rivals(examples, contexts)

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-from tests.cli_runs import FAST, fails, options
+from tests.cli_runs import FAST, fails, options, stop_before
 from tests.image_files import WHOLE, fill, save
 from text_sdft.core import SDFTConfig
 from text_sdft.experiments.report import write_report
-from text_sdft.training.callbacks import MetricsWriter
 from vlm_sdft.cli import main
 
 STEPS = 5
 SETTINGS = {**{k: v for k, v in FAST.items() if k != "save_strategy"}, "max_steps": STEPS, "logging_steps": 1}
-
-
-def stop_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C when so many steps are done."""
-
-    def on_step_begin(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(MetricsWriter, "on_step_begin", on_step_begin)
 
 
 def command(data: Path, run: Path) -> list[str]:

@@ -15,10 +15,10 @@ import yaml
 from tests.task_rows import ADAPTERS, ROWS, knowledge, medical, medical_test, science, science_test, tool_use
 from tests.tiny_text import save_tiny_text_model, tiny_text_model
 from text_sdft import Example, TeacherContext, UserError
+from text_sdft.columns import file_examples
+from text_sdft.config import KnowledgeData, KnowledgeDemonstrations, MedicalData, TaskData, TaskDemonstrations
 from text_sdft.core import ConfigurableAdapter, adapter_class
-from text_sdft.tasks.base import TaskData, TaskDemonstrations
-from text_sdft.tasks.knowledge import KnowledgeAdapter, KnowledgeData, KnowledgeDemonstrations
-from text_sdft.tasks.medical import MedicalData
+from text_sdft.tasks.knowledge import KnowledgeAdapter
 from text_sdft.testing import PROMISES, check_adapter
 from vlm_sdft.cli import main
 
@@ -144,9 +144,8 @@ def test_a_limit_of_no_demonstrations_shows_none():
 
 @EVERY
 def test_every_adapter_keeps_the_promises(task):
-    adapter = ADAPTERS[task](system_prompt="Be brief.")
     model, tokenizer = tiny_text_model()
-    adapter.bind(model, tokenizer)
+    adapter = ADAPTERS[task](system_prompt="Be brief.").bind(model, tokenizer)
     rows = adapter.examples(ROWS[task]("")[:3])
     adapter._others = rows
     kept = [*rows, Example("kept", [{"role": "user", "content": "How are you?"}], retain=True)]
@@ -176,7 +175,7 @@ def test_the_papers_layouts_load_from_every_kind_of_file(tmp_path):
         table.to_parquet(f"{folder}.parquet")
         for path in (str(folder), f"{folder}.parquet", save(tmp_path / "rows.jsonl", rows)):
             adapter = ADAPTERS[task]()
-            examples = adapter._task_examples(path)
+            examples = file_examples(path, adapter.examples)
             assert len(examples) == len(rows)
             assert all(adapter.score(e, adapter.answer_only(e)) == 1.0 for e in examples)
 

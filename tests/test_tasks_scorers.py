@@ -62,9 +62,8 @@ def test_arguments_stay_with_their_call():
     assert not score(written(call("a", {"x": 1, "y": 2})) + "\n" + written(call("b", {})), golden)
 
 
-@pytest.mark.parametrize(
-    ("given", "golden", "expected"),
-    [
+def test_arguments_are_compared_by_content():
+    for given, golden, expected in (
         ({"a": 1, "b": 2}, {"b": 2, "a": 1}, True),
         ({"a": 1.0}, {"a": 1}, True),
         ({"a": True}, {"a": 1}, False),
@@ -77,33 +76,31 @@ def test_arguments_stay_with_their_call():
         ({"a": "x}"}, {"a": "x"}, False),
         ({"a": []}, {"a": {}}, False),
         ({"a": None}, {}, False),
-    ],
-)
-def test_arguments_are_compared_by_content(given, golden, expected):
-    assert score(written(call("t", given)), [call("t", golden)]) is expected
+    ):
+        assert score(written(call("t", given)), [call("t", golden)]) is expected
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
+def test_calls_are_found_in_free_text():
+    for answer in (
         'Thought: I call it.\nAction: t\nAction Input: {"a": {"b": "}"}}\nThat is all.',
         'Action: t Action Input: {"a": {"b": "}"}}',
         'Action: `t`\nAction_Input: {"a": {"b": "}"}}',
         '**Action: t**\nAction Input: {\n  "a": {"b": "}"}\n}',
         'Action:t\n\nAction Input:{"a":{"b":"}"}}',
         'Action: t\nAction Input:\n{"a": {"b": "}"}}',
-    ],
-)
-def test_calls_are_found_in_free_text(answer):
-    assert score(answer, [call("t", {"a": {"b": "}"}})])
+    ):
+        assert score(answer, [call("t", {"a": {"b": "}"}})])
 
 
-@pytest.mark.parametrize(
-    "answer",
-    ["", "t", "Action: t\nAction Input: [1]", "Action: t\nAction Input: {'a': 1}", 'Action: t\nAction Input: {"a": 1'],
-)
-def test_what_is_no_call_is_wrong(answer):
-    assert not score(answer, [call("t", {"a": 1})])
+def test_what_is_no_call_is_wrong():
+    for answer in [
+        "",
+        "t",
+        "Action: t\nAction Input: [1]",
+        "Action: t\nAction Input: {'a': 1}",
+        'Action: t\nAction Input: {"a": 1',
+    ]:
+        assert not score(answer, [call("t", {"a": 1})])
 
 
 def test_an_action_within_a_string_is_no_call():
@@ -119,9 +116,8 @@ def test_a_call_without_input_has_no_arguments():
     assert not score("Action: t", [call("t", {"a": 1})])
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
+def test_an_input_that_is_given_is_never_read_as_no_arguments():
+    for given in (
         'Action Input:\n{"x": 1}',
         '**Action Input:** {"x": 1}',
         '**Action Input**: {"x": 1}',
@@ -130,11 +126,9 @@ def test_a_call_without_input_has_no_arguments():
         'Action Input: {}\nAction Input: {"x": 1}',
         'Action Input:\n```json\n{"x": 1}\n```',
         'Action Input: `{"x": 1}`',
-    ],
-)
-def test_an_input_that_is_given_is_never_read_as_no_arguments(given):
-    assert not score(f"Action: t\n{given}", [call("t", {})])
-    assert not score(f"Action: t\n{given}\n{written(call('u', {}))}", [call("t", {}), call("u", {})])
+    ):
+        assert not score(f"Action: t\n{given}", [call("t", {})])
+        assert not score(f"Action: t\n{given}\n{written(call('u', {}))}", [call("t", {}), call("u", {})])
 
 
 def test_optional_calls_may_be_missing_but_no_other_may_take_their_place():
@@ -154,23 +148,20 @@ def test_accepted_values_are_right_and_only_they():
         assert not score(written(call("rentBoat", arguments)), golden)
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
+def test_accepted_values_stand_beside_the_golden_ones():
+    for given, expected in (
         ({"city": "NYC", "unit": "C"}, True),
         ({"city": "New York", "unit": "celsius"}, True),
         ({"city": "NYC"}, False),
         ({"city": "Rome", "unit": "C"}, False),
         ({"city": "NYC", "unit": "C", "days": 3}, True),
         ({"city": "NYC", "unit": "C", "days": 4}, False),
-    ],
-)
-def test_accepted_values_stand_beside_the_golden_ones(given, expected):
-    accepted = json.dumps({"city": ["NYC"], "unit": ["celsius"], "days": [3]})
-    assert (
-        score(written(call("t", given)), [{**call("t", {"city": "New York", "unit": "C"}), "Accepted": accepted}])
-        is expected
-    )
+    ):
+        accepted = json.dumps({"city": ["NYC"], "unit": ["celsius"], "days": [3]})
+        assert (
+            score(written(call("t", given)), [{**call("t", {"city": "New York", "unit": "C"}), "Accepted": accepted}])
+            is expected
+        )
 
 
 def test_each_answer_takes_one_golden_call():
@@ -198,38 +189,31 @@ def test_quantities():
     assert quantities("no numbers") == set()
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_the_last_tagged_answer_counts():
+    for text, expected in (
         ("<answer>A</answer> no, <answer>\nB\n</answer>", "B"),
         ("<answer>A</answer> or <answer>B", "A"),
         ("<answer>A <answer>B</answer>", "B"),
         ("B", None),
         ("<answer></answer>", ""),
-    ],
-)
-def test_the_last_tagged_answer_counts(text, expected):
-    assert tagged(text) == expected
+    ):
+        assert tagged(text) == expected
 
 
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
+def test_a_letter_is_exact():
+    for answer, expected in (
         ("<answer>A</answer>", 1.0),
         ("<answer> A\n</answer>", 1.0),
         ("<answer>a</answer>", 0.0),
         ("<answer>A: x</answer>", 0.0),
         ("A", 0.0),
-    ],
-)
-def test_a_letter_is_exact(answer, expected):
-    adapter = ADAPTERS["science"]()
-    assert adapter.score(adapter.examples(science_test())[0], answer) == expected
+    ):
+        adapter = ADAPTERS["science"]()
+        assert adapter.score(adapter.examples(science_test())[0], answer) == expected
 
 
-@pytest.mark.parametrize(
-    ("answer", "gold", "is_strict", "is_lenient"),
-    [
+def test_strict_and_lenient():
+    for answer, gold, is_strict, is_lenient in (
         ("The fee is $1,500.", "$1,500.00", True, True),
         ("The fee is 1500 dollars.", "$1,500.00", False, True),
         ("The fee is $1,500 or $2,000.", "$1,500.00", False, True),
@@ -249,10 +233,8 @@ def test_a_letter_is_exact(answer, expected):
         ("3 m", "3 m", True, True),
         ("5 °C", "-5 °C", False, True),
         ("3-5 days, COVID-19", "3 to 5 and 19", True, True),
-    ],
-)
-def test_strict_and_lenient(answer, gold, is_strict, is_lenient):
-    assert (strict(answer, gold, []), lenient(answer, gold, [])) == (is_strict, is_lenient)
+    ):
+        assert (strict(answer, gold, []), lenient(answer, gold, [])) == (is_strict, is_lenient)
 
 
 def test_distractors_must_not_be_stated():

@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from text_sdft.core import Demonstration, UserError
-from text_sdft.templates import TEMPLATES, check_template, render
+from text_sdft.core.templates import TEMPLATES, check_template, render
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 EARLIER = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
@@ -47,10 +47,10 @@ def test_the_papers_template():
     )
 
 
-@pytest.mark.parametrize("template", ["turns", "context"])
-def test_a_privileged_string_begins_the_last_turn(template):
-    rendered = render(QUERY, [], "Count on your fingers.", template)
-    assert rendered == [SYSTEM, *EARLIER, {"role": "user", "content": "Count on your fingers.\n\nWhat is 2 + 2?"}]
+def test_a_privileged_string_begins_the_last_turn():
+    for template in ["turns", "context"]:
+        rendered = render(QUERY, [], "Count on your fingers.", template)
+        assert rendered == [SYSTEM, *EARLIER, {"role": "user", "content": "Count on your fingers.\n\nWhat is 2 + 2?"}]
 
 
 def test_privileged_messages_are_turns_or_are_quoted():
@@ -59,17 +59,17 @@ def test_privileged_messages_are_turns_or_are_quoted():
     assert render(QUERY[-1:], [], context, "context")[-1]["content"] == "Fact?\n\n2 + 2 = 4\n\nWhat is 2 + 2?"
 
 
-@pytest.mark.parametrize("template", ["turns", *TEMPLATES, "{question}!"])
-def test_with_nothing_to_show_the_query_is_the_prompt(template):
-    assert render(QUERY, [], None, template) == QUERY
+def test_with_nothing_to_show_the_query_is_the_prompt():
+    for template in ["turns", *TEMPLATES, "{question}!"]:
+        assert render(QUERY, [], None, template) == QUERY
 
 
-@pytest.mark.parametrize("template", ["turns", *TEMPLATES])
-def test_the_arguments_stay_unchanged(template):
-    query, shown = copy.deepcopy(QUERY), copy.deepcopy(SHOWN)
-    given = (query, [], "Context.") if template == "context" else (query, shown, None)
-    render(*given, template)[0]["role"] = "changed"
-    assert query[1:] == QUERY[1:] and shown == SHOWN
+def test_the_arguments_stay_unchanged():
+    for template in ["turns", *TEMPLATES]:
+        query, shown = copy.deepcopy(QUERY), copy.deepcopy(SHOWN)
+        given = (query, [], "Context.") if template == "context" else (query, shown, None)
+        render(*given, template)[0]["role"] = "changed"
+        assert query[1:] == QUERY[1:] and shown == SHOWN
 
 
 def test_images_keep_their_places_in_a_quoted_template():
@@ -102,25 +102,22 @@ def test_braces_in_the_texts_are_left_alone():
     assert render(query, [], "{x}", "context")[-1]["content"] == "{x}\n\nFill {question} and {0}"
 
 
-@pytest.mark.parametrize("template", ["turns", *TEMPLATES, "{question}", "{{literal}} {demonstrations}{question}"])
-def test_good_templates_are_accepted(template):
-    check_template(template)
+def test_good_templates_are_accepted():
+    for template in ["turns", *TEMPLATES, "{question}", "{{literal}} {demonstrations}{question}"]:
+        check_template(template)
 
 
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
+def test_bad_templates_are_refused_with_a_remedy():
+    for template, message in (
         ("{demonstrations}", "lacks {question}"),
         ("turn", "lacks {question}"),
         ("{question} {exemples}", "unknown placeholder {exemples}"),
         ("{question} {}", "unknown placeholder {}"),
         ("{question", "literal brace"),
-    ],
-)
-def test_bad_templates_are_refused_with_a_remedy(template, message):
-    with pytest.raises(UserError, match="Template") as raised:
-        check_template(template)
-    assert message in str(raised.value)
+    ):
+        with pytest.raises(UserError, match="Template") as raised:
+            check_template(template)
+        assert message in str(raised.value)
 
 
 def test_nothing_is_dropped_silently():

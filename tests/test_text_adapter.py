@@ -11,7 +11,7 @@ import torch
 from tests.tiny_text import save_tiny_text_model, tiny_text_model
 from tests.toy import toy_args
 from text_sdft import Example, SDFTTrainer, TeacherContext, TextAdapter, UserError
-from text_sdft.adapter import TextData, TextDemonstrations
+from text_sdft.config import TextData, TextDemonstrations
 from text_sdft.core import ConfigurableAdapter, adapter_class
 from text_sdft.core.sampling import eos_ids
 
@@ -20,9 +20,7 @@ ROW = {"prompt": "What is 2 + 2?", "demonstrations": SHOWN, "reference": "Four  
 
 
 def bound(**settings):
-    adapter = TextAdapter(**settings)
-    adapter.bind(*tiny_text_model())
-    return adapter
+    return TextAdapter(**settings).bind(*tiny_text_model())
 
 
 def teacher(adapter, row, **context):
@@ -139,8 +137,7 @@ def test_a_tokenizer_without_a_chat_template_reads_plain_text(tmp_path):
 
     tokenizer = AutoTokenizer.from_pretrained(save_tiny_text_model(tmp_path))
     tokenizer.chat_template = None
-    adapter = TextAdapter()
-    adapter.bind(tiny_text_model()[0], tokenizer)
+    adapter = TextAdapter().bind(tiny_text_model()[0], tokenizer)
     assert read(adapter, adapter.student_messages(adapter.examples([ROW])[0])) == "What is 2 + 2?\n\n"
 
 
@@ -163,15 +160,14 @@ def test_a_conversation_that_the_chat_template_refuses_is_named(tmp_path):
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
         + tokenizer.chat_template
     )
-    adapter = TextAdapter(system_prompt="Be brief.")
-    adapter.bind(tiny_text_model()[0], tokenizer)
+    adapter = TextAdapter(system_prompt="Be brief.").bind(tiny_text_model()[0], tokenizer)
     with pytest.raises(UserError, match=r"turns of system, user: System role not supported.*system_prompt"):
         adapter.encode([adapter.student_messages(adapter.examples([ROW])[0])])
 
 
 def test_bind_loads_the_models_own_tokenizer(tmp_path):
     adapter = TextAdapter()
-    adapter.bind(adapter.load_model(save_tiny_text_model(tmp_path)))
+    adapter = adapter.bind(adapter.load_model(save_tiny_text_model(tmp_path)))
     assert adapter.decode(torch.tensor(adapter.processing_class("é 2")["input_ids"])) == "é 2"
 
 
@@ -189,8 +185,7 @@ def test_padding_falls_back_on_the_end_token(tmp_path):
 
     tokenizer = AutoTokenizer.from_pretrained(save_tiny_text_model(tmp_path))
     tokenizer.pad_token = None
-    adapter = TextAdapter()
-    adapter.bind(tiny_text_model()[0], tokenizer)
+    adapter = TextAdapter().bind(tiny_text_model()[0], tokenizer)
     assert adapter.encode([[{"role": "user", "content": "Hi"}]]).pad_token_id == tokenizer.eos_token_id
 
 

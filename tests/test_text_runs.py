@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.test_experiments import SETTINGS, measured, read, steps
+from tests.cli_runs import SETTINGS, jsonl, measured, read, steps
 from tests.tiny_text import save_tiny_text_model
 from vlm_sdft.cli import main
-
-
-def jsonl(file: Path, rows: list[dict[str, Any]]) -> str:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(file)
 
 
 def test_a_text_model_is_trained_measured_and_loaded(tmp_path, capsys):

@@ -13,10 +13,8 @@ from tests.task_rows import ADAPTERS, ROWS, medical_test
 from tests.tiny_text import tiny_text_model
 from tests.toy import toy_args
 from text_sdft import SDFTTrainer, TextAdapter, UserError
-from text_sdft.adapter import TextData, TextDemonstrations
 from text_sdft.columns import load_rows
-from text_sdft.tasks.base import TaskData, TaskDemonstrations
-from text_sdft.tasks.medical import MedicalData
+from text_sdft.config import MedicalData, TaskData, TaskDemonstrations, TextData, TextDemonstrations
 
 ROW = {"prompt": "What is 2 + 2?", "golden_response": "Four.", "reference": "four"}
 PLAIN = {"prompt": "Who?", "completion": "Bob."}  # TRL's columns

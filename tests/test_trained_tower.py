@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from tests.families import build_family
-from tests.test_families import conversations, encoded, family_name, loaded  # noqa: F401  # a fixture
-from tests.test_image_adapter import demo_set
+from tests.family_rows import conversations, encoded, loaded
+from tests.kinds import demo_set
 from tests.toy import toy_args
 from text_sdft.core import Rollout, TeacherContext, UserError
 from text_sdft.fast.vllm_sampler import _prompt
@@ -61,7 +61,7 @@ def trained(
         model, toy_args(folder, **settings), adapter=adapter, train_dataset=rows, processing_class=processor,
         peft_config=lora, callbacks=[recorder],
     )  # fmt: skip
-    recorder.adapter = adapter
+    recorder.adapter = trainer.adapter
     trainer.train(resume_from_checkpoint=resume)
     return trainer, recorder
 
@@ -81,7 +81,7 @@ def assert_same(one: tuple[SDFTTrainer, Recorder], two: tuple[SDFTTrainer, Recor
 
 
 @pytest.mark.parametrize("teacher", ["base", "ema"])
-def test_losses_and_gradients_are_those_of_pixels(family_name: str, teacher: str, tmp_path: Any, monkeypatch: Any):  # noqa: F811
+def test_losses_and_gradients_are_those_of_pixels(family_name: str, teacher: str, tmp_path: Any, monkeypatch: Any):
     """Both runs read the completions of the first: a draw within rounding of the border between two tokens may differ."""
     drawn: list[list[Rollout]] = []
     rollouts = SDFTTrainer.rollouts

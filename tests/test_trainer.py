@@ -9,6 +9,7 @@ import resource
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from tests.toy import VOCABULARY, ToyAdapter, toy_args, toy_model, toy_rows
@@ -144,6 +145,16 @@ def test_retention_keeps_the_student_near_its_start(tmp_path):
             total += (q.exp() * (q - p)).sum().item()
         kls[weight] = total
     assert kls[4.0] < 0.5 * kls[0.0]
+
+
+def test_a_run_that_diverges_stops_and_keeps_what_it_saved(tmp_path):
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 9, "max_grad_norm": 0.0}
+    trainer = make(tmp_path, learning_rate=1e30, warmup_steps=0, **settings)
+    with pytest.raises(UserError, match=r"gradient of step \d is not finite.*learning_rate \(it is 1e\+30\)"):
+        trainer.train()
+    for folder in tmp_path.glob("checkpoint-*"):
+        weights = load_file(folder / "model.safetensors")
+        assert all(tensor.isfinite().all() for tensor in weights.values()), folder
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5])

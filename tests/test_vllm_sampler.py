@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig, LlamaForCausalLM
 
-from tests.test_families import answer, picture, turn
+from tests.family_rows import answer, picture, turn
 from tests.toy import ToyAdapter, toy_args, toy_model, toy_rows
 from text_sdft.core import EMATeacher, ModelInputs, Rollout, RowInputs, TransformersSampler, UserError
 from text_sdft.fast.vllm_sampler import VLLMSampler, _prompt

@@ -1,21 +1,17 @@
 """The parts of the build that tests can reach in seconds."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "builtin_model"))
-
 from card import card
 from checkpoints import load_state, one_cycle, save_state
 from episodes import FULL, LAYOUTS, Source, Writer, episodes, single_questions
 from pictures import draw_small, transform
 from processor import new_tokenizer
 from skills import Score
+from torch import nn
 from tower import attribute_targets, contrastive_loss
 
 from vlm_sdft.zoo.objects import base_types, sample_types

@@ -1,23 +1,19 @@
 """The builtin model: how it is shipped, that training saw what the real model sees, and what it can do."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "builtin_model"))
-
 from episodes import FULL, Row, Writer
 from language import batch_logits, feature_bank
 from pictures import draw_small, to_patches
+from PIL import Image
 from processor import SYSTEM_PROMPT, description_words
 from skills import answers, base_naming, describing, in_context, user
 from tower import tower_features
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlm_sdft.zoo import resolve_model
 from vlm_sdft.zoo.drawing import draw
@@ -82,11 +78,11 @@ def test_it_is_an_ordinary_model(model: Any, processor: Any) -> None:
     assert len(processor.tokenizer) == model.config.text_config.vocab_size
 
 
-@pytest.mark.parametrize("size", [(32, 32), (64, 64), (96, 64), (640, 480), (200, 700)])
-def test_an_image_is_one_token(processor: Any, size: tuple[int, int]) -> None:
-    inputs = encode(processor, [user(Image.new("RGB", size), NAME_QUESTION)])
-    assert inputs["image_grid_thw"].tolist() == [[1, 4, 4]]
-    assert inputs["mm_token_type_ids"].sum() == 1
+def test_an_image_is_one_token(processor: Any) -> None:
+    for size in ((32, 32), (64, 64), (96, 64), (640, 480), (200, 700)):
+        inputs = encode(processor, [user(Image.new("RGB", size), NAME_QUESTION)])
+        assert inputs["image_grid_thw"].tolist() == [[1, 4, 4]]
+        assert inputs["mm_token_type_ids"].sum() == 1
 
 
 def test_words_survive_the_tokenizer(processor: Any) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from text_sdft.core import Conversation, Demonstration, Example, ModelInputs, RowInputs, SDFTConfig, TeacherContext
 
@@ -39,6 +46,19 @@ def toy_model(seed: int = 0, tied: bool = True, dtype: torch.dtype = torch.float
     return LlamaForCausalLM(config).to(dtype).eval()
 
 
+def sliding(kind: str) -> Any:
+    """ "mistral" or "gemma3": models whose attention slides over 16 tokens, in all layers or in every other one."""
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "initializer_range": 0.3, "sliding_window": 16, "pad_token_id": 0,
+    }  # fmt: skip
+    if kind == "mistral":
+        return MistralForCausalLM(MistralConfig(**shape)).eval()
+    layers = ["sliding_attention", "full_attention"]
+    return Gemma3ForCausalLM(Gemma3TextConfig(**shape, head_dim=8, layer_types=layers)).eval()
+
+
 class ToyAdapter:
     """Rows {"id", "prompt": ids, "context": ids, "reference": str, "retain": bool}."""
 
@@ -50,8 +70,8 @@ class ToyAdapter:
     def frozen_modules(self, model: Any) -> list[str]:
         return []
 
-    def bind(self, model: Any, processing_class: Any = None) -> None:
-        pass
+    def bind(self, model: Any, processing_class: Any = None) -> ToyAdapter:
+        return self
 
     def examples(self, rows: Any) -> list[Example]:
         return [

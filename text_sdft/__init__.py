@@ -11,6 +11,7 @@ from typing import Any
 _HOME = {
     "SDFTTrainer": "text_sdft.training",
     "TextAdapter": "text_sdft.adapter",
+    **dict.fromkeys(["ChatAdapter", "answered"], "text_sdft.core.chat"),
     "default_lora": "text_sdft.training",
     **dict.fromkeys(
         [

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable
 
-#: What may stand around a short answer.
-MARKS = " \t\n\r\"'`´‘’“”«».,;:!?()[]{}*_"
+from text_sdft.core.chat import normalised, without_reasoning
 
 #: A number with its minus, its currency or percent sign, and its scale.
 QUANTITY = re.compile(
@@ -24,28 +22,6 @@ MONTHS = (
 MONTH = "month"
 WORD = r"\d+(?:,\d{3})*(?:\.\d+)?|[^\W\d_]+|\d+"
 SIGN = r"[+<>≤≥]|(?<!\w)[-−](?=\d)|(?<=\w)[-−](?!\w)"
-
-
-def without_reasoning(answer: str) -> str:
-    """What an answer says once its thoughts have ended with </think>; nothing where it was cut within them.
-
-    Chat templates of some models open the thoughts themselves, so that <think> need not stand in the answer.
-    """
-    return re.sub(r"<think>.*", "", answer.rpartition("</think>")[2], flags=re.DOTALL).strip()
-
-
-def normalised(text: str, marks: str = "", *, name: bool = False) -> str:
-    """The form in which answers are compared: lower case, single spaces, no white space around it.
-
-    Args:
-        marks: characters that do not count at either end.
-        name: as a name or another short answer: Unicode NFKC, `MARKS` do not count, and neither does a leading article (a,
-            an, the). So "A dog." is "dog".
-    """
-    if not name:
-        return " ".join(text.casefold().split()).strip(marks)
-    bare = normalised(unicodedata.normalize("NFKC", text), MARKS)
-    return re.sub(r"^(?:a|an|the)\s+(?=\S)", "", bare)
 
 
 def is_right(answer: str, reference: str, synonyms: Iterable[str] = ()) -> bool:

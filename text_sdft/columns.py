@@ -17,14 +17,15 @@ Other columns are ignored, but for near misses of these names.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from text_sdft.core import Conversation, Demonstration, Example, Message, UserError
-from text_sdft.core.errors import does_not_exist
+from text_sdft.core.adapter import with_unique_ids
+from text_sdft.core.chat import answered, with_system, with_text
+from text_sdft.core.data import Conversation, Demonstration, Example
+from text_sdft.core.errors import UserError, does_not_exist
 from text_sdft.row_files import read_rows
-from text_sdft.training.checks import unique
 
 COLUMNS = (
     "prompt",
@@ -73,6 +74,14 @@ def load_rows(path: str) -> list[dict[str, Any]]:
         ) from error
 
 
+def file_examples(file: str, read: Callable[[Sequence[dict[str, Any]]], list[Example]]) -> list[Example]:
+    """What ``read`` makes of the file's rows. Raises `UserError` naming file and row."""
+    try:
+        return read(load_rows(file))
+    except UserError as error:
+        raise UserError(str(error) if file in str(error) else f"{file}: {error}") from error
+
+
 def to_example(row: Any, number: int, system_prompt: str | None = None) -> Example:
     """One row as an example; a ready example passes through.
 
@@ -85,7 +94,7 @@ def to_example(row: Any, number: int, system_prompt: str | None = None) -> Examp
         raise UserError(f"Row {number} is a {type(row).__name__}; it must be a mapping with the column 'prompt'.")
     _check_names(row, number)
     row = {name: value for name, value in row.items() if not _is_nan(value)}  # as pandas writes missing values
-    messages = _with_system(messages_of(row.get("prompt"), "prompt", number), system_prompt)
+    messages = with_system(messages_of(row.get("prompt"), "prompt", number), system_prompt)
     golden = row.get("golden_response")
     answers = [golden] if isinstance(golden, str) else golden or []
     if not isinstance(answers, list) or not all(isinstance(answer, str) and answer for answer in answers):
@@ -95,7 +104,7 @@ def to_example(row: Any, number: int, system_prompt: str | None = None) -> Examp
     if not isinstance(given_shown, list):
         raise UserError(f"Row {number}: 'demonstrations' must be a list of {{'prompt', 'answer'}}.")
     shown = [_demonstration(given, number) for given in given_shown]
-    shown += [Demonstration([messages[-1], {"role": "assistant", "content": answer}]) for answer in answers]
+    shown += [answered(messages[-1], answer) for answer in answers]
     teacher_prompt, reference = row.get("teacher_prompt"), row.get("reference")
     if isinstance(reference, list | Mapping):
         raise UserError(f"Row {number}: 'reference' is a {type(reference).__name__}; it must be one right answer.")
@@ -107,7 +116,7 @@ def to_example(row: Any, number: int, system_prompt: str | None = None) -> Examp
         reference=None if reference is None else str(reference),
         retain=_flag(row.get("retain"), number),
         meta={
-            "teacher_messages": _with_system(messages_of(teacher_prompt, "teacher_prompt", number), system_prompt)
+            "teacher_messages": with_system(messages_of(teacher_prompt, "teacher_prompt", number), system_prompt)
             if teacher_prompt
             else None,
             "golden": len(answers),  # the last of the demonstrations
@@ -117,7 +126,7 @@ def to_example(row: Any, number: int, system_prompt: str | None = None) -> Examp
 
 def to_examples(rows: Iterable[Any], system_prompt: str | None = None) -> list[Example]:
     """All rows as examples, with unique ids. Raises `UserError`."""
-    return unique([to_example(row, number, system_prompt) for number, row in enumerate(rows)])
+    return with_unique_ids([to_example(row, number, system_prompt) for number, row in enumerate(rows)])
 
 
 def _check_names(row: Mapping[str, Any], number: int) -> None:
@@ -144,13 +153,6 @@ def messages_of(given: Any, column: str, number: int) -> Conversation:
         given = None
     state = "is missing or empty" if not given else f"is a {type(given).__name__}"
     raise UserError(f"Row {number}: '{column}' {state}; give a string, or messages with role and content.")
-
-
-def _with_system(messages: Conversation, system_prompt: str | None) -> Conversation:
-    """The messages after the system prompt, where there is one and they have none of their own."""
-    if not system_prompt or messages[0]["role"] == "system":
-        return messages
-    return [{"role": "system", "content": system_prompt}, *messages]
 
 
 def _context(given: Any, number: int) -> str | Conversation | None:
@@ -185,40 +187,13 @@ def _are_messages(given: Any) -> bool:
 
 
 def _texts(messages: list[Any], column: str, number: int) -> Conversation:
-    """The messages with texts for contents, parts joined: a text model's chat template would print a list as Python does.
-
-    Raises:
-        UserError: a content is neither a text nor a list of parts that are texts.
-    """
-    return [dict(with_text(message, f"Row {number}: '{column}'")) for message in messages]
-
-
-def with_text(message: Message, where: str = "A prompt") -> Message:
-    """The message with its content in one text where that is a list of parts.
-
-    Raises:
-        UserError: a part is no text; says ``where``.
-    """
-    if not isinstance(message.get("content"), list):
-        return message
-    texts = []
-    for part in message["content"]:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind in ("image", "image_url"):
-            raise UserError(f"{where} has an image, which the text adapter would drop. Use `adapter: image`.")
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise UserError(
-                f'{where} has a message whose content is neither text nor a list of {{"type": "text", "text": …}}.'
-            )
-        texts.append(part["text"])
-    return {**message, "content": "".join(texts)}
+    """The messages with texts for contents, parts joined. Raises `UserError` where a part is no text."""
+    return [dict(with_text(message, f"Row {number}: '{column}'", "Use `adapter: image`.")) for message in messages]
 
 
 def _demonstration(given: Any, number: int) -> Demonstration:
     if isinstance(given, list) and len(given) >= 2 and _are_messages(given) and given[-1]["role"] == "assistant":
         return Demonstration(_texts(given, "demonstrations", number))
     if isinstance(given, Mapping) and all(isinstance(given.get(key), str) and given[key] for key in ("prompt", "answer")):
-        return Demonstration(
-            [{"role": "user", "content": given["prompt"]}, {"role": "assistant", "content": given["answer"]}]
-        )
+        return answered(given["prompt"], given["answer"])
     raise UserError(f"Row {number}: a demonstration needs 'prompt' and 'answer', or user and assistant messages.")

@@ -19,20 +19,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from text_sdft.answers import is_right
-from text_sdft.core import (
-    RUNGS,
-    Conversation,
-    Demonstration,
-    Example,
-    Model,
-    ModelInputs,
-    Splits,
-    TeacherContext,
-    UserError,
-)
+from text_sdft.core.chat import ChatAdapter
+from text_sdft.core.data import RUNGS, Conversation, Demonstration, Example, Model, Splits, TeacherContext
+from text_sdft.core.errors import UserError
+from text_sdft.core.inputs import ModelInputs
 from text_sdft.core.sampling import draw_seed
 from text_sdft.core.sharding import has_shards
-from text_sdft.templates import check_template, render
+from text_sdft.core.templates import render
 from vlm_sdft.config import ImageData, ImageDemonstrations, load_demos, vlm
 from vlm_sdft.demos.controls import BLANK, CONTROLS, SHUFFLED, moved_answers, spoiled, with_cues
 from vlm_sdft.demos.episodes import Episodes
@@ -49,8 +42,8 @@ from vlm_sdft.images.features import ImageFeatures
 from vlm_sdft.images.loading import load_processor, load_vlm
 
 
-class ImageAdapter:
-    """`ModalityAdapter` for images (see `text_sdft.core.adapter` for the methods).
+class ImageAdapter(ChatAdapter):
+    """`ChatAdapter` for images, whose demonstrations are chosen among the labelled images of a demo set.
 
     Args:
         demos: the demo set.
@@ -59,7 +52,7 @@ class ImageAdapter:
         shots: demonstrations a type.
         rung: how much the teacher is shown (`text_sdft.core.RUNGS`), where a query has that rung; 5: of training rows.
         policy: ``"fixed"``, or ``"ladder"`` for hints that grow (`text_sdft.methods.hints`).
-        template: ``"turns"`` or a quoted template (see `text_sdft.templates`).
+        template: ``"turns"`` or a quoted template (see `text_sdft.core.templates`).
         rationale_question: what the model is asked about each labelled image, for rung 4 (`vlm_sdft.demos.rationales`).
         embedder: what retrieval compares: see `ImageEmbedder`.
         max_pixels: pixels that one image may cost; None: the processor's own limit.
@@ -89,25 +82,22 @@ class ImageAdapter:
         train_vision: bool = False,
         image_features_gib: float = 4.0,
     ) -> None:
-        check_template(template)
+        super().__init__(template=template, system_prompt=system_prompt)
         if rung not in RUNGS:
             known = ", ".join(f"{number} ({name})" for number, name in RUNGS.items())
             raise UserError(f"demonstrations.rung is {rung}; use {known}.")
         self.demos = demos
         self.policy, self.rung = policy, rung
-        self.processing_class: Any = None
         self._train_vision, self._image_features_gib = train_vision, image_features_gib
-        self._trust: dict[str, Any] = {}  # the model's own code was trusted: so is its processor's
         self._selector = DemonstrationSelector(demos.labelled, None, selection=selection, n_types=n_types, shots=shots)
-        self._template, self._system_prompt = template, system_prompt
         self._embedder_name, self._max_pixels, self._rationale_question = embedder, max_pixels, rationale_question
-        self._model: PreTrainedModel | None = None
-        self._family: Family | None = None
+        self._family: Family | None = None  # it and what follows belong to the model that `bind` was given
+        self._model: PreTrainedModel
+        self._features: ImageFeatures
+        self._encode_row: RowEncoder
         self._embedder: ImageEmbedder | None = None
         self._episodes: Episodes | None = None
         self._rationales: dict[Key, str] | None = None
-        self._features: ImageFeatures | None = None
-        self._encode_row: RowEncoder
 
     train_defaults: ClassVar[dict[str, Any]] = vlm()
 
@@ -143,30 +133,26 @@ class ImageAdapter:
         """The vision tower and what projects its features, unless ``train_vision`` is set."""
         return [] if self._train_vision else vision_modules(model)
 
-    def bind(self, model: Model, processing_class: Any | None = None) -> None:
-        """Find the model's family, check its processor, and bound its images.
+    def bind(self, model: Model, processing_class: Any | None = None) -> ImageAdapter:
+        """A copy for this model: finds its family, checks its processor, and bounds its images.
 
         Raises:
             UserError: the model takes no images, or its processor cannot be loaded or loses images.
         """
         # peft hides the signatures that the checks read; its layers sit in the base model too.
         base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
-        if processing_class is None:
-            processing_class = load_processor(base, **self._trust)
-        family = find_family(base, processing_class)
+        processor = load_processor(base, **self._trust) if processing_class is None else processing_class
+        family = find_family(base, processor)
         if family.name not in FAMILIES:
-            check_by_forward(base, processing_class, family)
+            check_by_forward(base, processor, family)
         if self._max_pixels is not None:
-            bound_images(family, processing_class, base, self._max_pixels)
-        self.processing_class, self._family, self._model = processing_class, family, base
-        self._embedder = self._selector.embeddings_RD = self._episodes = self._rationales = None
-        memory = int(self._image_features_gib * 2**30)
-        self._features = ImageFeatures(base, processing_class, family, memory, self._train_vision)
-        self._encode_row = RowEncoder(processing_class, family)
-
-    def release(self) -> None:
-        """Let go of the model and of what its tower computed, so that another one finds room; `bind` comes next."""
-        self._model = self._features = self._embedder = self._selector.embeddings_RD = None
+            bound_images(family, processor, base, self._max_pixels)
+        bound = super().bind(model, processor)
+        bound._family, bound._model, bound._encode_row = family, base, RowEncoder(processor, family)
+        bound._features = ImageFeatures(base, processor, family, int(self._image_features_gib * 2**30), self._train_vision)
+        bound._selector = copy.copy(self._selector)
+        bound._embedder = bound._selector.embeddings_RD = bound._episodes = bound._rationales = None
+        return bound
 
     def examples(self, rows: Iterable[Any]) -> list[Example]:
         """Examples from `ImageRow`s, ready examples, or mappings with ``image`` or ``images`` and ``prompt``.
@@ -177,57 +163,37 @@ class ImageAdapter:
         Raises:
             UserError: a row lacks an image or a prompt, or two rows share an id.
         """
-        return examples_of(rows, self._system_prompt)
+        return examples_of(rows, self.system_prompt)
 
     def student_messages(self, example: Example) -> Conversation:
         """The query alone; a retention row in context after demonstrations that hang on its id only."""
-        return render(example.messages, self._kept_in_context(example) if example.retain else [], None, self._template)
+        shown = self._kept_in_context(example) if example.retain else []
+        return render(example.messages, shown, None, str(self.template))
 
     def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
         """What the teacher is shown before the query; before a retention row its own episode."""
-        if example.retain:
-            return self._kept_in_context(example)
-        rung = self._rung_of(example, context)
-        if rung == 0:
-            return []
-        if rung == 5:  # the answer alone, as the paper shows it: the very same query, answered
-            return [Demonstration([example.messages[-1], {"role": "assistant", "content": example.reference}])]
-        without = self._type_of(example) if rung == 1 else None
-        shown = self._demonstrations(example, context.seed, context.max_demonstrations, without)
+        return self._kept_in_context(example) if example.retain else super().demonstrations(example, context)
+
+    def chosen_demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
+        """The example's own, else the selected ones, with what the rung adds, spoiled as the control says."""
+        rung, limit = self.rung_of(example, context), context.max_demonstrations
+        shown = list(example.demonstrations[:limit]) or self._selected(example, context.seed, limit, rung == 1)
         if rung in (3, 4):
             shown = with_cues(shown, {kind.answer: kind.cues for kind in self.demos.types.values()})
         if rung == 4:
-            shown = with_rationales(shown, self._written())
+            shown = with_rationales(shown, self._all_rationales())
         return spoiled(shown, context.control, context.seed)
-
-    def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
-        """The query after its demonstrations."""
-        hidden = example.retain or self._rung_of(example, context) in (0, 5)
-        privileged = None if hidden else example.privileged_context
-        return render(example.messages, self.demonstrations(example, context), privileged, self._template)
 
     def encode(self, conversations: Sequence[Conversation]) -> ModelInputs:
         """See `vlm_sdft.images.encoding`; every conversation becomes one unpadded row."""
         family, features = self._bound(), self._reused
         rows = [self._encode_row(conversation, features) for conversation in conversations]
-        tokenizer = self.processing_class.tokenizer
-        pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return ModelInputs(rows, pad_token_id or 0, family.media_by_row, family.placeholder_ids, features)
-
-    def decode(self, ids: Tensor) -> str:
-        """Completion ids [T] as text, special tokens left out, stripped."""
-        self._bound()
-        return self.processing_class.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return ModelInputs(rows, self.pad_token_id, family.media_by_row, family.placeholder_ids, features)
 
     def expert_answer(self, example: Example) -> str | None:
         """The label of a labelled training image, or of a retention image that has one; None for all other rows."""
         row = example.meta.get("row")
         return row.answer if row is not None and row.split in ("train", "retain") else None
-
-    def encode_answer(self, answer: str) -> Tensor:
-        """Ids [T] of an answer, as the student would write it after its prompt; no end token."""
-        self._bound()
-        return self.processing_class.tokenizer(answer, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
 
     def score(self, example: Example, answer: str) -> float | None:
         """1 for the right answer or a synonym of its type, else 0; None without a reference."""
@@ -244,9 +210,15 @@ class ImageAdapter:
         """L2-normalised embeddings [R, D] of R images, as retrieval compares them; each is computed once."""
         if self._embedder is None:
             self._bound()
-            device = self._model.device if self._model is not None else "cpu"
-            self._embedder = ImageEmbedder(self._embedder_name, self._features, device)
+            self._embedder = ImageEmbedder(self._embedder_name, self._features, self._model.device)
         return self._embedder(sources)
+
+    def rung_of(self, example: Example, context: TeacherContext) -> int:
+        """The rung that a query is shown: the one asked for, or else configured, where it has it; else 2."""
+        row, rung = example.meta.get("row"), context.rung
+        if rung is None:  # a test image's answer is to be found out: it is shown to a teacher that is asked for it alone
+            rung = 2 if self.rung == 5 and row is not None and row.split != "train" else self.rung
+        return rung if rung in self.rungs(example) else 2
 
     def rungs(self, example: Example) -> tuple[int, ...]:
         """Rungs that this query has: 1, 3 and 4 need chosen demonstrations, 1 and 3 types, 5 a known answer."""
@@ -303,25 +275,18 @@ class ImageAdapter:
             others[option]._selector = selector
         return others
 
-    def _rung_of(self, example: Example, context: TeacherContext) -> int:
-        """The rung that a query is shown: the one asked for, or else configured, where it has it; else 2."""
-        row, rung = example.meta.get("row"), context.rung
-        if rung is None:  # a test image's answer is to be found out: it is shown to a teacher that is asked for it alone
-            rung = 2 if self.rung == 5 and row is not None and row.split != "train" else self.rung
-        return rung if rung == 2 or rung in self.rungs(example) else 2
-
     @property
     def _reused(self) -> ImageFeatures | None:
         """What holds the features of the images that rows name; None: rows carry pixels.
 
         A trained tower whose weights lie in shards runs as a part of the model's forward only, as FSDP wants it.
         """
-        apart = not (self._train_vision and self._model is not None and has_shards(self._model))
-        return self._features if self._bound().reuses_features and self._image_features_gib > 0 and apart else None
+        reuses = self._bound().reuses_features and self._image_features_gib > 0
+        return self._features if reuses and not (self._train_vision and has_shards(self._model)) else None
 
     def _bound(self) -> Family:
         if self._family is None:
-            raise RuntimeError("ImageAdapter.bind(model) has not been called")
+            raise RuntimeError("This ImageAdapter is bound to no model: bind(model) returns one that is.")
         return self._family
 
     def _type_of(self, example: Example) -> str | None:
@@ -331,17 +296,14 @@ class ImageAdapter:
             return row.type
         return next((name for name, kind in self.demos.types.items() if kind.answer == example.reference), None)
 
-    def _demonstrations(
-        self, example: Example, seed: int, limit: int | None, without: str | None = None
-    ) -> list[Demonstration]:
-        """What stands before a query: fixed demonstrations first, else chosen ones."""
-        if example.demonstrations:
-            return list(example.demonstrations[:limit])
+    def _selected(self, example: Example, seed: int, limit: int | None, without_type: bool) -> list[Demonstration]:
+        """Labelled images chosen for a query, its own type's left out at rung 1."""
         row = example.meta.get("row")
         if row is None or limit == 0:
             return []
         # Only a training row's label may steer what is shown: the labels of all others are what is to be found out.
-        own_type = self._type_of(example) if row.split == "train" else None
+        own_type = self._type_of(example)
+        include, exclude = own_type if row.split == "train" else None, own_type if without_type else None
         query = row if row.split == "train" else replace(row, type=None, answer=None)
         query_D = None
         if self._selector.selection in ("retrieved", "grouped"):
@@ -350,15 +312,15 @@ class ImageAdapter:
                     self._embed_rows([*self._selector.rows, *self.demos.train, *self.demos.test])
                 self._selector.embeddings_RD = self._embed_rows(self._selector.rows)
             query_D = self._embed_rows([row])[0]
-        chosen = self._selector.select(query, query_D, seed, limit, include_type=own_type, exclude_type=without)
+        chosen = self._selector.select(query, query_D, seed, limit, include_type=include, exclude_type=exclude)
         return [demonstration(shown) for shown in chosen]
 
-    def _written(self) -> dict[Key, str]:
+    def _all_rationales(self) -> dict[Key, str]:
         """The rationales of all labelled images, written at once: by the weights of the first time."""
         if self._rationales is None:
-            model, shown = cast(Model, self._model), [demonstration(row) for row in self.demos.labelled]
-            asked = (self._rationale_question, self._system_prompt, self._template)
-            self._rationales = write_rationales(self, model, shown, *asked)
+            shown = [demonstration(row) for row in self.demos.labelled]
+            asked = (self._rationale_question, self.system_prompt, str(self.template))
+            self._rationales = write_rationales(self, self._model, shown, *asked)
         return self._rationales
 
     def _kept_in_context(self, example: Example) -> list[Demonstration]:

@@ -207,7 +207,7 @@ def run(
             right = [last_name(r["answer"]) == last_name(r["reference"]) for r in answered]
             result |= {name: sum(right) / len(right)} if right else {}
     if not trained:
-        for rival, given in adapter.rivals(sets["new"], contexts_for(trainer, sets["new"])).items():
+        for rival, given in trainer.adapter.rivals(sets["new"], contexts_for(trainer, sets["new"])).items():
             right = [answer == example.reference for answer, example in zip(given, sets["new"], strict=True)]
             result[f"{RIVAL}{rival}"] = sum(right) / len(right)
     return result

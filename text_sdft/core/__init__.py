@@ -1,4 +1,4 @@
-"""The distillation core: token ids, masks and hidden states; nothing of pixels, templates or tasks.
+"""The distillation core: token ids, masks and hidden states; nothing of pixels or tasks.
 
 Read `groups.py` first: what a step consumes. `text_sdft.training.trainer` is the step, top to bottom.
 
@@ -10,7 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same once more, for what checks types
-    from text_sdft.core.adapter import ENTRY_POINT_GROUP, ConfigurableAdapter, ModalityAdapter, adapter_class
+    from text_sdft.core.adapter import (
+        ENTRY_POINT_GROUP,
+        ConfigurableAdapter,
+        ExperimentAdapter,
+        ModalityAdapter,
+        adapter_class,
+    )
+    from text_sdft.core.chat import ChatAdapter
     from text_sdft.core.config import SDFTConfig, lora, paper
     from text_sdft.core.data import RUNGS, Conversation, Demonstration, Example, Message, Model, Splits, TeacherContext
     from text_sdft.core.divergence import DivergenceSettings, Head
@@ -22,7 +29,8 @@ if TYPE_CHECKING:  # the same once more, for what checks types
 
 #: File -> its public names; none may be called like a file of this folder.
 _NAMES = {
-    "adapter": "ENTRY_POINT_GROUP ConfigurableAdapter ModalityAdapter adapter_class",
+    "adapter": "ENTRY_POINT_GROUP ConfigurableAdapter ExperimentAdapter ModalityAdapter adapter_class",
+    "chat": "ChatAdapter",
     "config": "SDFTConfig lora paper",
     "data": "RUNGS Conversation Demonstration Example Message Model Splits TeacherContext",
     "divergence": "DivergenceSettings Head",

@@ -1,15 +1,16 @@
 """The one seam between the engine and a modality, and how adapters are found.
 
-The core calls these methods and nothing else, so a new modality or data format is one class. A third party registers its
-class in the entry-point group ``vlm_sdft.adapters``; ``adapter: NAME`` in a config then finds it. ``text`` and ``image``
-are registered in the same way.
+The core calls the methods of `ModalityAdapter` and nothing else, so a new modality or data format is one class; what chat
+models have in common is written down in `text_sdft.core.chat.ChatAdapter`. A third party registers its class in the
+entry-point group ``vlm_sdft.adapters``; ``adapter: NAME`` in a config then finds it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from types import MethodType
+from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -25,25 +26,10 @@ ENTRY_POINT_GROUP = "vlm_sdft.adapters"
 class ModalityAdapter(Protocol):
     """Turns rows into examples, examples into the two views, and conversations into model inputs.
 
+    What experiments may ask of it beyond training, all of it optional, is `ExperimentAdapter`.
+
     Attributes:
-        processing_class: tokenizer or processor; set by `bind`, saved beside the model.
-
-    An adapter may also offer, and experiments then use:
-
-    - ``rungs(example)``: the rungs of the privilege ladder (`RUNGS`) that ``TeacherContext.rung`` may ask for;
-    - ``controls(example)``: names of ways to spoil its demonstrations that ``TeacherContext.control`` may ask for;
-    - ``relabelled(example, context)``: the example with the answer that its spoiled demonstrations call for, None where
-      they call for none;
-    - ``rivals(examples, contexts) -> {name: answers}``: cheap methods that see the demonstrations of those contexts or the
-      same labelled rows, with ``rivals_left_out() -> {name: why}``;
-    - ``variants() -> {option: adapter}``: this adapter with other demonstrations, by the option that sets them;
-    - ``release()``: let go of the model, where several adapters take turns with models that do not fit side by side;
-    - ``policy``: ``"ladder"`` asks for hints that grow (`text_sdft.methods.hints`);
-    - ``scoring_notes()``: sentences on what `score` could not do as it should since they were asked for last;
-    - ``example_images(example)``: what to look at in a preview;
-    - ``expert_answer(example) -> str | None``: the answer that an expert gave to this very query (of the training data;
-      never taken from ``example.reference``), with ``encode_answer(answer) -> ids [T]``, its tokens without any end token:
-      what supervised methods train on.
+        processing_class: tokenizer or processor of the model that it is bound to; saved beside that model.
     """
 
     processing_class: Any
@@ -64,8 +50,11 @@ class ModalityAdapter(Protocol):
         """Names of submodules that training leaves untouched (a vision tower, say), as in ``named_modules()``."""
         ...
 
-    def bind(self, model: Model, processing_class: Any | None = None) -> None:
-        """Get ready for this model; called once, before anything else that needs a tokenizer.
+    def bind(self, model: Model, processing_class: Any | None = None) -> ModalityAdapter:
+        """An adapter with the same settings and data that reads for this model; this one stays as it is.
+
+        Each trainer binds one of its own: what was computed with a model goes when its trainer goes. (An adapter that keeps
+        nothing of a model may return itself.)
 
         Args:
             model: the loaded model (unwrapped).
@@ -108,11 +97,66 @@ class ModalityAdapter(Protocol):
         ...
 
 
-class ConfigurableAdapter(ModalityAdapter, Protocol):
+class ExperimentAdapter(ModalityAdapter, Protocol):
+    """What experiments and methods may ask of an adapter beyond training. The bodies are the defaults: there is none.
+
+    `ChatAdapter` inherits them; `with_defaults` gives them to any other adapter that leaves some out.
+
+    Attributes:
+        policy: ``"ladder"`` asks for hints that grow: each labelled query is shown the lowest rung that helps.
+    """
+
+    policy: Literal["fixed", "ladder"] = "fixed"
+
+    def rungs(self, example: Example) -> tuple[int, ...]:
+        """The rungs of the privilege ladder (`RUNGS`) that ``TeacherContext.rung`` may ask for."""
+        return ()
+
+    def controls(self, example: Example) -> tuple[str, ...]:
+        """Names of ways to spoil the example's demonstrations that ``TeacherContext.control`` may ask for."""
+        return ()
+
+    def relabelled(self, example: Example, context: TeacherContext) -> Example | None:
+        """The example with the answer that its spoiled demonstrations call for; None where they call for none."""
+        return None
+
+    def variants(self) -> Mapping[str, ModalityAdapter]:
+        """This adapter with other demonstrations, by the option that sets them."""
+        return {}
+
+    def rivals(self, examples: Sequence[Example], contexts: Sequence[TeacherContext]) -> dict[str, list[str]]:
+        """Answers of cheap methods that see the demonstrations of these contexts, or the same labelled rows, by name."""
+        return {}
+
+    def rivals_left_out(self) -> dict[str, str]:
+        """Why, by the names of rivals that cannot run."""
+        return {}
+
+    def expert_answer(self, example: Example) -> str | None:
+        """An expert's answer to this very query, which supervised methods train on; None where nobody gave one.
+
+        Of the training data; never taken from ``example.reference``, by which answers are measured.
+        """
+        return None
+
+    def encode_answer(self, answer: str) -> Tensor | None:
+        """Ids [T] of an answer as the model would write it, without any end token; None: this adapter writes none."""
+        return None
+
+    def example_images(self, example: Example) -> list[Any]:
+        """What to look at in a preview: paths or PIL images."""
+        return []
+
+    def scoring_notes(self) -> list[str]:
+        """Sentences on what `score` could not do as it should since they were asked for last."""
+        return []
+
+
+class ConfigurableAdapter(ExperimentAdapter, Protocol):
     """An adapter that a config file can name: it also reads its own sections of the YAML.
 
     The type hints of `from_config`'s arguments are dataclasses; their fields are the section's keys, with their defaults
-    and help (``field(metadata={"help": …})``).
+    and help (`text_sdft.core.settings.setting`).
 
     Attributes:
         train_defaults: settings of `SDFTConfig` that suit this modality better than the defaults.
@@ -144,4 +188,38 @@ def adapter_class(name: str) -> type[ConfigurableAdapter]:
 
 def missing_methods(adapter: Any) -> list[str]:
     """The methods of `ModalityAdapter` that an object does not have."""
-    return [name for name in sorted(vars(ModalityAdapter)) if not name.startswith("_") and not hasattr(adapter, name)]
+    return [name for name in _members(ModalityAdapter) if not hasattr(adapter, name)]
+
+
+def with_defaults(adapter: ModalityAdapter) -> ExperimentAdapter:
+    """The adapter, given the defaults of what it leaves out of `ExperimentAdapter`."""
+    left_out = [name for name in _members(ExperimentAdapter) if not hasattr(adapter, name)]
+    defaults = {name: getattr(ExperimentAdapter, name) for name in left_out}
+    vars(adapter).update({name: MethodType(d, adapter) if callable(d) else d for name, d in defaults.items()})
+    return cast(ExperimentAdapter, adapter)
+
+
+def bound_adapter(adapter: ModalityAdapter, model: Model, processing_class: Any | None = None) -> ExperimentAdapter:
+    """The adapter that reads for this model (`ModalityAdapter.bind`), `with_defaults`.
+
+    Raises:
+        UserError: as its ``bind``, or that gives nothing back.
+    """
+    bound = adapter.bind(model, processing_class)
+    if bound is None:
+        raise UserError(f"{type(adapter).__name__}.bind returns None: return the adapter that reads for the model.")
+    return with_defaults(bound)
+
+
+def _members(protocol: type) -> list[str]:
+    return sorted(name for name in vars(protocol) if not name.startswith("_"))
+
+
+def with_unique_ids(examples: list[Example]) -> list[Example]:
+    """The examples. Raises `UserError` where two have one id, by which draws are keyed and answers are kept."""
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise UserError(f"Two rows have the id '{example.id}': ids must be unique, or left out.")
+        seen.add(example.id)
+    return examples

@@ -17,7 +17,7 @@ from text_sdft.experiments.compare_table import write_tables
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.folder import read_json, write_json
 from text_sdft.experiments.run import eval_sets
-from text_sdft.experiments.scores import ADD_TEST_ROWS, with_reference
+from text_sdft.experiments.scores import with_reference
 from text_sdft.experiments.settings import first_change, flattened
 from text_sdft.methods.table import Unsupported, find_method
 
@@ -98,7 +98,7 @@ def split_sets(sets: Sets) -> tuple[Sets, Sets, str]:
     if not validation.get(NEW) or not test.get(NEW):
         raise UserError(
             "compare measures on the set 'new', a third of which chooses learning rates: it needs at least 3 rows with a "
-            f"reference. So {ADD_TEST_ROWS}."
+            "reference. Add some."
         )
     counts = "; ".join(f"{name}: {len(validation[name])} and {len(test[name])}" for name in test)
     origin = "a fixed third of each set" if not own else "the set validation, and on a fixed third of each set but new"

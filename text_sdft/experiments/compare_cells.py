@@ -133,17 +133,17 @@ class CellRunner:
 
     def _run_rivals(self, method: Method) -> None:
         """One cell a seed (of the demonstrations' draw) with every rival in it; each becomes a row of its own."""
-        adapter: Any = self.experiment.adapter
-        if not hasattr(adapter, "rivals"):
-            self.comparison.skipped[method.name] = "there are none for this kind of data."
-            return
         for seed in range(self.comparison.plan["seeds"]):
-            cell = self._cell(method, "test", 0.0, seed) or {"test": {}}
+            cell = self._cell(method, "test", 0.0, seed)
+            if cell is None:
+                continue
+            if not cell["test"]:
+                self.comparison.skipped[method.name] = "there are none for this kind of data."
+                return
             for name, scores in cell["test"].items():
                 self.comparison.tests.setdefault(name, []).append({**cell, "method": name, "test": {NEW: scores}})
                 self.comparison.chosen[name] = 0.0
-        if hasattr(adapter, "rivals_left_out"):
-            self.comparison.skipped |= adapter.rivals_left_out()
+        self.comparison.skipped |= self.experiment.adapter.rivals_left_out()
 
     def _cell(self, method: Method, part: str, rate: float, seed: int) -> dict[str, Any] | None:
         """The stored cell, or one that is run now, and stored; None where it failed."""
@@ -170,12 +170,11 @@ class CellRunner:
 
     def _rivals(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
         trainer, examples = self._trainer(method, rate, seed), self.test[NEW]
-        adapter: Any = trainer.adapter
         started = time.monotonic()
-        answers = adapter.rivals(examples, contexts_for(trainer, examples))
+        answers = trainer.adapter.rivals(examples, contexts_for(trainer, examples))
         seconds = time.monotonic() - started
         scores = {
-            name: {e.id: adapter.score(e, text) for e, text in zip(examples, texts, strict=True)}
+            name: {e.id: trainer.adapter.score(e, text) for e, text in zip(examples, texts, strict=True)}
             for name, texts in answers.items()
         }
         return {"test": scores, "seconds": seconds, "flops": 0.0}
@@ -199,7 +198,7 @@ class CellRunner:
             save_file(_trainable(trainer), file)
 
     def _test(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
-        start = self._start  # before the trainer is made: the adapter that they share reads with the newest one's model
+        start = self._start  # before the trainer is made, whose model would lie beside the start's
         file = self._weights(method, rate)
         if seed == 0 and method.trains and file.exists():
             trainer, stored = self._trainer(method, rate, seed), load_file(file)

@@ -19,7 +19,7 @@ from text_sdft.core.sampling import draw_seed, evaluating
 from text_sdft.core.scoring import completion_hidden_states, head_of
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_view
-from text_sdft.experiments.answers import Contexts, plain, slices
+from text_sdft.experiments.answers import Contexts, bare_answer, slices
 from text_sdft.methods.answers import answer_ids
 from text_sdft.training import SDFTTrainer
 
@@ -35,14 +35,15 @@ def right_answer_reading(
         ``entropy`` (mean over those tokens of the next token's distribution, nats), ``tokens`` (of the prompt, mean); None
         where the adapter writes no answers (`encode_answer`).
     """
-    adapter: Any = trainer.adapter
-    if not hasattr(adapter, "encode_answer"):
-        return None
+    adapter = trainer.adapter
     logps: list[Tensor] = []
     entropies: list[Tensor] = []
     lengths: list[int] = []
     for rows in slices(len(examples), size):
-        ids = [answer_ids(trainer.module, adapter, example, str(example.reference)) for example in examples[rows]]
+        given = [answer_ids(trainer.module, adapter, example, str(example.reference)) for example in examples[rows]]
+        ids = [ids_T for ids_T in given if ids_T is not None]
+        if len(ids) < len(given):
+            return None
         inputs = encode_view(adapter, examples[rows], contexts and contexts[rows], trainer.prompt_limit)
         with evaluating(trainer.module), gathered(trainer.module):
             with trainer.accelerator.autocast():
@@ -85,10 +86,10 @@ def answer_positions(
     found: dict[int, list[int]] = {}
     for example, context, text in zip(examples, contexts, texts, strict=True):
         shown, *others = (
-            [plain(d.messages[-1]["content"]) for d in adapter.demonstrations(example, replace(context, seed=seed))]
+            [bare_answer(d.messages[-1]["content"]) for d in adapter.demonstrations(example, replace(context, seed=seed))]
             for seed in (context.seed, 1, 2, 3)
         )
-        places = [i for i, given in enumerate(shown) if given == plain(text)]
+        places = [i for i, given in enumerate(shown) if given == bare_answer(text)]
         if places and any(order != shown for order in others):
             found.setdefault(len(shown), []).append(random.Random(draw_seed(context.seed, "position")).choice(places))
     if not found:

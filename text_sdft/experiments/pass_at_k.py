@@ -9,8 +9,8 @@ from scipy.special import comb
 
 from text_sdft.core import Example, UserError
 from text_sdft.core.sampling import draw_seed
-from text_sdft.experiments.answers import answers, score_all, slices
-from text_sdft.experiments.scores import ADD_TEST_ROWS, with_reference
+from text_sdft.experiments.answers import completions, score_all, slices
+from text_sdft.experiments.scores import with_reference
 from text_sdft.training import SDFTTrainer
 
 
@@ -57,12 +57,13 @@ def measure_pass_at_k(
     known = with_reference(examples)
     if not known:
         raise UserError(
-            "Pass@k (--samples) is measured on rows of the set new with a reference, and the data has none: "
-            f"{ADD_TEST_ROWS}, or leave --samples out."
+            "Pass@k (--samples) is measured on rows of the set new with a reference, and the data has none: add some, "
+            "or leave --samples out."
         )
     asked = [example for example in known for _ in range(samples)]
     seeds = [draw_seed(trainer.args.seed, "pass@k", example.id, i) for example in known for i in range(samples)]
-    texts = list(answers(trainer, asked, None, batch_size, f"{samples} answers each", seeds))
+    ids = completions(trainer, asked, None, batch_size, f"{samples} answers each", seeds)
+    texts = list(map(trainer.adapter.decode, ids))
     scores = score_all(trainer.adapter, asked, texts)
     parts = slices(len(asked), samples)
     records = [{"id": e.id, "answers": texts[part], "scores": scores[part]} for e, part in zip(known, parts, strict=True)]

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from text_sdft.core import Example, ModelInputs, TeacherContext, UserError
+from text_sdft.core import Example, ExperimentAdapter, ModelInputs, TeacherContext, UserError
+from text_sdft.core.chat import tokenizer_of
 from text_sdft.core.sampling import draw_seed
 from text_sdft.core.views import encode_student, encode_teacher
 from text_sdft.experiments.config import Experiment
@@ -87,12 +88,12 @@ def _prompt(trainer: SDFTTrainer, inputs: ModelInputs, row: int) -> dict[str, An
 
 def _decoded(trainer: SDFTTrainer, ids: torch.Tensor) -> str:
     processing = trainer.adapter.processing_class
-    return getattr(processing, "tokenizer", processing).decode(ids, skip_special_tokens=False)
+    return tokenizer_of(processing).decode(ids, skip_special_tokens=False)
 
 
-def _media(adapter: Any, example: Example) -> list[str]:
+def _media(adapter: ExperimentAdapter, example: Example) -> list[str]:
     """The query's files by name; of what is no file, its kind."""
-    media = adapter.example_images(example) if hasattr(adapter, "example_images") else []
+    media = adapter.example_images(example)
     return [str(one) if isinstance(one, str | Path) else type(one).__name__ for one in media]
 
 

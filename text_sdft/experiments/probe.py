@@ -17,11 +17,10 @@ from transformers.utils import logging
 
 from text_sdft.core import RUNGS, Example, TeacherContext, UserError
 from text_sdft.core.sampling import draw_seed
-from text_sdft.experiments.answers import answers, plain, score_all, slices
+from text_sdft.experiments.answers import bare_answer, completions, score_all, slices
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.measure import answer_positions, mean_tokens, right_answer_reading
 from text_sdft.experiments.scores import (
-    ADD_TEST_ROWS,
     contexts_for,
     sample,
     tell_scoring_notes,
@@ -36,7 +35,7 @@ logger = logging.get_logger(__name__)
 #: Why there is nothing to compare.
 ALIKE = (
     "in every test row with a reference the teacher sees what the student sees. Give those rows what the teacher alone is "
-    "shown: demonstrations, the answer or a context (section data; `--help` says where)."
+    "shown: demonstrations, the answer or a context."
 )
 #: Draws of the demonstrations that vote on each answer, where draws show different ones.
 DRAWS = 16
@@ -58,7 +57,7 @@ class Probe:
 
     def __init__(self, trainer: SDFTTrainer, examples: list[Example], size: int) -> None:
         self.trainer, self.examples, self.size = trainer, examples, size
-        self.adapter: Any = trainer.adapter
+        self.adapter = trainer.adapter
         self.contexts = dict(enumerate(contexts_for(trainer, examples)))
         self.scores: dict[str, dict[int, float]] = {}
         self.texts: dict[str, dict[int, str]] = {}
@@ -71,7 +70,8 @@ class Probe:
         shown = None if contexts is None else list(contexts.values())
         examples = [self.examples[i] for i in places]
         started = time.monotonic()
-        texts = list(answers(self.trainer, examples, shown, self.size, f"probe: {name}", adapter=adapter))
+        ids = completions(self.trainer, examples, shown, self.size, f"probe: {name}", adapter=adapter)
+        texts = list(map(self.adapter.decode, ids))
         self.seconds[name] = (time.monotonic() - started) / max(len(examples), 1)
         self.texts[name] = dict(zip(places, texts, strict=True))
         self.scores[name] = dict(zip(places, score_all(self.adapter, examples, texts), strict=True))
@@ -109,8 +109,6 @@ class Probe:
 
     def measure_rungs(self) -> None:
         """Rungs 1, 3, 4 and 5, for the examples that have them (0 is the student's view, 2 the teacher's)."""
-        if not hasattr(self.adapter, "rungs"):
-            return
         for rung in (1, 3, 4, 5):
             has = {i: c for i, c in self.contexts.items() if rung in self.adapter.rungs(self.examples[i])}
             if has:
@@ -118,15 +116,12 @@ class Probe:
 
     def measure_controls(self, first: bool = False) -> None:
         """The adapter's controls (or the first alone), for the examples that have them."""
-        if not hasattr(self.adapter, "controls"):
-            return
         has = [self.adapter.controls(example) for example in self.examples]
         names = list(dict.fromkeys(name for mine in has for name in mine))
         for name in names[:1] if first else names:
             contexts = {i: replace(c, control=name) for i, c in self.contexts.items() if name in has[i]}
             self.measure(name, contexts)
-            if hasattr(self.adapter, "relabelled"):
-                self._score_by_spoiled_demonstrations(name, contexts)
+            self._score_by_spoiled_demonstrations(name, contexts)
 
     def _score_by_spoiled_demonstrations(self, name: str, contexts: Mapping[int, TeacherContext]) -> None:
         """Score the same answers by what the spoiled demonstrations call for: does the teacher follow its context?"""
@@ -177,21 +172,21 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
     """
     known = _scorable_rows(experiment)
     if not known:
-        raise UserError(f"The probe needs examples of the task with a reference: {ADD_TEST_ROWS}.")
+        raise UserError(f"The probe needs examples of the task with a reference: {experiment.test_rows_remedy}.")
     examples = _examples_with_teacher(trainer, known, experiment.eval.max_examples or EXAMPLES)
     if not examples:
         raise UserError(f"The probe has no teacher to measure: {ALIKE}")
     run = Probe(trainer, examples, experiment.eval.batch_size)
-    adapter: Any = trainer.adapter
+    adapter = trainer.adapter
     run.measure("student", None)
     run.measure("teacher", run.contexts)
     run.measure_vote()
     run.measure_rungs()
     run.measure_controls()
     contexts = list(run.contexts.values())
-    rivals = adapter.rivals(examples, contexts) if hasattr(adapter, "rivals") else {}
+    rivals = adapter.rivals(examples, contexts)
     run.scores |= {name: dict(enumerate(score_all(adapter, examples, texts))) for name, texts in rivals.items()}
-    variants = adapter.variants() if sweep and hasattr(adapter, "variants") else {}
+    variants = adapter.variants() if sweep else {}
     for option, variant in variants.items():
         run.measure(option, run.contexts, variant)
         run.measure_vote(option, variant)
@@ -246,9 +241,9 @@ def _examples_with_teacher(trainer: SDFTTrainer, known: list[Example], limit: in
     return sample(with_teacher(trainer, known), limit) if alike else drawn
 
 
-def _evidence(run: Probe, rivals: Iterable[str], variants: dict[str, Any], places: dict[str, Any] | None) -> Evidence:
+def _evidence(run: Probe, rivals: Iterable[str], variants: Iterable[str], places: dict[str, Any] | None) -> Evidence:
     """The measured scores as the verdict takes them."""
-    controls = {name for e in run.examples for name in getattr(run.adapter, "controls", lambda _: ())(e)}
+    controls = {name for e in run.examples for name in run.adapter.controls(e)}
     spoilt = [name for name in run.scores if name in controls or name == RUNGS[1]]
     options = {f"--demonstrations.rung {rung}": RUNGS[rung] for rung in (3, 4) if RUNGS[rung] in run.scores}
     options |= {option: option for option in variants}
@@ -302,5 +297,5 @@ def _divergence(trainer: SDFTTrainer, examples: Sequence[Example], size: int) ->
 
 def _most_frequent(ballot: Sequence[str]) -> str:
     """The answer that is given most often, the first such one, as it was written first."""
-    winner = Counter(map(plain, ballot)).most_common(1)[0][0]
-    return next(text for text in ballot if plain(text) == winner)
+    winner = Counter(map(bare_answer, ballot)).most_common(1)[0][0]
+    return next(text for text in ballot if bare_answer(text) == winner)

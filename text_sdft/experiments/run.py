@@ -27,7 +27,7 @@ from text_sdft.experiments.folder import checkpoint_step, drop_later_lines, newe
 from text_sdft.experiments.pages import filled
 from text_sdft.experiments.pass_at_k import measure_pass_at_k
 from text_sdft.experiments.probe import short_probe
-from text_sdft.experiments.scores import ADD_TEST_ROWS, evaluate, sample
+from text_sdft.experiments.scores import evaluate, sample
 from text_sdft.experiments.settings import first_change, resumable
 from text_sdft.experiments.skills import prior_skills
 from text_sdft.experiments.verdict import Verdict
@@ -172,7 +172,7 @@ def make_trainer(experiment: Experiment, full_batches: bool = False) -> SDFTTrai
     if args.eval_strategy != IntervalStrategy.NO and not sets:
         raise UserError(
             f"train.eval_strategy {IntervalStrategy(args.eval_strategy).value} measures while training, and the data has "
-            f"no set to measure: {ADD_TEST_ROWS}, or set train.eval_strategy no."
+            f"no set to measure: {experiment.test_rows_remedy}, or set train.eval_strategy no."
         )
     if args.metric_for_best_model == "accuracy":
         args.metric_for_best_model = "new_accuracy"

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from transformers.utils import logging
 
-from text_sdft.core import Example, Message, TeacherContext
+from text_sdft.core import Example, ExperimentAdapter, Message, TeacherContext
 from text_sdft.core.sampling import draw_seed
 from text_sdft.core.sharding import gathered
-from text_sdft.experiments.answers import Contexts, answers
+from text_sdft.experiments.answers import Contexts, completions
 from text_sdft.experiments.stats import Accuracy
 from text_sdft.training import SDFTTrainer
 
@@ -21,8 +21,6 @@ T = TypeVar("T")
 logger = logging.get_logger(__name__)
 #: What is measured of the task that training, or the choice of settings, is about.
 TASK_SETS = ("new", "validation", "ood", "teacher")
-#: The remedy where nothing can be measured: what test rows are, each modality's section ``data`` says.
-ADD_TEST_ROWS = "add test rows with a reference (section data; `--help` says where)"
 
 
 def of_prior_skills(by_set: Mapping[str, T]) -> dict[str, T]:
@@ -87,7 +85,7 @@ def evaluate(
         shown = _with_teacher_alone(trainer, known.get("new", []))
         jobs.append(("teacher", "new", shown, contexts_for(trainer, shown)))
     for result, name, examples, contexts in jobs:
-        texts = answers(trainer, examples, contexts, batch_size, f"{phase}: {result}")
+        texts = map(trainer.adapter.decode, completions(trainer, examples, contexts, batch_size, f"{phase}: {result}"))
         given = [(e, text, trainer.adapter.score(e, text)) for e, text in zip(examples, texts, strict=True)]
         scored = [(example, text, score) for example, text, score in given if score is not None]
         if not scored:
@@ -111,9 +109,9 @@ def evaluate(
     return results, records
 
 
-def tell_scoring_notes(adapter: Any) -> None:
+def tell_scoring_notes(adapter: ExperimentAdapter) -> None:
     """Log what the adapter has to say of the scores that it gave."""
-    for note in adapter.scoring_notes() if hasattr(adapter, "scoring_notes") else ():
+    for note in adapter.scoring_notes():
         logger.warning(note)
 
 

@@ -18,9 +18,8 @@ from text_sdft.core import Example, Model, UserError
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.folder import read_json, write_json
 from text_sdft.experiments.run import eval_sets, measuring_trainer, run_training, trained_model
-from text_sdft.experiments.scores import ADD_TEST_ROWS, evaluate, of_prior_skills
+from text_sdft.experiments.scores import evaluate, of_prior_skills
 from text_sdft.experiments.settings import Settings, first_change, resumable
-from text_sdft.methods.answers import expert_answer
 from text_sdft.methods.table import find_method
 from text_sdft.training.modeling import load_model
 
@@ -77,13 +76,13 @@ def run_sequence(
             _train(replace(_with_earlier(task, tasks[:k], retain_earlier), start=model))
         model = None
         if k == len(found["after"]):
-            model = _reload(task, tasks)
+            model = _reload(task)
             found["after"].append(measure(model, tasks)[0])
             write_json(folder / "sequence.json", found)
     model = None
     if joint is not None and found["joint"] is None:
         _train(joint)
-        found["joint"] = measure(_reload(joint, [*tasks, joint]), tasks)[0]
+        found["joint"] = measure(_reload(joint), tasks)[0]
     found["summary"] = summary(
         [row["new"] for row in found["after"]], found["before"]["new"], found["joint"] and found["joint"]["new"]
     )
@@ -105,7 +104,7 @@ def measure(model: Model, tasks: Sequence[Experiment]) -> tuple[Row, Row]:
         measured = {name: examples for name, examples in sets.items() if name in wanted}
         scores, _ = evaluate(trainer, measured, False, task.eval.batch_size, f"task {k + 1}")
         if "new" not in scores:
-            raise UserError(f"Task {k + 1} has nothing to measure: {ADD_TEST_ROWS}.")
+            raise UserError(f"Task {k + 1} has nothing to measure: {task.test_rows_remedy}.")
         for values, key in ((accuracy, "accuracy"), (n, "n")):
             values["new"].append(scores["new"][key])
             values["old"] |= {name: score[key] for name, score in scores.items() if name != "new"}
@@ -150,11 +149,8 @@ def _train(task: Experiment) -> None:
     gc.collect()  # trainers are full of cycles: the model's memory is wanted back
 
 
-def _reload(task: Experiment, bound: Sequence[Experiment]) -> Model:
+def _reload(task: Experiment) -> Model:
     """A finished task's model, as the next one would find it in another process, once nobody holds the one before."""
-    for other in bound:
-        if hasattr(other.adapter, "release"):
-            other.adapter.release()
     gc.collect()
     return trained_model(task, task.folder / "model")
 
@@ -172,7 +168,7 @@ def _with_earlier(task: Experiment, earlier: Sequence[Experiment], count: int) -
         name = before.folder.name
         queries = [example for example in before.adapter.examples(before.splits.train) if not example.retain]
         if replayed:
-            kept = [example for example in queries if expert_answer(before.adapter, example) is not None]
+            kept = [example for example in queries if before.adapter.expert_answer(example) is not None]
         else:
             drawn = random.Random(f"{task.args.seed}/{name}").sample(queries, min(count, len(queries)))
             # Nothing is left that tells the answer: only the query comes back.

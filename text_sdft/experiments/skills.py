@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from text_sdft.core import UserError
+from text_sdft.core.chat import tokenizer_of
 from text_sdft.training import SDFTTrainer
 
 #: The six benchmarks of arXiv 2601.19897 and the metric that it reports of each.
@@ -52,7 +53,7 @@ def prior_skills(
         raise UserError(f"Prior skills need lm-evaluation-harness ({error}): pip install 'vlm-sdft[skills]'.") from error
     chosen = [_task(name) for given in tasks for name in (PAPER if given == "paper" else [given])]
     processor = trainer.adapter.processing_class
-    model = HFLM(trainer.module, tokenizer=getattr(processor, "tokenizer", processor), batch_size=batch_size)
+    model = HFLM(trainer.module, tokenizer=tokenizer_of(processor), batch_size=batch_size)
     try:
         with trainer.accelerator.autocast():
             found = simple_evaluate(

@@ -13,32 +13,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text_sdft.core import Example, ModalityAdapter, Model, UserError
+from text_sdft.core import Example, ExperimentAdapter, ModalityAdapter, Model, UserError
 from text_sdft.core.groups import Answer
 from text_sdft.core.sampling import eos_ids
 
 ANSWERS_FILE = "answers.jsonl"
 
 
-def expert_answer(adapter: ModalityAdapter, example: Example) -> str | None:
-    """What the expert answered to this very query; None where nobody did, or the adapter cannot tell."""
-    return adapter.expert_answer(example) if hasattr(adapter, "expert_answer") else None
-
-
-def expert_answers(model: Model, adapter: ModalityAdapter, examples: Sequence[Example], limit: int) -> dict[str, Answer]:
+def expert_answers(model: Model, adapter: ExperimentAdapter, examples: Sequence[Example], limit: int) -> dict[str, Answer]:
     """The experts' answers by their query's id.
 
     Args:
         limit: tokens that an answer may have.
 
     Raises:
-        UserError: an answer is longer.
+        UserError: an answer is longer, or the adapter writes none.
     """
     answers = {}
     for example in examples:
-        text = expert_answer(adapter, example)
+        text = adapter.expert_answer(example)
         assert text is not None  # only such rows are taken
         ids = answer_ids(model, adapter, example, text)
+        if ids is None:
+            raise UserError(f"{type(adapter).__name__} has experts' answers, and no `encode_answer` that gives their ids.")
         if len(ids) > limit:
             raise UserError(
                 f"The expert's answer of '{example.id}' has {len(ids)} tokens, but max_completion_length is {limit}. Raise "
@@ -48,14 +45,15 @@ def expert_answers(model: Model, adapter: ModalityAdapter, examples: Sequence[Ex
     return answers
 
 
-def answer_ids(model: Model, adapter: ModalityAdapter, example: Example, text: str) -> Tensor:
+def answer_ids(model: Model, adapter: ExperimentAdapter, example: Example, text: str) -> Tensor | None:
     """The ids [T] of an answer to this example as the model would write it, with the token that ends it.
 
-    Args:
-        adapter: one that writes answers (`encode_answer`).
+    None where the adapter writes no answers.
     """
-    tokens = adapter.encode_answer(text)  # type: ignore[attr-defined]  # optional, see ModalityAdapter
-    return torch.cat([tokens, torch.tensor(_end_of(model, adapter, example, text), dtype=torch.long)])
+    ids_T = adapter.encode_answer(text)
+    if ids_T is None:
+        return None
+    return torch.cat([ids_T, torch.tensor(_end_of(model, adapter, example, text), dtype=torch.long)])
 
 
 def _end_of(model: Model, adapter: ModalityAdapter, example: Example, text: str) -> list[int]:

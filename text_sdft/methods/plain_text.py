@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from text_sdft.core import Example
+from text_sdft.core.chat import tokenizer_of
 from text_sdft.core.groups import Answer
 
 
@@ -21,7 +22,7 @@ def windows(processing_class: Any, examples: Sequence[Example], length: int) -> 
         for each window a query that holds the token before it, and its ids [T] as the answer. Every token of a text but
         its first (the beginning-of-text token of models that have one) is learnt once.
     """
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    tokenizer = tokenizer_of(processing_class)
     named = {_text(example): example.id for example in reversed(examples)}
     parts = []
     for text, name in named.items():

@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from text_sdft.core import Example, ModalityAdapter, SDFTConfig, UserError
+from text_sdft.core import Example, ExperimentAdapter, SDFTConfig, UserError
 from text_sdft.core.errors import did_you_mean
 from text_sdft.core.groups import Group, Step
-from text_sdft.methods.answers import expert_answer
 from text_sdft.methods.attention import attention_only
 from text_sdft.methods.distillation import offline, sdft
 from text_sdft.methods.supervised import dft, reinvoke, replay, sft
@@ -95,7 +94,7 @@ class Method:
             setattr(args, name, value)
         return args
 
-    def rows(self, adapter: ModalityAdapter, examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    def rows(self, adapter: ExperimentAdapter, examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
         """The queries and the retention rows that are trained on.
 
         Raises:
@@ -104,7 +103,7 @@ class Method:
         queries = [example for example in examples if not example.retain]
         retained = [example for example in examples if example.retain]
         if self.answers == "expert" or self.labelled:
-            queries = [query for query in queries if expert_answer(adapter, query) is not None]
+            queries = [query for query in queries if adapter.expert_answer(query) is not None]
             self._require(queries, "training rows with an expert's answer (text: golden_response; images: train/<type>/*)")
         if self.answers == "context":
             queries = [query for query in queries if query.privileged_context]
@@ -114,7 +113,7 @@ class Method:
         if self.retention == "required":
             self._require(retained, "retention prompts (data.retain)")
         if self.retention == "answered":
-            retained = [row for row in retained if expert_answer(adapter, row) is not None]
+            retained = [row for row in retained if adapter.expert_answer(row) is not None]
             self._require(retained, "retention rows with an expert's answer")
         return queries, retained
 

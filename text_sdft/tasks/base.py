@@ -4,114 +4,67 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from text_sdft.adapter import TextAdapter, not_scored, trained_on
-from text_sdft.answers import states, without_reasoning
-from text_sdft.columns import load_rows, to_examples
-from text_sdft.core import Conversation, Demonstration, Example, Splits, TeacherContext, UserError
-from text_sdft.templates import render
-from text_sdft.training.checks import unique
+from typing_extensions import Self
+
+from text_sdft.adapter import TextAdapter
+from text_sdft.answers import states
+from text_sdft.columns import file_examples
+from text_sdft.config import TaskData, TaskDemonstrations, TextData
+from text_sdft.core.chat import answered, without_reasoning
+from text_sdft.core.data import Demonstration, Example, Splits, TeacherContext
+from text_sdft.core.errors import UserError
 
 #: Seed of the held-out part: the same rows in every run, so that settings are chosen on rows that no run trains on.
 HOLDOUT_SEED = 0
-
-TeacherSees = Literal["demonstration", "answer", "nothing", "wrong"]
-
-
-@dataclass
-class TaskData:
-    """Section ``data`` of a task."""
-
-    path: str = field(metadata={"help": "Training rows: a .jsonl, .json, .parquet or .csv file, or a data set NAME:SPLIT."})
-    test: str | None = field(default=None, metadata={"help": "Rows of the task that are measured (the set 'new')."})
-    validation: str | None = field(
-        default=None, metadata={"help": "Rows for choosing settings; unset: a part of the training rows, held out."}
-    )
-    holdout: float = field(default=0.1, metadata={"help": "Share of the training rows held out where validation is unset."})
-    old: str | None = field(
-        default=None, metadata={"help": "Rows with 'prompt' and 'reference' that the model solves already (the set 'old')."}
-    )
-    retain: str | None = field(
-        default=None, metadata={"help": "Prompts the model should go on answering as it does (retention prompts)."}
-    )
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "System message of both views, for rows without one."}
-    )
-
-
-@dataclass
-class TaskDemonstrations:
-    """Section ``demonstrations`` of a task."""
-
-    teacher_sees: TeacherSees = field(
-        default="demonstration",
-        metadata={
-            "help": "demonstration, answer (without its reasoning), nothing, or wrong (another row's demonstration)."
-        },
-    )
-    teacher_prompt_template: str | None = field(
-        default=None, metadata={"help": "turns, paper, quoted, or a string with {question}. Unset: the task's own."}
-    )
-    enable_thinking: bool | None = field(
-        default=None, metadata={"help": "Passed to the chat template, to both views alike; unset: the model's default."}
-    )
 
 
 class TaskAdapter(TextAdapter):
     """A `TextAdapter` whose rows have a task's columns and whose answers a task's scorer grades.
 
-    Subclasses give ``template``, `example` and `grade`. Examples of the task carry ``meta["gold"]``, what `grade` compares
-    with; those without it are plain text rows, right where the answer states the reference.
+    Subclasses give `example` and `grade`. Examples of the task carry ``meta["gold"]``, what `grade` compares with; those
+    without it are plain text rows, right where the answer states the reference.
 
     Args:
         teacher_sees: see `TaskDemonstrations`.
+        teacher_prompt_template: see `text_sdft.core.templates`; None: the paper's.
         settings: as `TextAdapter` takes them.
 
     Raises:
         UserError: the template is unknown.
     """
 
-    #: The task's own teacher prompt (`text_sdft.templates`).
-    template: ClassVar[str] = "paper"
-    #: The column with the right answer.
-    answer: ClassVar[str] = "answer"
+    answer = "answer"
 
-    def __init__(self, *, teacher_sees: str = "demonstration", **settings: Any) -> None:
-        super().__init__(
-            **{**settings, "teacher_prompt_template": settings.get("teacher_prompt_template") or self.template}
-        )
+    def __init__(
+        self, *, teacher_sees: str = "demonstration", teacher_prompt_template: str | None = None, **settings: Any
+    ) -> None:
+        super().__init__(teacher_prompt_template=teacher_prompt_template or "paper", **settings)
         self.teacher_sees = teacher_sees
         self._others: Sequence[Example] = ()  # training examples, whose demonstrations are wrong for any other row
 
     @classmethod
     def from_config(  # type: ignore[override]
         cls, data: TaskData, demonstrations: TaskDemonstrations
-    ) -> tuple[TaskAdapter, Splits]:
+    ) -> tuple[Self, Splits]:
         """The adapter and its rows from the YAML sections.
-
-        The training part is what ``path`` holds, less the rows held out as ``validation`` where no file gives them.
 
         Raises:
             UserError: a file or a row cannot be used, or a training row has nothing to show the teacher.
         """
-        adapter = cls(
-            teacher_sees=demonstrations.teacher_sees,
-            teacher_prompt_template=demonstrations.teacher_prompt_template,
-            system_prompt=data.system_prompt,
-            enable_thinking=demonstrations.enable_thinking,
-        )
-        return adapter, adapter.splits(data)
+        adapter, splits = super().from_config(data, demonstrations)
+        if any(not e.demonstrations and not e.privileged_context for e in splits.evals.get("new", ())):
+            told = "Rows of data.test without a demonstration: there the teacher sees their right answer instead."
+            splits = replace(splits, report=[*splits.report, told])
+        return adapter, splits
 
-    def splits(self, data: TaskData, further: Mapping[str, str] | None = None) -> Splits:
-        """The rows of the section ``data`` as examples.
-
-        Args:
-            further: more sets to measure: {name: file}.
-        """
-        train = self._task_examples(data.path)
+    def training_rows(self, data: TextData) -> tuple[list[Example], list[Example], list[str]]:
+        """What ``path`` holds, less a part that is held out where no file gives validation rows."""
+        assert isinstance(data, TaskData)
+        train = file_examples(data.path, self.examples)
         for example in train:
             if not example.demonstrations and not example.privileged_context:
                 raise UserError(
@@ -126,53 +79,9 @@ class TaskAdapter(TextAdapter):
         chosen = set(random.Random(HOLDOUT_SEED).sample(range(len(train)), held_out))
         validation = [example for i, example in enumerate(train) if i in chosen]
         if data.validation:
-            validation = self._task_examples(data.validation)
-        train = [example for i, example in enumerate(train) if i not in chosen]
-        files = {"new": data.test, **(further or {})}
-        evals = {name: self._task_examples(file) for name, file in files.items() if file}
-        if data.old:
-            evals["old"] = to_examples(load_rows(data.old), self._system_prompt)
-        unscored = [
-            told
-            for name, part in evals.items()
-            for told in (
-                not_scored(str(files[name]), part, self.answer) if name in files else not_scored(str(data.old), part)
-            )
-        ]
-        if validation:
-            evals["validation"] = validation
-        self._others = train
-        rows = load_rows(data.retain) if data.retain else []
-        retained = to_examples([{**row, "id": f"retain {i}", "retain": True} for i, row in enumerate(rows)])
-        report = [f"Found {len(train)} training rows" + (f", {len(retained)} retention prompts" if retained else "") + "."]
-        report += [f"{len(part)} rows to measure '{name}'." for name, part in evals.items()]
-        report += unscored
-        report += [told for name, part in evals.items() if name != "old" for told in trained_on(name, part, train)]
-        if any(not e.demonstrations and not e.privileged_context for e in evals.get("new", ())):
-            report.append("Rows of data.test without a demonstration: there the teacher sees their right answer instead.")
-        return Splits([*train, *retained], evals, report)
-
-    def _task_examples(self, file: str) -> list[Example]:
-        try:
-            return self.examples(load_rows(file))
-        except UserError as error:
-            raise UserError(str(error) if file in str(error) else f"{file}: {error}") from error
-
-    def examples(self, rows: Iterable[Any]) -> list[Example]:
-        """Examples of the task; ready examples pass through. Raises `UserError` naming the row."""
-        made = []
-        for number, row in enumerate(rows):
-            example = row if isinstance(row, Example) else self._checked(row, number)
-            system = [{"role": "system", "content": self._system_prompt}] if self._system_prompt else []
-            if example.messages[0]["role"] == "system":
-                system = []
-            made.append(replace(example, messages=[*system, *example.messages]))
-        return unique(made)
-
-    def _checked(self, row: Any, number: int) -> Example:
-        if not isinstance(row, Mapping):
-            raise UserError(f"Row {number} is a {type(row).__name__}; it must be a mapping.")
-        return self.example(row, number)
+            validation = file_examples(data.validation, self.examples)
+        self._others = train = [example for i, example in enumerate(train) if i not in chosen]
+        return train, validation, []
 
     @abstractmethod
     def example(self, row: Mapping[str, Any], number: int) -> Example:
@@ -203,11 +112,12 @@ class TaskAdapter(TextAdapter):
         sees = context.control or self._sees(context)
         if sees == "nothing" or example.retain or "gold" not in example.meta or context.max_demonstrations == 0:
             return []
+        question = example.messages[-1]
         if sees == "wrong":
-            return [self._reply(example, self._wrong(example, context.seed).demonstrations[0].messages[-1]["content"])]
+            return [answered(question, self._wrong(example, context.seed).demonstrations[0].messages[-1]["content"])]
         if sees == "answer" or not example.demonstrations:
-            return [self._reply(example, self.answer_only(example))]
-        return super().demonstrations(example, context)
+            return [answered(question, self.answer_only(example))]
+        return self.chosen_demonstrations(example, context)
 
     def rungs(self, example: Example) -> tuple[int, ...]:
         """Nothing, what ``teacher_sees`` says, and the answer alone; none for a plain row."""
@@ -216,12 +126,6 @@ class TaskAdapter(TextAdapter):
     def controls(self, example: Example) -> tuple[str, ...]:
         """Another row's demonstration; a plain row has none to exchange."""
         return ("wrong",) if "gold" in example.meta and not example.retain else ()
-
-    def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
-        """The query with what `demonstrations` gives, under the template."""
-        if example.retain:
-            return self.student_messages(example)
-        return render(example.messages, self.demonstrations(example, context), None, str(self._template))
 
     def _sees(self, context: TeacherContext) -> str:
         """``teacher_sees``, unless the context asks for another rung."""
@@ -235,10 +139,6 @@ class TaskAdapter(TextAdapter):
         if not others:
             raise UserError("A wrong demonstration is another training row's, and there is none: give more training rows.")
         return random.Random(seed).choice(others)
-
-    @staticmethod
-    def _reply(example: Example, text: str) -> Demonstration:
-        return Demonstration([example.messages[-1], {"role": "assistant", "content": text}])
 
 
 def required(row: Mapping[str, Any], column: str, number: int) -> Any:

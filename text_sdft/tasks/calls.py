@@ -12,10 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import maximum_bipartite_matching
-
 ACTION = re.compile(r"\bAction:[ \t]*(?P<name>[^\n]*?)[ \t]*(?:\n|$|(?=\bAction[ _]Input:))")
 OPTIONAL = "[Optional]"
 #: On its action's line or below it; what begins like JSON, or quotes it, may stand on a line of its own.
@@ -116,6 +112,8 @@ def parse_gold(golden: Any) -> list[GoldCall]:
 
 def right(calls: Sequence[Call] | None, gold: Sequence[GoldCall]) -> bool:
     """Whether the calls are the golden ones, each once, in any order; optional ones may be missing."""
+    import numpy as np  # here: scipy takes long to import, and a task's settings are read without it
+
     if not calls:
         return False
     allowed = np.array([[g.allows(call) for g in gold] for call in calls], dtype=np.int8)
@@ -126,6 +124,9 @@ def right(calls: Sequence[Call] | None, gold: Sequence[GoldCall]) -> bool:
 
 def _matched(allowed: Any) -> int:
     """Size of the largest matching of a 0/1 matrix's rows with its columns."""
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
     return int((maximum_bipartite_matching(csr_matrix(allowed), perm_type="column") >= 0).sum()) if allowed.size else 0
 
 

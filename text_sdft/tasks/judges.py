@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from text_sdft.answers import same, tagged, without_reasoning
-from text_sdft.core import UserError
+from text_sdft.core.errors import UserError
 
 #: What an endpoint is asked; our own words.
 QUESTION = (

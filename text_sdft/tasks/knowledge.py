@@ -8,17 +8,19 @@ answer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
+
+from typing_extensions import Self
 
 from text_sdft.answers import MONTH, quantities, states
 from text_sdft.columns import messages_of
-from text_sdft.core import Conversation, Demonstration, Example, Splits, TeacherContext, UserError
-from text_sdft.tasks.base import TaskAdapter, TaskData, TaskDemonstrations, required, row_id
-from text_sdft.templates import render
+from text_sdft.config import KnowledgeData, KnowledgeDemonstrations, Scoring
+from text_sdft.core.chat import answered
+from text_sdft.core.data import Conversation, Demonstration, Example, Splits, TeacherContext
+from text_sdft.core.errors import UserError
+from text_sdft.core.templates import render
+from text_sdft.tasks.base import TaskAdapter, required, row_id
 
-Sees = Literal["text_and_answer", "text", "answer", "nothing", "wrong"]
-Scoring = Literal["strict", "lenient"]
 #: Teacher prompts by what there is to see: (the document, the answer).
 TEMPLATES = {
     (True, True): "{privileged_context}\n\n{question}\n\nThe right answer is: {answers}\n\nNow answer in your own words.",
@@ -26,27 +28,6 @@ TEMPLATES = {
     (False, True): "{question}\n\nThe right answer is: {answers}\n\nNow answer in your own words.",
     (False, False): "{question}",
 }
-
-
-@dataclass
-class KnowledgeData(TaskData):
-    """Section ``data`` of ``adapter: knowledge``."""
-
-    ood: str | None = field(default=None, metadata={"help": "Out-of-distribution questions (the set 'ood')."})
-    scoring: Scoring = field(
-        default="strict",
-        metadata={"help": "strict (the answer's values and no others) or lenient (its numbers are there)."},
-    )
-
-
-@dataclass
-class KnowledgeDemonstrations(TaskDemonstrations):
-    """Section ``demonstrations`` of ``adapter: knowledge``."""
-
-    teacher_sees: Sees = field(  # type: ignore[assignment]
-        default="text_and_answer",
-        metadata={"help": "text_and_answer, text, answer, nothing, or wrong (another document and its answer)."},
-    )
 
 
 class KnowledgeAdapter(TaskAdapter):
@@ -58,24 +39,19 @@ class KnowledgeAdapter(TaskAdapter):
         settings: see `TaskAdapter`.
     """
 
-    def __init__(self, *, teacher_sees: str = "text_and_answer", scoring: str = "strict", **settings: Any) -> None:
-        self._own_template = settings.get("teacher_prompt_template") is not None
+    def __init__(self, *, teacher_sees: str = "text_and_answer", scoring: Scoring = "strict", **settings: Any) -> None:
         super().__init__(teacher_sees=teacher_sees, **settings)
+        self._own_template = settings.get("teacher_prompt_template") is not None
         self.scoring = scoring
 
     @classmethod
     def from_config(  # type: ignore[override]
         cls, data: KnowledgeData, demonstrations: KnowledgeDemonstrations
-    ) -> tuple[KnowledgeAdapter, Splits]:
+    ) -> tuple[Self, Splits]:
         """See `TaskAdapter`; the set ``ood`` is measured too."""
-        adapter = cls(
-            teacher_sees=demonstrations.teacher_sees,
-            scoring=data.scoring,
-            teacher_prompt_template=demonstrations.teacher_prompt_template,
-            system_prompt=data.system_prompt,
-            enable_thinking=demonstrations.enable_thinking,
-        )
-        return adapter, adapter.splits(data, {"ood": data.ood} if data.ood else {})
+        adapter, splits = super().from_config(data, demonstrations)
+        adapter.scoring = data.scoring
+        return adapter, splits
 
     def example(self, row: Mapping[str, Any], number: int) -> Example:
         """See `TaskAdapter`."""
@@ -87,7 +63,7 @@ class KnowledgeAdapter(TaskAdapter):
         return Example(
             id=row_id(row, number),
             messages=messages,
-            demonstrations=[Demonstration([messages[-1], {"role": "assistant", "content": answer}])],
+            demonstrations=[answered(messages[-1], answer)],
             privileged_context=article,
             reference=answer,
             meta={"gold": answer, "distractors": [str(d) for d in distractors]},
@@ -105,7 +81,7 @@ class KnowledgeAdapter(TaskAdapter):
         shown = self.demonstrations(example, context)
         source = self._wrong(example, context.seed) if "wrong" in choices else example
         article = None if "answer" in choices or "nothing" in choices else source.privileged_context
-        template = str(self._template) if self._own_template else TEMPLATES[bool(article), bool(shown)]
+        template = str(self.template) if self._own_template else TEMPLATES[bool(article), bool(shown)]
         return render(example.messages, shown, article, template)
 
     def grade(self, example: Example, answer: str) -> float:

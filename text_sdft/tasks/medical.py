@@ -8,33 +8,21 @@ two are the demonstration. Test: ``Open-ended Verifiable Question``, ``Ground-Tr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+from typing_extensions import Self
+
 from text_sdft.columns import messages_of
-from text_sdft.core import Demonstration, Example, Splits, UserError
-from text_sdft.tasks.base import TaskAdapter, TaskData, TaskDemonstrations, row_id
+from text_sdft.config import MedicalData, TaskDemonstrations
+from text_sdft.core.chat import answered
+from text_sdft.core.data import Example, Splits
+from text_sdft.core.errors import UserError
+from text_sdft.tasks.base import TaskAdapter, row_id
 from text_sdft.tasks.judges import EndpointJudge, ExactJudge, Judge
 
 QUESTIONS = ("Question", "Open-ended Verifiable Question", "prompt")
 RESPONSES = ("Response", "response")
 ANSWERS = ("Ground-True Answer", "answer")
-
-
-@dataclass
-class MedicalData(TaskData):
-    """Section ``data`` of ``adapter: medical``."""
-
-    judge_url: str | None = field(
-        default=None,
-        metadata={
-            "help": "OpenAI-compatible endpoint of a judge model, such as http://localhost:8000/v1; unset: exact match."
-        },
-    )
-    judge_model: str = field(default="", metadata={"help": "The judge model's name at that endpoint."})
-    judge_key_variable: str = field(
-        default="OPENAI_API_KEY", metadata={"help": "Environment variable with the endpoint's key."}
-    )
 
 
 class MedicalAdapter(TaskAdapter):
@@ -52,10 +40,9 @@ class MedicalAdapter(TaskAdapter):
         self.judge: Judge = judge or ExactJudge()
 
     @classmethod
-    def from_config(cls, data: MedicalData, demonstrations: TaskDemonstrations) -> tuple[MedicalAdapter, Splits]:  # type: ignore[override]
+    def from_config(cls, data: MedicalData, demonstrations: TaskDemonstrations) -> tuple[Self, Splits]:  # type: ignore[override]
         """See `TaskAdapter`; also raises `UserError` where the judge cannot be reached."""
         adapter, splits = super().from_config(data, demonstrations)
-        assert isinstance(adapter, MedicalAdapter)
         if data.judge_url:
             if not data.judge_model:
                 raise UserError(f"data.judge_url {data.judge_url} needs data.judge_model, the model's name there.")
@@ -79,7 +66,7 @@ class MedicalAdapter(TaskAdapter):
             if response and isinstance(reasoning, str) and reasoning.strip()
             else response
         )
-        reply = [Demonstration([messages[-1], {"role": "assistant", "content": shown}])] if shown else []
+        reply = [answered(messages[-1], shown)] if shown else []
         return Example(row_id(row, number), messages, reply, reference=answer, meta={"gold": answer, "response": response})
 
     def answer_only(self, example: Example) -> str:

@@ -13,7 +13,9 @@ from typing import Any
 
 from text_sdft.answers import tagged
 from text_sdft.columns import messages_of
-from text_sdft.core import Demonstration, Example, UserError
+from text_sdft.core.chat import answered
+from text_sdft.core.data import Example
+from text_sdft.core.errors import UserError
 from text_sdft.tasks.base import TaskAdapter, required, row_id
 
 
@@ -35,7 +37,7 @@ class ScienceAdapter(TaskAdapter):
                 f"Row {number}: no letter as the right answer (found {letter!r}). It stands in 'answer', or in "
                 "'output_text' as <answer>B</answer>. Correct the row or leave it out."
             )
-        reply = [Demonstration([messages[-1], {"role": "assistant", "content": output}])] if output else []
+        reply = [answered(messages[-1], output)] if output else []
         return Example(row_id(row, number), messages, reply, reference=letter.strip(), meta={"gold": letter.strip()})
 
     def grade(self, example: Example, answer: str) -> float:

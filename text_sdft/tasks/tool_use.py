@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from text_sdft.columns import messages_of
-from text_sdft.core import Demonstration, Example, UserError
+from text_sdft.core.chat import answered
+from text_sdft.core.data import Example
+from text_sdft.core.errors import UserError
 from text_sdft.tasks.base import TaskAdapter, required, row_id
 from text_sdft.tasks.calls import parse_calls, parse_gold, right
 
@@ -35,7 +37,7 @@ class ToolUseAdapter(TaskAdapter):
         return Example(
             id=row_id(row, number),
             messages=messages,
-            demonstrations=[Demonstration([messages[-1], {"role": "assistant", "content": r}]) for r in responses],
+            demonstrations=[answered(messages[-1], response) for response in responses],
             reference="\n".join(f"Action: {c['Action']}\nAction Input: {_json(c.get('Action_Input'))}" for c in golden),
             meta={"gold": calls},
         )

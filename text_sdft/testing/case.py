@@ -95,20 +95,11 @@ class NoisyEncoder:
     def __init__(self, own: MediaEncoder) -> None:
         self._own = own
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
     def encode(self, handles: Sequence[Any]) -> dict[str, Any]:
         return noise_like(self._own.encode(handles))
-
-    def lengths(self, handles: Sequence[Any]) -> list[int]:
-        return self._own.lengths(handles)
-
-    def load(self, handles: Sequence[Any]) -> list[Any]:
-        return self._own.load(handles)
-
-    def for_weights(self, owner: str, version: int, fleeting: bool) -> MediaEncoder:
-        return NoisyEncoder(self._own.for_weights(owner, version, fleeting))
-
-    def encoded_once(self, handles: Sequence[Any]) -> MediaEncoder:
-        return NoisyEncoder(self._own.encoded_once(handles))
 
 
 def has_words(text: str, words: str) -> bool:

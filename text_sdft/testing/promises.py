@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 
 from text_sdft.core import Demonstration, TeacherContext, TransformersSampler
+from text_sdft.core.chat import tokenizer_of
 from text_sdft.testing.case import Case, NoisyEncoder, has_words, media_of, noise_like, require, same_rows, text_of
 
 TOLERANCE = 1e-4
@@ -28,6 +29,17 @@ def ids_are_unique_and_stable(case: Case) -> bool:
     require(not twice, f"The id '{(twice or [''])[0]}' stands for several examples.")
     require(ids == [e.id for e in case.adapter.examples(case.rows)], "Reading the rows again gives other ids.")
     return bool(ids)
+
+
+def binding_changes_no_other_adapter(case: Case) -> bool:
+    """`bind` returns an adapter that reads alike, and the one that was asked reads on as before."""
+    queries = [case.adapter.student_messages(example) for example in case.examples]
+    before = case.adapter.encode(queries).rows
+    bound = case.adapter.bind(case.model, case.adapter.processing_class)
+    require(bound is not None, "It returns None.")
+    for adapter in (bound, case.adapter):
+        require(same_rows(adapter.encode(queries).rows, before), "After it the queries are encoded differently.")
+    return bool(queries)
 
 
 def student_sees_the_query_alone(case: Case) -> bool:
@@ -173,7 +185,7 @@ def context_moves_the_teacher(case: Case) -> bool:
 
 def decoding_leaves_out_special_tokens(case: Case) -> bool:
     """A decoded completion is text without special tokens."""
-    tokenizer = getattr(case.adapter.processing_class, "tokenizer", case.adapter.processing_class)
+    tokenizer = tokenizer_of(case.adapter.processing_class)
     for ids in case.completions:
         text = case.adapter.decode(ids)
         require(isinstance(text, str), f"decode returns a {type(text).__name__}.")
@@ -210,6 +222,7 @@ def generated_answers_are_read_back(case: Case) -> bool:
 
 PROMISES: tuple[Callable[[Case], bool], ...] = (
     ids_are_unique_and_stable,
+    binding_changes_no_other_adapter,
     student_sees_the_query_alone,
     teacher_answers_the_same_query,
     teacher_shows_its_demonstrations,

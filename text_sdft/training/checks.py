@@ -9,9 +9,8 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from text_sdft.core.adapter import ModalityAdapter, missing_methods
+from text_sdft.core.adapter import ExperimentAdapter, ModalityAdapter, missing_methods, with_defaults
 from text_sdft.core.config import SDFTConfig
-from text_sdft.core.data import Example
 from text_sdft.core.errors import UserError
 
 logger = logging.get_logger(__name__)
@@ -42,8 +41,12 @@ def checked_args(args: SDFTConfig | None, model: Any) -> SDFTConfig:
     return args
 
 
-def check_adapter(adapter: Any) -> None:
-    """Raise `UserError` where the adapter is none, or lacks a method: some are asked for after hours of training alone."""
+def checked_adapter(adapter: Any) -> ExperimentAdapter:
+    """The adapter, `with_defaults`.
+
+    Raises:
+        UserError: it is none, or lacks a method: some are asked for after hours of training alone.
+    """
     if isinstance(adapter, type):
         raise UserError(f"adapter is the class {adapter.__name__}: make one of it, {adapter.__name__}(…).")
     if isinstance(adapter, str):
@@ -52,6 +55,7 @@ def check_adapter(adapter: Any) -> None:
         raise UserError(
             f"The adapter {type(adapter).__name__} lacks {', '.join(missing)} (see text_sdft.core.ModalityAdapter)."
         )
+    return with_defaults(adapter)
 
 
 def checked_rows(rows: Any) -> Any:
@@ -66,16 +70,6 @@ def checked_rows(rows: Any) -> Any:
         names = ", ".join(str(name) for name in rows)
         raise UserError(f"Rows are given as a {type(rows).__name__} of {names}: give one split of it, or a list of rows.")
     return rows
-
-
-def unique(examples: list[Example]) -> list[Example]:
-    """The examples. Raises `UserError` where two have one id, by which draws are keyed and answers are kept."""
-    seen: set[str] = set()
-    for example in examples:
-        if example.id in seen:
-            raise UserError(f"Two rows have the id '{example.id}': ids must be unique, or left out.")
-        seen.add(example.id)
-    return examples
 
 
 def checked_evals(args: SDFTConfig, adapter: ModalityAdapter, rows: Iterable[Any] | dict[str, Iterable[Any]] | None) -> Any:

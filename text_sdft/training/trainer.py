@@ -9,6 +9,7 @@ Shapes: B rows of a micro-batch · N tokens of its completions · H hidden size.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ from transformers.trainer_utils import EvalLoopOutput, align_special_tokens
 from transformers.utils import logging
 
 from text_sdft.core import Example, ModalityAdapter, Model, Rollout, Sampler, SDFTConfig, TeacherContext, UserError, answer
+from text_sdft.core.adapter import bound_adapter, with_unique_ids
 from text_sdft.core.groups import Answer, Group, Step, contexts_of
 from text_sdft.core.inputs import ModelInputs
 from text_sdft.core.losses import Reading, answers_loss
@@ -51,7 +53,7 @@ from text_sdft.methods.plain_text import windows
 from text_sdft.methods.table import Method, method_of
 from text_sdft.training.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
 from text_sdft.training.checkpoints import CheckpointedTrainer
-from text_sdft.training.checks import check_adapter, checked_args, checked_evals, checked_rows, unique
+from text_sdft.training.checks import checked_adapter, checked_args, checked_evals, checked_rows
 from text_sdft.training.metrics import StepMetrics
 from text_sdft.training.modeling import load_model, loss_summary, prepare_model, prompt_limit, training_summary
 from text_sdft.training.placement import place_for_zero, shard
@@ -103,17 +105,16 @@ class SDFTTrainer(CheckpointedTrainer):
     ) -> None:
         self.method = method_of(method)
         args = self.method.configured(checked_args(args, model))
-        check_adapter(adapter)
-        examples = unique(adapter.examples(checked_rows(train_dataset))) if train_dataset is not None else []
+        adapter = checked_adapter(adapter)
+        examples = with_unique_ids(adapter.examples(checked_rows(train_dataset))) if train_dataset is not None else []
         # Without rows the model is only measured.
         self.queries, self.retained = self.method.rows(adapter, examples) if examples else ([], [])
         module: Model = load_model(str(model), adapter, args, peft_config) if isinstance(model, str | PathLike) else model
         if self.method.trainable is not None:
             peft_config = self.method.trainable(module, adapter.frozen_modules(module), peft_config)
-        adapter.bind(module, processing_class)
+        self.adapter = adapter = bound_adapter(adapter, module, processing_class)
         module = prepare_model(module, adapter, peft_config, args.seed)
         head_of(module, args.temperature)  # refuses an output layer that the divergence cannot take
-        self.adapter = adapter
         self.prompt_limit = prompt_limit(module, args)
         self.answers: dict[str, Answer] = {}  # given ones, by their query's id
         if self.method.answers == "expert":
@@ -354,7 +355,7 @@ class SDFTTrainer(CheckpointedTrainer):
 
     def _hints(self) -> Hints | None:
         """What chooses the contexts of queries, where the adapter's policy asks for hints that grow."""
-        if getattr(self.adapter, "policy", None) != "ladder" or not self.method.trains:
+        if self.adapter.policy != "ladder" or not self.method.trains:
             return None
         if self.method.answers != "student":
             logger.warning_once(
@@ -421,6 +422,17 @@ class SDFTTrainer(CheckpointedTrainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         count = sum(len(batch["examples"]) for batch in batch_samples) * self.args.num_generations
         return self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Stops a run that has diverged before its weights are lost (fp16's scaler skips such steps by itself)."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            raise UserError(
+                f"The gradient of step {self.state.global_step + 1} is not finite: the run has diverged. Weights of that "
+                f"step were not saved, and earlier checkpoints are untouched. Lower learning_rate (it is "
+                f"{self.args.learning_rate:g}), or raise warmup_steps."
+            )
+        return norm
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         args = self.args

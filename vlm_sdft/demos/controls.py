@@ -48,12 +48,7 @@ def with_cues(demonstrations: Sequence[Demonstration], cues: Mapping[str, Sequen
     Args:
         cues: words by answer; an answer without any changes nothing.
     """
-    return [
-        replace(d, messages=[described(d.messages[0], cues[answer_of(d)]), *d.messages[1:]])
-        if cues.get(answer_of(d))
-        else d
-        for d in demonstrations
-    ]
+    return [with_words(d, cues.get(answer_of(d), ())) for d in demonstrations]
 
 
 def answer_of(demonstration: Demonstration) -> str:
@@ -61,12 +56,14 @@ def answer_of(demonstration: Demonstration) -> str:
     return str(demonstration.messages[-1]["content"])
 
 
-def described(message: Message, words: Sequence[str]) -> Message:
-    """A question with words after it, in brackets."""
-    text = f" ({', '.join(words)})"
-    if isinstance(message["content"], str):
-        return {**message, "content": message["content"] + text}
-    return {**message, "content": [*message["content"], {"type": "text", "text": text}]}
+def with_words(demonstration: Demonstration, words: Sequence[str]) -> Demonstration:
+    """The demonstration with words after its question, in brackets; without any as it is."""
+    if not words:
+        return demonstration
+    question, *others = demonstration.messages
+    text, content = f" ({', '.join(words)})", question["content"]
+    content = content + text if isinstance(content, str) else [*content, {"type": "text", "text": text}]
+    return replace(demonstration, messages=[{**question, "content": content}, *others])
 
 
 def _with_blank_images(message: Message) -> Message:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from text_sdft.core import Demonstration, Message, ModalityAdapter, Model
 from text_sdft.core.sampling import TransformersSampler
-from text_sdft.templates import render
-from vlm_sdft.demos.controls import answer_of, described
+from text_sdft.core.templates import render
+from vlm_sdft.demos.controls import answer_of, with_words
 from vlm_sdft.demos.rivals import images_of
 from vlm_sdft.images.files import content_hash
 
@@ -36,7 +35,7 @@ def write_rationales(
         model: writes with the weights that it has now.
         question: what is asked about the images.
         system_prompt: the first message, where there is one.
-        template: how a demonstration enters a prompt (`text_sdft.templates`).
+        template: how a demonstration enters a prompt (`text_sdft.core.templates`).
     """
     distinct = {_key(d): d for d in demonstrations}
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
@@ -50,10 +49,7 @@ def write_rationales(
 
 def with_rationales(demonstrations: Sequence[Demonstration], rationales: Mapping[Key, str]) -> list[Demonstration]:
     """Each demonstration's rationale after its question, in brackets: its answer stays as it is."""
-    return [
-        replace(d, messages=[described(d.messages[0], [words]), *d.messages[1:]]) if (words := rationales[_key(d)]) else d
-        for d in demonstrations
-    ]
+    return [with_words(d, [words] if (words := rationales[_key(d)]) else []) for d in demonstrations]
 
 
 def _question_about(demonstration: Demonstration, question: str) -> Message:

@@ -36,12 +36,7 @@ class ImageEmbedder:
         UserError: an unknown embedder, or weights that cannot be loaded.
     """
 
-    def __init__(
-        self,
-        embedder: str,
-        features: ImageFeatures | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
+    def __init__(self, embedder: str, features: ImageFeatures | None = None, device: torch.device | str = "cpu") -> None:
         self._embed: Callable[[Sequence[Any]], Tensor]
         if embedder == "model":
             if features is None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -68,6 +68,10 @@ class Features(ModelOutput):
     pooler_output: Any = None
     deepstack_features: Any = None
 
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Features:
+        """The same of one image, each tensor changed."""
+        return Features(change(self.pooler_output), [change(layer) for layer in self.deepstack_features])
+
 
 class ImageFeatures:
     """`text_sdft.core.inputs.MediaEncoder` for one model and processor.
@@ -81,18 +85,15 @@ class ImageFeatures:
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        processor: Any,
-        family: Family,
-        max_bytes: int = MAX_BYTES,
-        trained: bool = False,
+        self, model: PreTrainedModel, processor: Any, family: Family, max_bytes: int = MAX_BYTES, trained: bool = False
     ) -> None:
         self._model, self._processor, self._family = model, processor, family
         self._trained = trained
         self._weights: Weights = None if trained else UNTOUCHED_WEIGHTS
         self._together = trained
         self._dtype = model.dtype  # as loaded: in shards (FSDP) it changes to and fro, and an untouched tower's does not
+        self._given: dict[str, Features] | None = None  # of one micro-batch, with gradient
+        self._drew = False
         self._prepared: dict[str, Mapping[str, Any]] = {}
         self._lengths: dict[str, int] = {}
         # What alone exceeds the bound is kept by itself, so that a student and its teacher share it.
@@ -116,19 +117,30 @@ class ImageFeatures:
         for key in [key for key in self._kept if key[0] is not None and key[0][0] == owner and key[0][1] != version]:
             del self._kept[key]
         known = copy.copy(self)  # what is kept is the same object
-        known._weights, known._together = (owner, version), fleeting
+        known._weights, known._together, known._given = (owner, version), fleeting, None
         return known
 
-    def encoded_once(self, handles: Sequence[ImageHandle]) -> ImageFeatures | _EncodedOnce:
-        """See `MediaEncoder.encoded_once`."""
-        return _EncodedOnce(self, handles) if self._trained else self
+    def encoded_once(self, handles: Sequence[ImageHandle]) -> ImageFeatures:
+        """See `MediaEncoder.encoded_once`: a trained tower runs now, for sampling and for the student's forward."""
+        if not self._trained:
+            return self
+        known, before = copy.copy(self), _random_state(self.device)
+        distinct = {handle.key: handle for handle in handles}
+        known._given = dict(zip(distinct, self._run_tower(list(distinct.values())), strict=True))
+        known._drew = not torch.equal(_random_state(self.device), before)
+        return known
 
     def encode(self, handles: Sequence[ImageHandle]) -> dict[str, Any]:
-        """``mm_encoder_outputs`` for these images, in this order."""
-        return self.joined(self._features_of(handles))
+        """``mm_encoder_outputs`` for these images, in this order; after `encoded_once` with their graph."""
+        # Dropout in the tower belongs to the forward with gradient alone.
+        if self._given is None or (self._drew and not torch.is_grad_enabled()):
+            return self._joined(self._features_of(handles))
+        outputs = [self._given[handle.key] for handle in handles]
+        if not torch.is_grad_enabled():
+            outputs = [output.changed(Tensor.detach) for output in outputs]
+        return self._joined(outputs)
 
-    def joined(self, outputs: Sequence[Features]) -> dict[str, Any]:
-        """``mm_encoder_outputs`` for images with these features."""
+    def _joined(self, outputs: Sequence[Features]) -> dict[str, Any]:
         device = self._model.device
         pooled: Any = [output.pooler_output.to(device) for output in outputs]
         layers = zip(*(output.deepstack_features for output in outputs), strict=True)
@@ -138,6 +150,8 @@ class ImageFeatures:
 
     def lengths(self, handles: Sequence[ImageHandle]) -> list[int]:
         """Tokens T of each image."""
+        if self._given is not None:
+            return [len(self._given[handle.key].pooler_output) for handle in handles]
         # Where images go through together, what is kept must not hang on whether an image's length was known before.
         look = self._tower_outputs if self._together else self._features_of
         for handle in handles:
@@ -217,13 +231,13 @@ class ImageFeatures:
         if not handles:
             return []
         with evaluating(self._model):
-            outputs = self.run_tower(handles) if self._together else [self.run_tower([handle])[0] for handle in handles]
-        return [Features(o.pooler_output.cpu(), [layer.cpu() for layer in o.deepstack_features]) for o in outputs]
+            outputs = self._run_tower(handles) if self._together else [self._run_tower([handle])[0] for handle in handles]
+        return [output.changed(Tensor.cpu) for output in outputs]
 
-    def run_tower(self, handles: Sequence[ImageHandle]) -> list[Features]:
+    def _run_tower(self, handles: Sequence[ImageHandle]) -> list[Features]:
         """Each image's features, by one forward where the family joins images and takes their features apart again."""
         if len(handles) > 1 and not (self._family.packs_images and self._family.features_listed):
-            return [output for handle in handles for output in self.run_tower([handle])]
+            return [output for handle in handles for output in self._run_tower([handle])]
         if not handles:
             return []
         self._through_tower.update(handle.key for handle in handles)
@@ -240,51 +254,6 @@ class ImageFeatures:
             )
         layers = [list(layer) for layer in getattr(output, "deepstack_features", None) or ()]
         return [Features(image.flatten(0, -2), [layer[i] for layer in layers]) for i, image in enumerate(pooled)]
-
-
-class _EncodedOnce:
-    """The student's images in a micro-batch, encoded when this is made: sampling and the student's forward share it.
-
-    Args:
-        features: of a tower that is trained.
-        handles: all images that will be asked for.
-    """
-
-    def __init__(self, features: ImageFeatures, handles: Sequence[ImageHandle]) -> None:
-        self._all = features
-        device = features.device
-        before = _random_state(device)
-        distinct = {handle.key: handle for handle in handles}
-        self._outputs = dict(zip(distinct, features.run_tower(list(distinct.values())), strict=True))
-        self._drew = not torch.equal(_random_state(device), before)
-
-    def encode(self, handles: Sequence[ImageHandle]) -> dict[str, Any]:
-        """As `ImageFeatures.encode`; the graph goes with it where gradients are on."""
-        outputs = [self._outputs[handle.key] for handle in handles]
-        if torch.is_grad_enabled():
-            return self._all.joined(outputs)
-        if self._drew:  # dropout in the tower belongs to the forward with gradient alone
-            return self._all.encode(handles)
-        parts = [
-            (output.pooler_output.detach(), [layer.detach() for layer in output.deepstack_features]) for output in outputs
-        ]
-        return self._all.joined([Features(pooled, layers) for pooled, layers in parts])
-
-    def lengths(self, handles: Sequence[ImageHandle]) -> list[int]:
-        """Tokens T of each image."""
-        return [len(self._outputs[handle.key].pooler_output) for handle in handles]
-
-    def load(self, handles: Sequence[ImageHandle]) -> list[Image.Image]:
-        """As `ImageFeatures.load`."""
-        return self._all.load(handles)
-
-    def for_weights(self, owner: str, version: int, fleeting: bool) -> ImageFeatures:
-        """As `ImageFeatures.for_weights`: another's weights give other features."""
-        return self._all.for_weights(owner, version, fleeting)
-
-    def encoded_once(self, handles: Sequence[ImageHandle]) -> _EncodedOnce:
-        """As `ImageFeatures.encoded_once`, anew."""
-        return _EncodedOnce(self._all, handles)
 
 
 class _FromMemory:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ from vlm_sdft.zoo.objects import SPLIT_SIZES, SPLITS, DrawnType, base_types, sam
 from vlm_sdft.zoo.vocabulary import DESCRIBE_QUESTION, base_names, invented_names
 
 MARKER = "novel-objects.json"
-#: What `write_novel_objects` makes, and removes if it was left incomplete.
-FOLDERS = ("train", "test", "unlabelled", "retain", "old")
+#: What `write_novel_objects` makes, and removes if it was left incomplete; the order is among the pictures' seeds.
+FOLDERS = ("train", "test", "unlabelled", "old", "retain")
 FORMAT = 1
 
 
@@ -79,8 +79,11 @@ def write_novel_objects(folder: Path, **options: Any) -> Path:
     for added in ("first", "described"):
         if not made_by[added]:
             del made_by[added]  # as in folders made before there was such an option
+    marker = folder / MARKER
     if folder.exists() and any(folder.iterdir()):
-        state = _read_marker(folder)
+        if not marker.exists():
+            raise ValueError(f"{folder} is not empty and was not made by this program. Choose another folder.")
+        state = json.loads(marker.read_text(encoding="utf-8"))
         if state["made_by"] != made_by:
             raise ValueError(f"{folder} holds other data ({state['made_by']}). Choose another folder, or delete it.")
         if state["pictures"] == _count_pictures(folder):
@@ -88,16 +91,14 @@ def write_novel_objects(folder: Path, **options: Any) -> Path:
         for name in FOLDERS:
             shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_marker(folder, made_by, pictures=None)
-    new = spec.new_types()
-    old = dict(zip(base_names(), base_types(), strict=True))
+    marker.write_text(json.dumps({"made_by": made_by, "pictures": None}), encoding="utf-8")
+    new, old = spec.new_types(), dict(zip(base_names(), base_types(), strict=True))
     tested = old if spec.n_old else {}
-    _write_labelled(folder / "train", new, spec, 1, spec.shots, spec.first)
-    _write_labelled(folder / "test", new, spec, 2, spec.n_test, spec.first)
-    _write_mixed(folder / "unlabelled", list(new.values()), spec, 3, spec.n_unlabelled, spec.first)
-    (folder / "old").mkdir()
-    _write_labelled(folder / "old", tested, spec, 4, spec.n_old)
-    _write_mixed(folder / "retain", list(old.values()), spec, 5, spec.n_retain)
+    _draw_part(folder, "train", new, spec.shots, spec)
+    _draw_part(folder, "test", new, spec.n_test, spec)
+    _draw_part(folder, "unlabelled", new, spec.n_unlabelled, spec)
+    _draw_part(folder, "old", tested, spec.n_old, spec)
+    _draw_part(folder, "retain", old, spec.n_retain, spec)
     with (folder / "old" / "metadata.jsonl").open("w", encoding="utf-8") as file:
         for name, kind in tested.items():
             for i in range(spec.n_old):
@@ -108,7 +109,8 @@ def write_novel_objects(folder: Path, **options: Any) -> Path:
         for name, kind in {**new, **tested}.items()
     }
     (folder / "types.yaml").write_text(yaml.safe_dump(types, sort_keys=False), encoding="utf-8")
-    _write_marker(folder, made_by, pictures=_count_pictures(folder))
+    state = {"made_by": made_by, "pictures": _count_pictures(folder)}
+    marker.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
@@ -120,42 +122,23 @@ def _folder(name: str) -> str:
     return name.replace(" ", "-")
 
 
-def _read_marker(folder: Path) -> dict[str, Any]:
-    marker = folder / MARKER
-    if not marker.exists():
-        raise ValueError(f"{folder} is not empty and was not made by this program. Choose another folder.")
-    return json.loads(marker.read_text(encoding="utf-8"))
-
-
-def _write_marker(folder: Path, made_by: dict[str, Any], pictures: int | None) -> None:
-    text = json.dumps({"made_by": made_by, "pictures": pictures}, indent=2)
-    (folder / MARKER).write_text(text + "\n", encoding="utf-8")
-
-
 def _count_pictures(folder: Path) -> int:
     return sum(1 for name in FOLDERS for _ in (folder / name).rglob("*.png"))
 
 
-def _write_labelled(
-    folder: Path, kinds: dict[str, DrawnType], spec: NovelObjects, purpose: int, count: int, first: int = 0
-) -> None:
-    for t, (name, kind) in enumerate(kinds.items(), start=first):
-        (folder / _folder(name)).mkdir(parents=True)
-        for i in range(count):
-            _draw(kind, spec, purpose, t, i, folder / _folder(name) / f"{i:03}.png")
-
-
-def _write_mixed(
-    folder: Path, kinds: Sequence[DrawnType], spec: NovelObjects, purpose: int, count: int, first: int = 0
-) -> None:
-    """``count`` pictures of each type under running numbers in random order."""
-    folder.mkdir(parents=True)
-    order = np.random.default_rng([2026, purpose, spec.seed, 1, 1]).permutation(len(kinds) * count)
-    for number, which in enumerate(order):
-        t, i = divmod(int(which), count)
-        _draw(kinds[t], spec, purpose, first + t, i, folder / f"{number:05}.png")
-
-
-def _draw(kind: DrawnType, spec: NovelObjects, purpose: int, t: int, i: int, path: Path) -> None:
-    rng = np.random.default_rng([2026, SPLITS.index(spec.split), spec.seed, purpose, t, i])
-    draw(kind, rng, spec.size, spec.noise).save(path)
+def _draw_part(folder: Path, part: str, kinds: Mapping[str, DrawnType], count: int, spec: NovelObjects) -> None:
+    """``count`` pictures of each type in a folder of its name; without labels under running numbers in random order."""
+    purpose = 1 + FOLDERS.index(part)  # among the seeds of its pictures
+    pictures = [(name, i) for name in kinds for i in range(count)]
+    if part in ("unlabelled", "retain"):
+        order = np.random.default_rng([2026, purpose, spec.seed, 1, 1]).permutation(len(pictures))
+        files = {f"{number:05}.png": pictures[which] for number, which in enumerate(order)}
+    else:
+        files = {f"{_folder(name)}/{i:03}.png": (name, i) for name, i in pictures}
+    places = {name: t for t, name in enumerate(kinds, start=0 if part in ("old", "retain") else spec.first)}
+    (folder / part).mkdir()
+    for file, (name, i) in files.items():
+        path = folder / part / file
+        path.parent.mkdir(exist_ok=True)
+        rng = np.random.default_rng([2026, SPLITS.index(spec.split), spec.seed, purpose, places[name], i])
+        draw(kinds[name], rng, spec.size, spec.noise).save(path)

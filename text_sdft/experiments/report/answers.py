@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from text_sdft.experiments.answers import plain
+from text_sdft.experiments.answers import bare_answer
 from text_sdft.experiments.folder import Record
 
 #: Types in the confusion matrix, and in the gallery.
@@ -29,9 +29,9 @@ def confusion(answers: Sequence[Record]) -> dict[str, Any] | None:
     types = list(dict.fromkeys(str(a["reference"]) for a in rows))
     if not 2 <= len(types) <= min(MATRIX_TYPES, len(rows) // 2):
         return None
-    known = {plain(name): name for name in types}
+    known = {bare_answer(name): name for name in types}
     counts = Counter(
-        (str(a["reference"]), str(a["reference"]) if a["score"] == 1 else known.get(plain(a["answer"]), OTHER))
+        (str(a["reference"]), str(a["reference"]) if a["score"] == 1 else known.get(bare_answer(a["answer"]), OTHER))
         for a in rows
     )
     columns = [*types, OTHER]

@@ -16,7 +16,8 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
-from text_sdft.core import Conversation, Demonstration, Message, UserError
+from text_sdft.core.data import Conversation, Demonstration, Message
+from text_sdft.core.errors import UserError
 
 #: Quoted templates by name. "paper" has the structure of arXiv 2601.19897, app. A: question, one expert answer, request.
 #: Its last clause lengthens the answers of models that do not think aloud; "quoted" leaves it out and puts the stable
