@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import yaml
 
-from tests.cli_runs import FAST, fails, options
+from tests.cli_runs import FAST, ROOT, fails, options
 from tests.families import family_folder
 from tests.image_files import WHOLE, fill, save
 from tests.tiny_text import save_tiny_text_model
