@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+from dataclasses import dataclass
 
 import pytest
 import yaml
@@ -11,6 +11,8 @@ import yaml
 from tests.cli_runs import FAST, ROOT, fails, options
 from tests.image_files import fill, save
 from tests.tiny_text import save_tiny_text_model
+from text_sdft import Splits, TextAdapter
+from text_sdft.config import TextData, TextDemonstrations
 from vlm_sdft.cli import main
 
 
@@ -82,12 +84,21 @@ def test_preview_without_queries_says_so(tmp_path, capsys):
 
 
 def test_an_adapter_whose_section_has_no_fields(tmp_path, monkeypatch, capsys):
-    """As the glossary of examples/csv_adapter has: its config.yaml is written and read like any other."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples" / "csv_adapter"))
-    module = importlib.import_module("glossary_adapter")
-    monkeypatch.setattr("text_sdft.core.adapter_class", lambda name: module.GlossaryAdapter)
+    """Its config.yaml is written and read like any other."""
+    monkeypatch.setattr("text_sdft.core.adapter_class", lambda name: NothingToSet)
     monkeypatch.chdir(tmp_path)
-    model = save_tiny_text_model(tmp_path / "tiny")
-    args = ["--adapter", "glossary", "--model", model, "--data", str(ROOT / "examples" / "csv_adapter" / "glossary.csv")]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "Hello?", "golden_response": "yes"}) + "\n")
+    args = ["--adapter", "mine", "--model", save_tiny_text_model(tmp_path / "tiny"), "--data", "rows.jsonl"]
     assert main(["preview", *args, "--train.max_completion_length", "8"]) == 0
     assert "student" in capsys.readouterr().out
+
+
+@dataclass
+class NoSettings:
+    """A section without fields."""
+
+
+class NothingToSet(TextAdapter):
+    @classmethod
+    def from_config(cls, data: TextData, demonstrations: NoSettings) -> tuple[NothingToSet, Splits]:
+        return super().from_config(data, TextDemonstrations())

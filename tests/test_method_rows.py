@@ -110,5 +110,5 @@ def test_an_images_expert_is_its_label(tmp_path):
     tokenizer = trainer.adapter.processing_class.tokenizer
     for query in trainer.queries:
         ids = trainer.answers[query.id].ids
-        assert adapter.decode(ids) == query.meta["row"].answer and ids[-1] == tokenizer.eos_token_id
+        assert trainer.adapter.decode(ids) == query.meta["row"].answer and ids[-1] == tokenizer.eos_token_id
     step_of(trainer)[0].backward()

@@ -21,7 +21,7 @@ from scipy import stats
 from transformers import TrainerControl, TrainerState
 
 from text_sdft import SDFTConfig
-from text_sdft.experiments.answers import answers, score_all
+from text_sdft.experiments.answers import completions, score_all
 from vlm_sdft import DemoSet, ImageAdapter
 from vlm_sdft.demos.sets import ImageRow
 from vlm_sdft.zoo import resolve_data
@@ -119,7 +119,7 @@ def test_labels_of_replay_are_those_of_the_pictures(tmp_path: Path) -> None:
     adapter = ImageAdapter(replace(demos, old=rows), n_types=2, shots=2)
     trainer = run.make_trainer(adapter, demos.train, 1e-4, 1, 0)
     examples = adapter.examples(rows)
-    right = score_all(adapter, examples, list(answers(trainer, examples, None, 50, "test")))
+    right = score_all(adapter, examples, list(map(adapter.decode, completions(trainer, examples, None, 50, "test"))))
     assert len({row.question for row in rows}) == 2 and sum(right) > 0.9 * len(rows)
 
 

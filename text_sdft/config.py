@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+from text_sdft.core.settings import setting
 
 TeacherSees = Literal["demonstration", "answer", "nothing", "wrong"]
 KnowledgeSees = Literal["text_and_answer", "text", "answer", "nothing", "wrong"]
@@ -14,17 +16,11 @@ Scoring = Literal["strict", "lenient"]
 class TextData:
     """Section ``data`` of ``adapter: text``."""
 
-    path: str = field(metadata={"help": "Training rows: a .jsonl, .json, .parquet or .csv file, or a data set NAME:SPLIT."})
-    test: str | None = field(default=None, metadata={"help": "Rows that measure what is to be learnt (the set 'new')."})
-    old: str | None = field(
-        default=None, metadata={"help": "Rows with 'prompt' and 'reference' that the model solves already (the set 'old')."}
-    )
-    retain: str | None = field(
-        default=None, metadata={"help": "Prompts the model should go on answering as it does (retention prompts)."}
-    )
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "System message of both views, for rows without one."}
-    )
+    path: str = setting(help="Training rows: a .jsonl, .json, .parquet or .csv file, or a data set NAME:SPLIT.")
+    test: str | None = setting(None, "Rows that measure what is to be learnt (the set 'new').")
+    old: str | None = setting(None, "Rows with 'prompt' and 'reference' that the model solves already (the set 'old').")
+    retain: str | None = setting(None, "Prompts the model should go on answering as it does (retention prompts).")
+    system_prompt: str | None = setting(None, "System message of both views, for rows without one.")
 
     def tests(self) -> dict[str, str]:
         """The files of rows that measure what is to be learnt, by the name of their set."""
@@ -35,12 +31,11 @@ class TextData:
 class TextDemonstrations:
     """Section ``demonstrations`` of ``adapter: text``."""
 
-    teacher_prompt_template: str | None = field(
-        default=None,
-        metadata={"help": "turns, paper, quoted, context, or a string with {question}. Unset: what suits the rows."},
+    teacher_prompt_template: str | None = setting(
+        None, "turns, paper, quoted, context, or a string with {question}. Unset: what suits the rows."
     )
-    enable_thinking: bool | None = field(
-        default=None, metadata={"help": "Passed to the chat template, to both views alike; unset: the model's default."}
+    enable_thinking: bool | None = setting(
+        None, "Passed to the chat template, to both views alike; unset: the model's default."
     )
 
 
@@ -48,21 +43,16 @@ class TextDemonstrations:
 class TaskData(TextData):
     """Section ``data`` of a task."""
 
-    validation: str | None = field(
-        default=None, metadata={"help": "Rows for choosing settings; unset: a part of the training rows, held out."}
-    )
-    holdout: float = field(default=0.1, metadata={"help": "Share of the training rows held out where validation is unset."})
+    validation: str | None = setting(None, "Rows for choosing settings; unset: a part of the training rows, held out.")
+    holdout: float = setting(0.1, "Share of the training rows held out where validation is unset.")
 
 
 @dataclass
 class TaskDemonstrations(TextDemonstrations):
     """Section ``demonstrations`` of a task."""
 
-    teacher_sees: TeacherSees = field(
-        default="demonstration",
-        metadata={
-            "help": "demonstration, answer (without its reasoning), nothing, or wrong (another row's demonstration)."
-        },
+    teacher_sees: TeacherSees = setting(
+        "demonstration", "demonstration, answer (without its reasoning), nothing, or wrong (another row's demonstration)."
     )
 
 
@@ -70,11 +60,8 @@ class TaskDemonstrations(TextDemonstrations):
 class KnowledgeData(TaskData):
     """Section ``data`` of ``adapter: knowledge``."""
 
-    ood: str | None = field(default=None, metadata={"help": "Out-of-distribution questions (the set 'ood')."})
-    scoring: Scoring = field(
-        default="strict",
-        metadata={"help": "strict (the answer's values and no others) or lenient (its numbers are there)."},
-    )
+    ood: str | None = setting(None, "Out-of-distribution questions (the set 'ood').")
+    scoring: Scoring = setting("strict", "strict (the answer's values and no others) or lenient (its numbers are there).")
 
     def tests(self) -> dict[str, str]:
         """See `TextData`."""
@@ -85,9 +72,8 @@ class KnowledgeData(TaskData):
 class KnowledgeDemonstrations(TaskDemonstrations):
     """Section ``demonstrations`` of ``adapter: knowledge``."""
 
-    teacher_sees: KnowledgeSees = field(  # type: ignore[assignment]
-        default="text_and_answer",
-        metadata={"help": "text_and_answer, text, answer, nothing, or wrong (another document and its answer)."},
+    teacher_sees: KnowledgeSees = setting(  # type: ignore[assignment]
+        "text_and_answer", "text_and_answer, text, answer, nothing, or wrong (another document and its answer)."
     )
 
 
@@ -95,13 +81,8 @@ class KnowledgeDemonstrations(TaskDemonstrations):
 class MedicalData(TaskData):
     """Section ``data`` of ``adapter: medical``."""
 
-    judge_url: str | None = field(
-        default=None,
-        metadata={
-            "help": "OpenAI-compatible endpoint of a judge model, such as http://localhost:8000/v1; unset: exact match."
-        },
+    judge_url: str | None = setting(
+        None, "OpenAI-compatible endpoint of a judge model, such as http://localhost:8000/v1; unset: exact match."
     )
-    judge_model: str = field(default="", metadata={"help": "The judge model's name at that endpoint."})
-    judge_key_variable: str = field(
-        default="OPENAI_API_KEY", metadata={"help": "Environment variable with the endpoint's key."}
-    )
+    judge_model: str = setting("", "The judge model's name at that endpoint.")
+    judge_key_variable: str = setting("OPENAI_API_KEY", "Environment variable with the endpoint's key.")

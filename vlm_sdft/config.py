@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from text_sdft.core import UserError
+from text_sdft.core.settings import setting
 from vlm_sdft.demos import rationales
 from vlm_sdft.demos.hub import HubTypes, write_hub_types
 from vlm_sdft.demos.retention import is_made, retain_in_context, retain_made
@@ -41,61 +42,41 @@ MADE_BY: dict[str, type[FewShot]] = {"hub:": HubTypes, "builtin:": NovelObjects}
 class ImageData:
     """Section ``data`` of ``adapter: image``."""
 
-    path: str = field(
-        metadata={
-            "help": "A folder (train/<type>/*, optional test, unlabelled, retain, old), a .jsonl, builtin:novel-objects, "
-            "or hub:OWNER/NAME (an image classification data set: half of its classes new, half known)."
-        }
+    path: str = setting(
+        help="A folder (train/<type>/*, optional test, unlabelled, retain, old), a .jsonl, builtin:novel-objects, "
+        "or hub:OWNER/NAME (an image classification data set: half of its classes new, half known)."
     )
-    question: str = field(default=QUESTION, metadata={"help": "What is asked about each image."})
-    retain_questions: list[str] | None = field(
-        default=None, metadata={"help": "What is asked about each retention image; unset: the question."}
+    question: str = setting(QUESTION, "What is asked about each image.")
+    retain_questions: list[str] | None = setting(None, "What is asked about each retention image; unset: the question.")
+    retain: str | None = setting(
+        None,
+        "More that the model should go on answering as it does: a folder of images, a .txt file of prompts "
+        "without images, crops (parts of your own images) or drawn (pictures drawn by this program).",
     )
-    retain: str | None = field(
-        default=None,
-        metadata={
-            "help": "More that the model should go on answering as it does: a folder of images, a .txt file of prompts "
-            "without images, crops (parts of your own images) or drawn (pictures drawn by this program)."
-        },
+    retain_in_context: float = setting(
+        0.0, "Share of retention prompts that begin with demonstrations (random names): keeps in-context learning."
     )
-    retain_in_context: float = field(
-        default=0.0,
-        metadata={
-            "help": "Share of retention prompts that begin with demonstrations (random names): keeps in-context learning."
-        },
+    holdout: float = setting(0.2, "Share held out for testing where there is no test/.")
+    on_bad_image: Literal["error", "drop"] = setting("error", "What to do with images that cannot be read.")
+    max_pixels: int | None = setting(
+        None, "Pixels one image may cost; fewer make shorter prompts. Unset: the processor's limit."
     )
-    holdout: float = field(default=0.2, metadata={"help": "Share held out for testing where there is no test/."})
-    on_bad_image: Literal["error", "drop"] = field(
-        default="error", metadata={"help": "What to do with images that cannot be read."}
+    system_prompt: str | None = setting(None, "System message of both views.")
+    train_vision: bool = setting(False, "Train the vision tower and its projection too; else they stay untouched.")
+    image_features_gib: float = setting(
+        4.0,
+        "Memory of the host (GiB) for vision features, which are computed once an image for as long as the "
+        "tower's weights stay. 0 computes them in every forward.",
     )
-    max_pixels: int | None = field(
-        default=None,
-        metadata={"help": "Pixels one image may cost; fewer make shorter prompts. Unset: the processor's limit."},
+    types: list[str] | None = setting(
+        None, "Only these of the new types (folders' names) are taught and tested; unset: all."
     )
-    system_prompt: str | None = field(default=None, metadata={"help": "System message of both views."})
-    train_vision: bool = field(
-        default=False, metadata={"help": "Train the vision tower and its projection too; else they stay untouched."}
+    options: dict[str, Any] = setting(
+        dict,
+        "For builtin and hub data: n_types, first, shots, n_unlabelled, n_test, n_retain, n_old, seed, split; "
+        "for hub data also names (own, invented), image_column, label_column, config, revision and others.",
     )
-    image_features_gib: float = field(
-        default=4.0,
-        metadata={
-            "help": "Memory of the host (GiB) for vision features, which are computed once an image for as long as the "
-            "tower's weights stay. 0 computes them in every forward."
-        },
-    )
-    types: list[str] | None = field(
-        default=None, metadata={"help": "Only these of the new types (folders' names) are taught and tested; unset: all."}
-    )
-    options: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={
-            "help": "For builtin and hub data: n_types, first, shots, n_unlabelled, n_test, n_retain, n_old, seed, split; "
-            "for hub data also names (own, invented), image_column, label_column, config, revision and others."
-        },
-    )
-    cache: str = field(
-        default="runs/data", metadata={"help": "Where builtin and hub data is written, as image files to look at."}
-    )
+    cache: str = setting("runs/data", "Where builtin and hub data is written, as image files to look at.")
 
     def split(self, count: int) -> list[dict[str, Any]]:
         """What differs in this section between so many tasks: each gets its share of the new types, in their order.
@@ -120,38 +101,28 @@ class ImageData:
 class ImageDemonstrations:
     """Section ``demonstrations`` of ``adapter: image``."""
 
-    selection: Selection = field(
-        default="retrieved",
-        metadata={
-            "help": "retrieved (the most similar labelled images), grouped (one block for queries that lie close to each "
-            "other: faster), random or fixed."
-        },
+    selection: Selection = setting(
+        "retrieved",
+        "retrieved (the most similar labelled images), grouped (one block for queries that lie close to each "
+        "other: faster), random or fixed.",
     )
-    n_types: int = field(default=5, metadata={"help": "Types shown to the teacher with each query."})
-    shots: int = field(default=2, metadata={"help": "Images of each type."})
-    rung: int = field(
-        default=2,
-        metadata={
-            "help": "What the teacher is shown: 0 nothing, 1 demonstrations without the query's type, 2 demonstrations, "
-            "3 also cues of types.yaml in words, 4 also a rationale that the model wrote itself, 5 the answer alone. A "
-            "query without that rung is shown rung 2, and so is a test image where the answer would be shown."
-        },
+    n_types: int = setting(5, "Types shown to the teacher with each query.")
+    shots: int = setting(2, "Images of each type.")
+    rung: int = setting(
+        2,
+        "What the teacher is shown: 0 nothing, 1 demonstrations without the query's type, 2 demonstrations, "
+        "3 also cues of types.yaml in words, 4 also a rationale that the model wrote itself, 5 the answer alone. A "
+        "query without that rung is shown rung 2, and so is a test image where the answer would be shown.",
     )
-    policy: Literal["fixed", "ladder"] = field(
-        default="fixed",
-        metadata={"help": "fixed (the same rung for all), or ladder: for each labelled query the lowest that helps."},
+    policy: Literal["fixed", "ladder"] = setting(
+        "fixed", "fixed (the same rung for all), or ladder: for each labelled query the lowest that helps."
     )
-    template: str = field(
-        default="turns",
-        metadata={"help": "turns (earlier chat turns), quoted, or a string with {question}, {demonstrations}."},
+    template: str = setting("turns", "turns (earlier chat turns), quoted, or a string with {question}, {demonstrations}.")
+    rationale_question: str = setting(
+        rationales.QUESTION, "What the model is asked about each labelled image and its answer, for rung 4."
     )
-    rationale_question: str = field(
-        default=rationales.QUESTION,
-        metadata={"help": "What the model is asked about each labelled image and its answer, for rung 4."},
-    )
-    embedder: str = field(
-        default="model",
-        metadata={"help": "What retrieval compares: model (its own vision features) or open_clip:ARCHITECTURE/PRETRAINED."},
+    embedder: str = setting(
+        "model", "What retrieval compares: model (its own vision features) or open_clip:ARCHITECTURE/PRETRAINED."
     )
 
 

@@ -23,7 +23,7 @@ from settings import SETTINGS, Setting
 
 from text_sdft.core import TeacherContext
 from text_sdft.core.sampling import draw_seed
-from text_sdft.experiments.answers import answers, score_all
+from text_sdft.experiments.answers import completions, score_all
 from vlm_sdft import ImageAdapter
 from vlm_sdft.demos.selection import Selection
 
@@ -62,7 +62,7 @@ def run(setting: Setting, types: str, seed: int) -> dict[str, float]:
     trainer = make_trainer(adapter, demos.train, 0.0, 1, seed, model=setting.model)
     examples = adapter.examples(demos.test)
     draws = [[TeacherContext(draw_seed(seed, "draw", d, e.id)) for e in examples] for d in range(DRAWS)]
-    given = [list(answers(trainer, examples, contexts, 50, "draws")) for contexts in draws]
+    given = [list(map(adapter.decode, completions(trainer, examples, contexts, 50, "draws"))) for contexts in draws]
     voted = [Counter(column).most_common(1)[0][0] for column in zip(*given, strict=True)]
     same = [a == b for first, second in itertools.pairwise(given) for a, b in zip(first, second, strict=True)]
     said = [

@@ -10,26 +10,27 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from text_sdft import ChatAdapter, Demonstration, Example, Splits, TeacherContext, UserError, answered
 from text_sdft.columns import load_rows
+from text_sdft.core.settings import setting
 
 
 @dataclass
 class BoardData:
     """Section ``data`` of ``adapter: board``."""
 
-    path: str = field(metadata={"help": "Positions to learn from: a .csv, .jsonl, .json or .parquet file."})
-    test: str | None = field(default=None, metadata={"help": "Positions with moves, to measure (the set 'new')."})
+    path: str = setting(help="Positions to learn from: a .csv, .jsonl, .json or .parquet file.")
+    test: str | None = setting(None, "Positions with moves, to measure (the set 'new').")
 
 
 @dataclass
 class BoardDemonstrations:
     """Section ``demonstrations`` of ``adapter: board``."""
 
-    shots: int = field(default=3, metadata={"help": "Positions that the teacher is shown, the most similar ones."})
+    shots: int = setting(3, "Positions that the teacher is shown, the most similar ones.")
 
 
 class BoardAdapter(ChatAdapter):

@@ -156,7 +156,7 @@ class ConfigurableAdapter(ExperimentAdapter, Protocol):
     """An adapter that a config file can name: it also reads its own sections of the YAML.
 
     The type hints of `from_config`'s arguments are dataclasses; their fields are the section's keys, with their defaults
-    and help (``field(metadata={"help": …})``).
+    and help (`text_sdft.core.settings.setting`).
 
     Attributes:
         train_defaults: settings of `SDFTConfig` that suit this modality better than the defaults.

@@ -10,11 +10,10 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 from transformers import PreTrainedModel
-from typing_extensions import Self
 
 from text_sdft.core.adapter import ExperimentAdapter, with_unique_ids
 from text_sdft.core.data import Conversation, Demonstration, Example, Message, Model, TeacherContext

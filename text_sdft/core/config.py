@@ -7,7 +7,7 @@ vocabulary, EMA teacher at rate 0.01 moved every step, 3 tokens skipped, 1 compl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal, cast
 
@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
 from text_sdft.core.divergence import DivergenceSettings
+from text_sdft.core.settings import setting
 from text_sdft.core.teachers import TeacherKind
 
 #: Answers of at most so many tokens are labels: no token of theirs is skipped, and cut ones still count.
@@ -71,101 +72,80 @@ class SDFTConfig(TrainingArguments):
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # JSON too  # noqa: RUF012
 
-    learning_rate: float = field(
-        default=2e-5, metadata={"help": "Peak learning rate. Full fine-tuning 5e-6 … 5e-5, LoRA 1e-4 … 5e-4."}
+    learning_rate: float = setting(2e-5, "Peak learning rate. Full fine-tuning 5e-6 … 5e-5, LoRA 1e-4 … 5e-4.")
+    per_device_train_batch_size: int = setting(8, "Queries in one forward pass of one device.")
+    gradient_accumulation_steps: int = setting(
+        4, "Forward passes of one optimiser step; with 8 queries each and one device, 32 a step."
     )
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Queries in one forward pass of one device."})
-    gradient_accumulation_steps: int = field(
-        default=4, metadata={"help": "Forward passes of one optimiser step; with 8 queries each and one device, 32 a step."}
+    lr_scheduler_type: str = setting("cosine", "Learning-rate schedule.")
+    warmup_steps: float = setting(0.1, "Warm-up: steps, or below 1 the share of all steps.")
+    logging_steps: float = setting(10, "Log every so many optimiser steps.")
+    save_steps: float = setting(
+        0.2,
+        "A checkpoint every so many optimiser steps; below 1: after that share of all, and the newest alone is "
+        "kept, unless save_total_limit is set.",
     )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or below 1 the share of all steps."})
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many optimiser steps."})
-    save_steps: float = field(
-        default=0.2,
-        metadata={
-            "help": "A checkpoint every so many optimiser steps; below 1: after that share of all, and the newest alone is "
-            "kept, unless save_total_limit is set."
-        },
-    )
-    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Batches hold no tensors: nothing to pin."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: rows are read by the adapter."})
+    dataloader_pin_memory: bool = setting(False, "Batches hold no tensors: nothing to pin.")
+    remove_unused_columns: bool = setting(False, "Must stay off: rows are read by the adapter.")
 
     # The output layer is used after the wrapped forward (by the divergence), where a search from its outputs misses it.
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Must stay off: every trained parameter takes part in each step."}
+    ddp_find_unused_parameters: bool | None = setting(
+        False, "Must stay off: every trained parameter takes part in each step."
     )
 
-    distillation_alpha: float = field(
-        default=0.0, metadata={"help": "0 forward KL(teacher‖student), 1 reverse KL, between generalised Jensen-Shannon."}
+    distillation_alpha: float = setting(
+        0.0, "0 forward KL(teacher‖student), 1 reverse KL, between generalised Jensen-Shannon."
     )
-    distillation_topk: int | None = field(
-        default=None, metadata={"help": "Compare the student's k most probable tokens only; unset: the full vocabulary."}
+    distillation_topk: int | None = setting(
+        None, "Compare the student's k most probable tokens only; unset: the full vocabulary."
     )
-    distillation_is_clip: float | None = field(
-        default=2.0,
-        metadata={"help": "Token weights p_trainer / p_sampler, clipped here (they are 1 unless another engine samples)."},
+    distillation_is_clip: float | None = setting(
+        2.0, "Token weights p_trainer / p_sampler, clipped here (they are 1 unless another engine samples)."
     )
-    distillation_chunk_size: int | None = field(
-        default=None, metadata={"help": "Tokens whose logits exist at once; unset: as many as fit into 64 MiB (GPU: 512)."}
+    distillation_chunk_size: int | None = setting(
+        None, "Tokens whose logits exist at once; unset: as many as fit into 64 MiB (GPU: 512)."
     )
-    num_loss_tokens_to_skip: int | None = field(
-        default=None,
-        metadata={"help": "First completion tokens left out of the loss. Unset: 3, or 0 for answers of at most 16 tokens."},
+    num_loss_tokens_to_skip: int | None = setting(
+        None, "First completion tokens left out of the loss. Unset: 3, or 0 for answers of at most 16 tokens."
     )
-    mask_truncated_completions: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Leave completions cut by the length limit out. Unset: yes, but no for answers of at most 16 tokens."
-        },
+    mask_truncated_completions: bool | None = setting(
+        None, "Leave completions cut by the length limit out. Unset: yes, but no for answers of at most 16 tokens."
     )
 
-    teacher_model_kind: TeacherKind = field(
-        default="ema", metadata={"help": "The teacher's weights: base (frozen at the start), ema or live."}
-    )
-    teacher_update_rate: float = field(default=0.01, metadata={"help": "EMA rate r: φ ← (1-r)·φ + r·θ."})
-    teacher_sync_steps: int = field(default=1, metadata={"help": "Move an EMA teacher every so many optimiser steps."})
+    teacher_model_kind: TeacherKind = setting("ema", "The teacher's weights: base (frozen at the start), ema or live.")
+    teacher_update_rate: float = setting(0.01, "EMA rate r: φ ← (1-r)·φ + r·θ.")
+    teacher_sync_steps: int = setting(1, "Move an EMA teacher every so many optimiser steps.")
 
-    teacher_prefix_gib: float = field(
-        default=2.0,
-        metadata={
-            "help": "Memory (GiB) for what teacher prompts have in common at their beginning: it is read once, and again "
-            "only when the teacher has moved. 0 reads every prompt whole."
-        },
+    teacher_prefix_gib: float = setting(
+        2.0,
+        "Memory (GiB) for what teacher prompts have in common at their beginning: it is read once, and again "
+        "only when the teacher has moved. 0 reads every prompt whole.",
     )
 
-    num_generations: int = field(default=1, metadata={"help": "Completions sampled of each query (the paper: 1)."})
-    max_prompt_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Longest prompt in tokens; unset: the model's context less the completion. Longer teacher "
-            "prompts drop whole demonstrations, longer queries are an error."
-        },
+    num_generations: int = setting(1, "Completions sampled of each query (the paper: 1).")
+    max_prompt_length: int | None = setting(
+        None,
+        "Longest prompt in tokens; unset: the model's context less the completion. Longer teacher "
+        "prompts drop whole demonstrations, longer queries are an error.",
     )
-    max_completion_length: int = field(default=1024, metadata={"help": "Longest completion in tokens."})
-    temperature: float = field(
-        default=1.0, metadata={"help": "Sampling temperature; both sides' logits are divided by it."}
-    )
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling; 1 samples from the whole distribution."})
+    max_completion_length: int = setting(1024, "Longest completion in tokens.")
+    temperature: float = setting(1.0, "Sampling temperature; both sides' logits are divided by it.")
+    top_p: float = setting(1.0, "Nucleus sampling; 1 samples from the whole distribution.")
 
-    sampler: Literal["transformers", "vllm"] = field(
-        default="transformers",
-        metadata={"help": "What samples: transformers, or vllm (to be installed beside it; one process)."},
+    sampler: Literal["transformers", "vllm"] = setting(
+        "transformers", "What samples: transformers, or vllm (to be installed beside it; one process)."
     )
-    vllm_cache_gib: float = field(
-        default=4.0,
-        metadata={"help": "With sampler vllm: memory (GiB) for its keys and values, beside a copy of the weights."},
+    vllm_cache_gib: float = setting(
+        4.0, "With sampler vllm: memory (GiB) for its keys and values, beside a copy of the weights."
     )
 
-    retain_weight: float = field(
-        default=1.0, metadata={"help": "Weight of retention prompts beside queries (there must be some in the data)."}
-    )
-    retain_ratio: float = field(default=1.0, metadata={"help": "Retention prompts for each query, at most 1."})
+    retain_weight: float = setting(1.0, "Weight of retention prompts beside queries (there must be some in the data).")
+    retain_ratio: float = setting(1.0, "Retention prompts for each query, at most 1.")
 
-    model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Passed to from_pretrained where the model is given by name."}
+    model_init_kwargs: dict[str, Any] | str | None = setting(
+        None, "Passed to from_pretrained where the model is given by name."
     )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run Python code that comes with a hub model."})
+    trust_remote_code: bool = setting(False, "Run Python code that comes with a hub model.")
 
     def __post_init__(self) -> None:
         by_metric = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
@@ -232,13 +212,13 @@ def _wrong_number(config: SDFTConfig) -> str:
 
     (Of its own fields alone the annotations are strings; transformers checks the others.)
     """
-    for setting in fields(config):
-        value, (kind, _, other) = getattr(config, setting.name), str(setting.type).partition(" | ")
+    for own in fields(config):
+        value, (kind, _, other) = getattr(config, own.name), str(own.type).partition(" | ")
         number = {"int": Integral, "float": Real}.get(kind)
         if number is None or (value is None and other) or (isinstance(value, number) and not isinstance(value, bool)):
             continue
         hint = "a whole number" if number is Integral else "a number (in YAML 1.0e-4, since 1e-4 is read as a string)"
-        return f"{setting.name} {value!r}: use {hint}"
+        return f"{own.name} {value!r}: use {hint}"
     return ""
 
 

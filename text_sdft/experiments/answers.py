@@ -48,21 +48,6 @@ def completions(
         yield from ids
 
 
-def answers(
-    trainer: SDFTTrainer,
-    examples: Sequence[Example],
-    contexts: Contexts,
-    batch_size: int,
-    label: str,
-    seeds: Sequence[int] | None = None,
-    adapter: Any = None,
-) -> Iterator[str]:
-    """`completions` as text."""
-    return map(
-        (adapter or trainer.adapter).decode, completions(trainer, examples, contexts, batch_size, label, seeds, adapter)
-    )
-
-
 def score_all(adapter: Any, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
     """One score an example, in [0, 1]; 0 where the adapter has none to give."""
     return [adapter.score(example, text) or 0.0 for example, text in zip(examples, texts, strict=True)]

@@ -170,12 +170,11 @@ class CellRunner:
 
     def _rivals(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
         trainer, examples = self._trainer(method, rate, seed), self.test[NEW]
-        adapter: Any = trainer.adapter
         started = time.monotonic()
-        answers = adapter.rivals(examples, contexts_for(trainer, examples))
+        answers = trainer.adapter.rivals(examples, contexts_for(trainer, examples))
         seconds = time.monotonic() - started
         scores = {
-            name: {e.id: adapter.score(e, text) for e, text in zip(examples, texts, strict=True)}
+            name: {e.id: trainer.adapter.score(e, text) for e, text in zip(examples, texts, strict=True)}
             for name, texts in answers.items()
         }
         return {"test": scores, "seconds": seconds, "flops": 0.0}

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from text_sdft.core.settings import setting
+
 if TYPE_CHECKING:  # at runtime the command line reads the sections before it loads any of these
     from peft import LoraConfig
 
@@ -20,12 +22,10 @@ class LoRASettings:
         ValueError: a value out of range, with what to use instead.
     """
 
-    enabled: bool | None = field(
-        default=None, metadata={"help": "Train a LoRA adapter. Unset: yes, except for builtin models."}
-    )
-    r: int = field(default=16, metadata={"help": "Rank."})
-    alpha: int = field(default=32, metadata={"help": "Scale: updates are multiplied by alpha / r."})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
+    enabled: bool | None = setting(None, "Train a LoRA adapter. Unset: yes, except for builtin models.")
+    r: int = setting(16, "Rank.")
+    alpha: int = setting(32, "Scale: updates are multiplied by alpha / r.")
+    dropout: float = setting(0.0, "Dropout on the adapter's input.")
 
     def __post_init__(self) -> None:
         if self.r < 1:
@@ -54,12 +54,9 @@ class EvalSettings:
         ValueError: a value out of range, with what to use instead.
     """
 
-    max_examples: int | None = field(default=None, metadata={"help": "Rows of each set at most; unset: all."})
-    teacher: bool = field(
-        default=True,
-        metadata={"help": "Also measure the model's in-context accuracy: the teacher, at the start and after."},
-    )
-    batch_size: int = field(default=16, metadata={"help": "Answers generated at once."})
+    max_examples: int | None = setting(None, "Rows of each set at most; unset: all.")
+    teacher: bool = setting(True, "Also measure the model's in-context accuracy: the teacher, at the start and after.")
+    batch_size: int = setting(16, "Answers generated at once.")
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

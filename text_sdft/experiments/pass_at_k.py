@@ -9,7 +9,7 @@ from scipy.special import comb
 
 from text_sdft.core import Example, UserError
 from text_sdft.core.sampling import draw_seed
-from text_sdft.experiments.answers import answers, score_all, slices
+from text_sdft.experiments.answers import completions, score_all, slices
 from text_sdft.experiments.scores import with_reference
 from text_sdft.training import SDFTTrainer
 
@@ -62,7 +62,8 @@ def measure_pass_at_k(
         )
     asked = [example for example in known for _ in range(samples)]
     seeds = [draw_seed(trainer.args.seed, "pass@k", example.id, i) for example in known for i in range(samples)]
-    texts = list(answers(trainer, asked, None, batch_size, f"{samples} answers each", seeds))
+    ids = completions(trainer, asked, None, batch_size, f"{samples} answers each", seeds)
+    texts = list(map(trainer.adapter.decode, ids))
     scores = score_all(trainer.adapter, asked, texts)
     parts = slices(len(asked), samples)
     records = [{"id": e.id, "answers": texts[part], "scores": scores[part]} for e, part in zip(known, parts, strict=True)]

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from text_sdft.core import RUNGS, Example, TeacherContext, UserError
 from text_sdft.core.sampling import draw_seed
-from text_sdft.experiments.answers import answers, bare_answer, score_all, slices
+from text_sdft.experiments.answers import bare_answer, completions, score_all, slices
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.measure import answer_positions, mean_tokens, right_answer_reading
 from text_sdft.experiments.scores import (
@@ -57,7 +57,7 @@ class Probe:
 
     def __init__(self, trainer: SDFTTrainer, examples: list[Example], size: int) -> None:
         self.trainer, self.examples, self.size = trainer, examples, size
-        self.adapter: Any = trainer.adapter
+        self.adapter = trainer.adapter
         self.contexts = dict(enumerate(contexts_for(trainer, examples)))
         self.scores: dict[str, dict[int, float]] = {}
         self.texts: dict[str, dict[int, str]] = {}
@@ -70,7 +70,8 @@ class Probe:
         shown = None if contexts is None else list(contexts.values())
         examples = [self.examples[i] for i in places]
         started = time.monotonic()
-        texts = list(answers(self.trainer, examples, shown, self.size, f"probe: {name}", adapter=adapter))
+        ids = completions(self.trainer, examples, shown, self.size, f"probe: {name}", adapter=adapter)
+        texts = list(map(self.adapter.decode, ids))
         self.seconds[name] = (time.monotonic() - started) / max(len(examples), 1)
         self.texts[name] = dict(zip(places, texts, strict=True))
         self.scores[name] = dict(zip(places, score_all(self.adapter, examples, texts), strict=True))

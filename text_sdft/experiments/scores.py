@@ -13,7 +13,7 @@ from transformers.utils import logging
 from text_sdft.core import Example, ExperimentAdapter, Message, TeacherContext
 from text_sdft.core.sampling import draw_seed
 from text_sdft.core.sharding import gathered
-from text_sdft.experiments.answers import Contexts, answers
+from text_sdft.experiments.answers import Contexts, completions
 from text_sdft.experiments.stats import Accuracy
 from text_sdft.training import SDFTTrainer
 
@@ -85,7 +85,7 @@ def evaluate(
         shown = _with_teacher_alone(trainer, known.get("new", []))
         jobs.append(("teacher", "new", shown, contexts_for(trainer, shown)))
     for result, name, examples, contexts in jobs:
-        texts = answers(trainer, examples, contexts, batch_size, f"{phase}: {result}")
+        texts = map(trainer.adapter.decode, completions(trainer, examples, contexts, batch_size, f"{phase}: {result}"))
         given = [(e, text, trainer.adapter.score(e, text)) for e, text in zip(examples, texts, strict=True)]
         scored = [(example, text, score) for example, text, score in given if score is not None]
         if not scored:

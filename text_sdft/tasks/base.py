@@ -6,9 +6,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-from typing_extensions import Self
+from typing import Any, Self
 
 from text_sdft.adapter import TextAdapter
 from text_sdft.answers import states

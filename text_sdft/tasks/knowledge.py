@@ -8,9 +8,7 @@ answer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from typing_extensions import Self
+from typing import Any, Self
 
 from text_sdft.answers import MONTH, quantities, states
 from text_sdft.columns import messages_of

@@ -8,9 +8,7 @@ two are the demonstration. Test: ``Open-ended Verifiable Question``, ``Ground-Tr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from typing_extensions import Self
+from typing import Any, Self
 
 from text_sdft.columns import messages_of
 from text_sdft.config import MedicalData, TaskDemonstrations

@@ -21,13 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     from text_sdft.core import UserError
     from vlm_sdft.cli.commands import RUN
-    from vlm_sdft.cli.parsing import print_settings_help, read_call
+    from vlm_sdft.cli.parsing import read_call
 
     try:
         call = read_call(sys.argv[1:] if argv is None else argv)
-        if call.asks_for_help:
-            print_settings_help(call)
-            return 0
         return RUN[call.command](call) or 0
     except SystemExit as done:  # help, the version or the settings were printed
         return int(done.code or 0)

@@ -98,6 +98,8 @@ def report(call: Call) -> None:
 
 def sequence(call: Call) -> None:
     file = call.given.get("file")
+    if "help" in call.given:
+        load_experiment(call, {})
     if file is None:
         raise UserError("sequence takes the sequence's YAML first: vlm-sdft sequence SEQUENCE.yaml [--key value …].")
     _say(f"Reading {file} …")
@@ -150,7 +152,7 @@ def _experiment(call: Call) -> tuple[Experiment, Namespace]:
     """The experiment and all values of a call. What is read is said before anything that takes time is loaded."""
     config = config_of(call)
     path = {**config.get("data", {}), **call.given.get("data", {})}.get("path")
-    if path and not call.given.get("print_config"):
+    if path and call.given.keys().isdisjoint(("help", "print_config")):
         _say(f"Reading {path} …")
     experiment, values = load_experiment(call, config)
     _say(*experiment.splits.report)

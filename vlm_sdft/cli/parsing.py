@@ -11,7 +11,6 @@ import os
 import warnings
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -48,7 +47,6 @@ class Call(NamedTuple):
     command: str
     argv: list[str]
     given: Settings
-    asks_for_help: bool = False
 
 
 def read_call(argv: Sequence[str]) -> Call:
@@ -68,13 +66,10 @@ def read_call(argv: Sequence[str]) -> Call:
     rest = [f"--data.path{arg[6:]}" if arg.partition("=")[0] == "--data" else arg for arg in rest]
     if not rest and not about.usage.startswith("["):
         rest = ["--help"]  # which says what is missing
-    asks_for_help = about.settings == "listed" and not {"-h", "--help"}.isdisjoint(rest)
-    if asks_for_help:
-        rest = [arg for arg in rest if arg not in ("-h", "--help")]
     sections = OPEN if about.settings != "none" else {}
     unknown = _unknown_names(_names(rest, {}), command, sections, all_known=about.settings != "listed")
     given = _parsed(_all_commands(command, unknown), [command, *rest], defaults=about.settings == "none")
-    return Call(command, rest, given[command].as_dict(), asks_for_help)
+    return Call(command, rest, given[command].as_dict())
 
 
 def config_of(call: Call) -> Settings:
@@ -111,14 +106,6 @@ def merged(common: Settings, own: Settings) -> Settings:
     return {**common, **own, **{key: merged(common[key], own[key]) for key in nested}}
 
 
-def print_settings_help(call: Call) -> None:
-    """A command's help, with its adapter's settings; those of images where the config cannot be read."""
-    config: Settings = {}
-    with suppress(UserError):
-        config = config_of(call)
-    _experiment_parser(call, config)[0].print_help()
-
-
 def read_experiment(command: str, argv: Sequence[str]) -> Experiment:
     """The experiment that a config and options describe. Raises `UserError` naming the key at fault."""
     call = read_call([command, *argv])
@@ -130,10 +117,12 @@ def load_experiment(call: Call, config: Settings) -> tuple[Experiment, Namespace
 
     Raises:
         UserError: a key is unknown or missing, a value is wrong, or the data cannot be used.
-        SystemExit: the settings were to be printed alone.
+        SystemExit: the help or the settings were to be printed alone.
     """
-    _quiet_libraries()
     parser, sections, adapter_type = _experiment_parser(call, config)
+    if "help" in call.given:
+        parser.print_help()
+        raise SystemExit(0)
     _unknown_names(_names(call.argv, config), call.command, sections)
     values = _parsed(parser, call.argv, namespace=_parsed(parser, config, defaults=False))
     needed = ["model", *(name for name, f in _keys(sections).items() if _is_needed(f))]
@@ -187,8 +176,7 @@ def _all_commands(called: str = "", unknown: Collection[str] = ()) -> ArgumentPa
     parser = ArgumentParser(
         prog="vlm-sdft",
         usage="vlm-sdft COMMAND [CONFIG.yaml] [--key value …]",
-        description="Teach a vision-language (or text) model from demonstrations, without forgetting: self-distillation\n"
-        "fine-tuning (SDFT).",
+        description="Teach a vision-language (or text) model from demonstrations, without forgetting (SDFT).",
         epilog=EXAMPLES,
         version=version("vlm-sdft"),
         **_PARSER,
@@ -207,23 +195,33 @@ def _experiment_parser(call: Call, config: Settings) -> tuple[ArgumentParser, Se
 
     Where help is asked for, the many fields of `TrainingArguments` that few need are left out.
     """
+    from transformers.utils import logging
+
     from text_sdft.core import SDFTConfig, adapter_class, lora
 
+    # What a user of this command can do nothing about stays off the terminal.
+    logging.disable_progress_bar()  # of loading and saving weights; training has its own
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     given = merged(config, call.given)
     adapter_type = adapter_class(str(given.get("adapter", "image")))
     hints = get_type_hints(adapter_type.from_config)
     sections = {**OPEN, "data": hints["data"], "demonstrations": hints["demonstrations"], "train": SDFTConfig}
     adapts = LoRASettings(given.get("lora", {}).get("enabled")).trains_adapter(str(given.get("model", "")))
     defaults = {f"train.{k}": v for k, v in {**(lora() if adapts else {}), **adapter_type.train_defaults}.items()}
-    parser = _command_parser(call.command, sections, defaults, _uncommon() if call.asks_for_help else ())
+    parser = _command_parser(call.command, sections, defaults, _uncommon() if "help" in call.given else ())
     return parser, sections, adapter_type
 
 
 def _command_parser(command: str, sections: Sections, defaults: Settings, left_out: Collection[str]) -> ArgumentParser:
     """The parser of a command: its options, and the keys of the sections, with these defaults in place of their own."""
-    about = COMMANDS[command]
+    about, waits = COMMANDS[command], sections is OPEN and COMMANDS[command].settings == "listed"
     description = f"{about.summary[0].upper()}{about.summary[1:]}.{NOTES[about.settings]}"
-    parser = ArgumentParser(usage=f"vlm-sdft {command} {about.usage}", description=description, **_PARSER)
+    parser = ArgumentParser(
+        usage=f"vlm-sdft {command} {about.usage}", description=description, add_help=not waits, **_PARSER
+    )
+    if waits:  # until the settings are known that its help lists
+        parser.add_argument("-h", "--help", action="store_true")
     for option, argument in about.arguments.items():
         parser.add_argument(option, **argument)
     for section, kind in sections.items() if about.settings != "none" else ():
@@ -265,15 +263,6 @@ def _written(parser: ArgumentParser, values: Namespace, sections: Sections) -> t
             if value != default[name] or not (value is None or f"{section}.{name}" in uncommon)
         }
     return settings, {key: usual[key] for key in (*sections, "method")}
-
-
-def _quiet_libraries() -> None:
-    """Warnings that a user of this command can do nothing about stay off the terminal."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # of loading and saving weights; training has its own
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 # ---- names ----
