@@ -15,22 +15,11 @@ import torch
 import yaml
 
 from tests.cli_runs import FAST, fails, options
-from tests.families import family_folder
-from tests.image_files import WHOLE, fill
+from tests.image_files import fill
 from tests.tiny_text import save_tiny_text_model
 from text_sdft.training.callbacks import MetricsWriter
 from vlm_sdft.cli import main
 from vlm_sdft.cli.tables import print_results
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return str(fill(tmp_path_factory.mktemp("data") / "my objects", WHOLE))
-
-
-@pytest.fixture(scope="module")
-def model() -> str:
-    return str(family_folder("qwen3_vl"))
 
 
 def written(folder: Path) -> dict[str, Any]:
@@ -135,16 +124,15 @@ def test_the_help_of_the_text_adapter_lists_its_keys(capsys):
     assert "--demonstrations.teacher_prompt_template" in shown and "--demonstrations.shots" not in shown
 
 
-@pytest.mark.parametrize("command", ["init", "eval", "report", "sequence"])
-@pytest.mark.parametrize("given", [[], ["something"]])
-def test_commands_with_one_argument_show_their_usage(command, given, capsys):
-    assert main([command, *given, "--help"]) == 0
-    assert f"usage: vlm-sdft {command}" in capsys.readouterr().out
+def test_commands_with_one_argument_show_their_usage(capsys):
+    for command in ["init", "eval", "report", "sequence"]:
+        for given in [[], ["something"]]:
+            assert main([command, *given, "--help"]) == 0
+            assert f"usage: vlm-sdft {command}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("command", "own"),
-    [
+def test_the_help_of_a_command_lists_its_settings(capsys):
+    for command, own in (
         ("init", ["FOLDER", "--model"]),
         ("probe", ["CONFIG.yaml", "--sweep", "--data.path", "--train.seed"]),
         ("preview", ["CONFIG.yaml", "--measure", "--demonstrations.shots"]),
@@ -153,22 +141,19 @@ def test_commands_with_one_argument_show_their_usage(command, given, capsys):
         ("report", ["RUN", "--out"]),
         ("sequence", ["SEQUENCE.yaml", "--retain_earlier", "--joint", "--resume", "--train.learning_rate"]),
         ("compare", ["CONFIG.yaml", "--methods", "--seeds", "--validation_seeds", "--lr_sweep", "--lora.r"]),
-    ],
-)
-def test_the_help_of_a_command_lists_its_settings(command, own, capsys):
-    assert main([command, "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith(f"usage: vlm-sdft {command} ") and "%%" not in shown
-    for name in own:
-        assert re.search(rf"^  {re.escape(name)}\b", shown, re.M), name
+    ):
+        assert main([command, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith(f"usage: vlm-sdft {command} ") and "%%" not in shown
+        for name in own:
+            assert re.search(rf"^  {re.escape(name)}\b", shown, re.M), name
 
 
 # ---- mistakes ----
 
 
-@pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
+def test_what_is_missing_or_out_of_range_is_said(data, model, capsys):
+    for argv, expected in (
         (["eval", "--samples", "2"], "eval takes a run's folder first"),
         (["eval", "--eval.batch_size", "4"], "eval takes a run's folder first"),
         (["sequence", "--joint"], "sequence takes the sequence's YAML first"),
@@ -187,11 +172,9 @@ def test_the_help_of_a_command_lists_its_settings(command, own, capsys):
         (["eval", "run", "--samples", "0"], "--samples 0: give the number of answers"),
         (["compare", "--resume"], "`compare` goes on by itself"),
         (["report", "run", "--out"], "--out needs a file's name"),
-    ],
-)
-def test_what_is_missing_or_out_of_range_is_said(argv, expected, data, model, capsys):
-    given = ["--model", model, "--data", data] if argv[0] in ("train", "compare") else []
-    assert expected in fails(capsys, *argv, *given)
+    ):
+        given = ["--model", model, "--data", data] if argv[0] in ("train", "compare") else []
+        assert expected in fails(capsys, *argv, *given)
 
 
 def test_a_measurement_on_other_numbers_of_examples_says_both(tmp_path, capsys):
@@ -239,24 +222,20 @@ def test_an_unknown_command_names_the_known_ones(capsys):
     assert "Did you mean 'train'? Commands: init, probe, preview, train, eval" in fails(capsys, "trian")
 
 
-@pytest.mark.parametrize(
-    ("argv", "nearest"),
-    [
+def test_a_misspelt_flag_names_the_nearest(capsys):
+    for argv, nearest in (
         (["train", "--resme"], "resume"),
         (["preview", "--measre"], "measure"),
         (["eval", "run", "--sampels", "3"], "samples"),
         (["report", "run", "--ouut", "x"], "--out"),
         (["compare", "--lr_swep"], "lr_sweep"),
         (["sequence", "file.yaml", "--retain_earlir", "3"], "retain_earlier"),
-    ],
-)
-def test_a_misspelt_flag_names_the_nearest(argv, nearest, capsys):
-    assert f"Did you mean '{nearest}'?" in fails(capsys, *argv)
+    ):
+        assert f"Did you mean '{nearest}'?" in fails(capsys, *argv)
 
 
-@pytest.mark.parametrize(
-    ("key", "nearest"),
-    [
+def test_an_unknown_key_names_the_nearest(tmp_path, data, model, capsys):
+    for key, nearest in (
         ("train.learning_rat", "train.learning_rate"),
         ("learning_rate", "train.learning_rate"),
         ("shots", "demonstrations.shots"),
@@ -265,20 +244,17 @@ def test_a_misspelt_flag_names_the_nearest(argv, nearest, capsys):
         ("demonstrations.shot", "demonstrations.shots"),
         ("train.weight_decy", "train.weight_decay"),
         ("modell", "model"),
-    ],
-)
-def test_an_unknown_key_names_the_nearest(key, nearest, tmp_path, data, model, capsys):
-    expected = f"Unknown key '{key}'. Did you mean '{nearest}'?"
-    assert expected in fails(capsys, "train", "--model", model, "--data", data, f"--{key}", "1")
-    sections: dict[str, Any] = {"model": model, "data": {"path": data}}
-    section, _, name = key.rpartition(".")
-    (sections.setdefault(section, {}) if section else sections)[name] = 1
-    assert expected in fails(capsys, "train", config(tmp_path / "c.yaml", **sections))
+    ):
+        expected = f"Unknown key '{key}'. Did you mean '{nearest}'?"
+        assert expected in fails(capsys, "train", "--model", model, "--data", data, f"--{key}", "1")
+        sections: dict[str, Any] = {"model": model, "data": {"path": data}}
+        section, _, name = key.rpartition(".")
+        (sections.setdefault(section, {}) if section else sections)[name] = 1
+        assert expected in fails(capsys, "train", config(tmp_path / "c.yaml", **sections))
 
 
-@pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
+def test_a_wrong_value_is_named(data, model, tmp_path, capsys):
+    for argv, expected in (
         (["--train.learning_rate", "fast"], ["train.learning_rate", "fast"]),
         (["--train.distillation_alpha", "3"], ["distillation_alpha 3", "use 0 (forward KL)"]),
         (["--train.temperature", "0"], ["temperature 0", "use more than 0"]),
@@ -299,17 +275,16 @@ def test_an_unknown_key_names_the_nearest(key, nearest, tmp_path, data, model, c
         (["--adapter", "imag"], ["No adapter 'imag'. Did you mean 'image'?", "Installed: image, "]),
         (["more"], ["more"]),
         (["--config", "a.yaml", "--config", "b.yaml"], ["There is no config file b.yaml"]),
-    ],
-)
-def test_a_wrong_value_is_named(argv, expected, data, model, tmp_path, capsys):
-    message = fails(capsys, "train", "--model", model, "--data", data, "--train.output_dir", str(tmp_path / "run"), *argv)
-    assert all(words in message for words in expected), message
-    assert not (tmp_path / "run").exists(), "nothing is written for a run that cannot be"
+    ):
+        message = fails(
+            capsys, "train", "--model", model, "--data", data, "--train.output_dir", str(tmp_path / "run"), *argv
+        )
+        assert all(words in message for words in expected), message
+        assert not (tmp_path / "run").exists(), "nothing is written for a run that cannot be"
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_a_config_that_cannot_be_read_says_why(tmp_path, capsys):
+    for text, expected in (
         ("model: [", "is not valid YAML"),
         ("- model", "needs keys such as model, data and train"),
         ("model: x\ndata: my_objects\n", "write `data: {path: my_objects}`"),
@@ -320,11 +295,9 @@ def test_a_wrong_value_is_named(argv, expected, data, model, tmp_path, capsys):
         ("# nothing yet\n", "needs keys such as model, data and train"),
         ("data: {path: x}\n", "model"),
         ("model: x\ndata: {path: y}\nadapter: txt\n", "No adapter 'txt'. Did you mean 'text'?"),
-    ],
-)
-def test_a_config_that_cannot_be_read_says_why(text, expected, tmp_path, capsys):
-    (tmp_path / "c.yaml").write_text(text)
-    assert expected in fails(capsys, "train", str(tmp_path / "c.yaml"))
+    ):
+        (tmp_path / "c.yaml").write_text(text)
+        assert expected in fails(capsys, "train", str(tmp_path / "c.yaml"))
 
 
 def test_what_does_not_exist_is_named(tmp_path, data, model, capsys):

@@ -229,6 +229,7 @@ def test_seeds_that_draw_the_demonstrations_are_run(tmp_path):
 # ---- stopped, resumed, failed ----
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_ends_in_the_same_table(finished, config, tmp_path):
     command = ["compare", config, *OPTIONS, "--train.output_dir", str(tmp_path)]
     process = multiprocessing.get_context("fork").Process(target=main, args=(command,))  # a fork need not import again

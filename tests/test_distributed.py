@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from tests.cli_runs import SETTINGS, read
 from tests.distributed_run import main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 #: `--multi_gpu` is accelerate's name for several local processes; the run itself asks for the CPU.
 DATA_PARALLEL = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]

@@ -43,7 +43,7 @@ def commands(file: str) -> list[str]:
     return [line for line in found if not any(part in line for part in elsewhere)]
 
 
-@pytest.mark.parametrize("file", ["README.md", "docs/your-own-images.md"])
+@pytest.mark.parametrize("file", ["README.md", pytest.param("docs/your-own-images.md", marks=pytest.mark.slow)])
 def test_commands_run(user, capsys, file):
     lines = commands(file)
     assert len(lines) >= 3
@@ -60,6 +60,7 @@ def test_commands_run(user, capsys, file):
             (user / target).write_text(printed)
 
 
+@pytest.mark.slow
 def test_method_commands_run(user, capsys):
     assert main(["init", "my_objects"]) == 0
     (user / "my_objects.yaml").write_text(capsys.readouterr().out)

@@ -173,7 +173,7 @@ def test_train_vision_trains_the_vision_tower(tmp_path):
 # ---- eval ----
 
 
-@pytest.mark.parametrize("kind", ["finished", "with_lora"])
+@pytest.mark.parametrize("kind", ["finished", pytest.param("with_lora", marks=pytest.mark.slow)])
 def test_eval_measures_what_the_run_measured(kind, request, capsys):
     run = request.getfixturevalue(kind)
     assert (run / "model" / "adapter_config.json").exists() == (kind == "with_lora")
@@ -216,6 +216,7 @@ def check_same(resumed: Path, finished: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_been(config, finished, tmp_path):
     run = tmp_path / "run"
     child = subprocess.run(
@@ -244,6 +245,7 @@ def test_an_incomplete_newest_checkpoint_is_passed_over(config, finished, tmp_pa
     check_same(run, finished)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_first_checkpoint_starts_again_without_measuring_twice(
     config, finished, tmp_path, monkeypatch
 ):
@@ -255,6 +257,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again_without_measurin
     check_same(run, finished)
 
 
+@pytest.mark.slow
 def test_a_stopped_lora_run_goes_on_as_if_nothing_had_been(config, with_lora, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -318,6 +321,7 @@ def test_a_run_of_a_version_with_other_settings_had_their_defaults(finished, con
     assert "train.retain_ratio 1.0, not 0.5" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_smaller_micro_batches(config, finished, tmp_path, monkeypatch):
     """(Out of memory, say.) A step sees the same queries: its numbers differ by rounding."""
     run = tmp_path / "run"

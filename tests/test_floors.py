@@ -83,16 +83,17 @@ def test_importing_the_packages_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_the_text_path_loads_no_open_clip_and_nothing_of_vision_itself():
+def test_the_text_path_loads_nothing_of_vision_itself_and_no_adapter_loads_open_clip():
     """(transformers and peft load torchvision by themselves where it is installed.)"""
     code = (
         "import sys, peft; from transformers import AutoTokenizer, Trainer; before = set(sys.modules)\n"
         "from text_sdft import TextAdapter, SDFTTrainer; import text_sdft.experiments.run\n"
         "new = {m.split('.')[0] for m in set(sys.modules) - before}\n"
-        "print(sorted(new & {'torchvision', 'open_clip', 'vlm_sdft'}), 'open_clip' in sys.modules)"
+        "print(sorted(new & {'torchvision', 'open_clip', 'vlm_sdft'}), 'open_clip' in sys.modules)\n"
+        "import vlm_sdft.adapter; print('open_clip' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == "[] False"
+    assert done.stdout.split() == ["[]", "False", "False"]
 
 
 def test_public_names_exist():

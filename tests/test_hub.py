@@ -336,6 +336,7 @@ def test_a_data_set_that_cannot_be_loaded_says_what_to_give(tmp_path, name):
 # ---- runs, configs ----
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_documentation_run(name, tmp_path, capsys):
     """With the builtin model and a local data set in place of the hub's."""
     text = (ROOT / "docs" / "your-own-images.md").read_text(encoding="utf-8")

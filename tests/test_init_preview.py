@@ -9,22 +9,11 @@ import pytest
 import yaml
 
 from tests.cli_runs import FAST, ROOT, fails, options
-from tests.families import family_folder
-from tests.image_files import WHOLE, fill, save
+from tests.image_files import fill, save
 from tests.tiny_text import save_tiny_text_model
 from text_sdft import Splits, TextAdapter
 from text_sdft.config import TextData, TextDemonstrations
 from vlm_sdft.cli import main
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return str(fill(tmp_path_factory.mktemp("data") / "my objects", WHOLE))
-
-
-@pytest.fixture(scope="module")
-def model() -> str:
-    return str(family_folder("qwen3_vl"))
 
 
 @pytest.mark.parametrize("name", ["my_objects", "my objects: 2 #1", "Äpfel", "7"])

@@ -80,11 +80,11 @@ def test_activation_checkpointing_of_a_text_model(tmp_path: Path, lora: bool):
     assert_same(*results, tolerance=1e-5)
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_activation_checkpointing_of_every_family(tmp_path: Path, demos: DemoSet, family_name: str, lora: bool):
+@pytest.mark.parametrize("lora", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_activation_checkpointing_of_every_family(tmp_path: Path, demos: DemoSet, trained_family: str, lora: bool):
     results = []
     for on in (False, True):
-        model, processor, _ = loaded(family_name)
+        model, processor, _ = loaded(trained_family)
         adapter = ImageAdapter(demos, n_types=2, shots=1)
         own = copy.deepcopy(model)
         results.append(train(tmp_path / str(on), own, adapter, demos.train, lora, processor, activation_checkpointing=on))

@@ -81,7 +81,7 @@ def assert_same(one: tuple[SDFTTrainer, Recorder], two: tuple[SDFTTrainer, Recor
 
 
 @pytest.mark.parametrize("teacher", ["base", "ema"])
-def test_losses_and_gradients_are_those_of_pixels(family_name: str, teacher: str, tmp_path: Any, monkeypatch: Any):
+def test_losses_and_gradients_are_those_of_pixels(trained_family: str, teacher: str, tmp_path: Any, monkeypatch: Any):
     """Both runs read the completions of the first: a draw within rounding of the border between two tokens may differ."""
     drawn: list[list[Rollout]] = []
     rollouts = SDFTTrainer.rollouts
@@ -98,11 +98,11 @@ def test_losses_and_gradients_are_those_of_pixels(family_name: str, teacher: str
         return first
 
     monkeypatch.setattr(SDFTTrainer, "rollouts", watched)
-    runs = [trained(family_name, tmp_path / str(gib), gib, teacher_model_kind=teacher) for gib in (1.0, 0.0)]
+    runs = [trained(trained_family, tmp_path / str(gib), gib, teacher_model_kind=teacher) for gib in (1.0, 0.0)]
     assert len(drawn) == 3
     assert_same(*runs)
     rows = [run[0].adapter.encode([run[0].queries[0].messages]).rows[0] for run in runs]
-    assert bool(rows[0].images) == loaded(family_name)[2].reuses_features and not rows[1].images
+    assert bool(rows[0].images) == loaded(trained_family)[2].reuses_features and not rows[1].images
 
 
 @pytest.mark.parametrize("changes", [{}, {"activation_checkpointing": True}], ids=["plain", "checkpointed"])
