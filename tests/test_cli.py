@@ -388,12 +388,13 @@ def test_the_learning_rate_suits_what_is_trained(tmp_path, data, model):
 
 
 def test_printed_settings_are_a_config(tmp_path, data, model, capsys):
-    given = ["--model", model, "--data", data, "--train.seed", "3", "--data.options.a", "1", "--train.adam_beta1", "0.8"]
+    some = config(tmp_path / "train.yaml", seed=3, adam_beta1=0.7)
+    given = ["--model", model, "--data", data, "--train", some, "--data.options.a", "1", "--train.adam_beta1", "0.8"]
     assert main(["train", *given, "--print_config"]) == 0
     printed = capsys.readouterr().out
     (tmp_path / "c.yaml").write_text(printed)
     assert main(["train", str(tmp_path / "c.yaml"), "--print_config"]) == 0
     settings = yaml.safe_load(printed)
     assert yaml.safe_load(capsys.readouterr().out) == settings
-    assert settings["train"]["adam_beta1"] == 0.8 and settings["data"]["options"] == {"a": 1}
+    assert (settings["train"]["adam_beta1"], settings["train"]["seed"]) == (0.8, 3) and settings["data"]["options"] == {"a": 1}
     assert settings["train"]["learning_rate"] == 2e-4 and "adam_beta2" not in settings["train"]

@@ -74,7 +74,7 @@ def read_call(argv: Sequence[str]) -> Call:
 
 def config_of(call: Call) -> Settings:
     """The settings in the config that a call names. Raises `UserError` where it names two."""
-    files = [call.given[name] for name in ("file", "config") if name in call.given and call.given[name] is not None]
+    files = [file for name in ("file", "config") if (file := call.given.get(name)) is not None]
     if len(files) > 1:
         raise UserError(f"Two configs are given, {files[0]} and {files[1]}: give one.")
     return read_config(Path(files[0])) if files else {}
@@ -226,7 +226,7 @@ def _command_parser(command: str, sections: Sections, defaults: Settings, left_o
         parser.add_argument(option, **argument)
     for section, kind in sections.items() if about.settings != "none" else ():
         if kind is dict:
-            parser.add_argument(f"--{section}", type=dict, help=SUPPRESS)
+            parser.add_argument(f"--{section}", type=dict, sub_configs=True, help=SUPPRESS)
             continue
         keys, hints = ArgumentParser(), get_type_hints(kind)
         for name, f in _keys({section: kind}).items():
