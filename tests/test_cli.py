@@ -396,5 +396,6 @@ def test_printed_settings_are_a_config(tmp_path, data, model, capsys):
     assert main(["train", str(tmp_path / "c.yaml"), "--print_config"]) == 0
     settings = yaml.safe_load(printed)
     assert yaml.safe_load(capsys.readouterr().out) == settings
-    assert (settings["train"]["adam_beta1"], settings["train"]["seed"]) == (0.8, 3) and settings["data"]["options"] == {"a": 1}
+    seed, beta = (settings["train"][name] for name in ("seed", "adam_beta1"))
+    assert (beta, seed) == (0.8, 3) and settings["data"]["options"] == {"a": 1}
     assert settings["train"]["learning_rate"] == 2e-4 and "adam_beta2" not in settings["train"]
