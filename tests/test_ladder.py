@@ -146,6 +146,7 @@ def test_every_variant_of_sdft_has_it(tmp_path, caplog, method, grows):
     assert (f"demonstrations.policy ladder changes nothing for the method '{method}'" in caplog.text) == (not grows)
 
 
+@pytest.mark.slow
 def test_the_config_chooses_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = json.dumps({"n_types": 2, "n_unlabelled": 1, "n_test": 2, "n_retain": 1, "n_old": 1})

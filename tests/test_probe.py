@@ -145,6 +145,7 @@ def test_the_builtin_model_can_teach_itself_and_only_through_its_demonstrations(
     assert "--method sft_teacher" in printed, "each step shows a query the same demonstrations"
 
 
+@pytest.mark.slow
 def test_draws_that_show_different_types_vote(tmp_path, monkeypatch, capsys):
     """Two of four types at random: one draw shows the query's type half of the time, more of sixteen than any other."""
     monkeypatch.chdir(tmp_path)
@@ -158,6 +159,7 @@ def test_draws_that_show_different_types_vote(tmp_path, monkeypatch, capsys):
     assert "vote of its draws" in numbers["verdict"]["reason"] and "sft_teacher" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sweep_judges_every_setting_by_what_a_student_may_reach(tmp_path, monkeypatch):
     """By the vote where draws disagree: of the settings tried, and of the present one, which others must beat."""
     monkeypatch.chdir(tmp_path)

@@ -133,6 +133,7 @@ def test_its_numbers_are_those_of_the_tasks_own_runs(finished):
     assert second["before"]["old"] == first["after"]["old"], "the second task starts from the first one's model"
 
 
+@pytest.mark.slow
 def test_a_model_is_let_go_before_the_next_one_is_loaded(config, tmp_path, monkeypatch):
     """Two models of 8 B side by side would not fit."""
     alive: list[weakref.ref] = []
@@ -149,6 +150,7 @@ def test_a_model_is_let_go_before_the_next_one_is_loaded(config, tmp_path, monke
     assert len(alive) == 2
 
 
+@pytest.mark.slow
 def test_a_lora_adapter_is_handed_on(config, data, tmp_path):
     """(A second task that learns nothing leaves it as it is.)"""
     part = {"options": {**SMALL, "n_types": 2}}
@@ -162,6 +164,7 @@ def test_a_lora_adapter_is_handed_on(config, data, tmp_path):
     assert found["after"][0] == found["after"][1]
 
 
+@pytest.mark.slow
 def test_a_stopped_sequence_goes_on_where_it_was(config, finished, tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         stop_in_the_second_task(patch, step=2)
@@ -258,6 +261,7 @@ def test_another_method_runs_the_same_sequence(config, finished, tmp_path):
     assert not all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_tasks_of_text_from_files(tmp_path):
     model = save_tiny_text_model(tmp_path / "llama")
     for k, colour in enumerate(("red", "blue"), start=1):
@@ -278,6 +282,7 @@ def test_tasks_of_text_from_files(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_config_that_comes_along_is_read(tmp_path):
     file = Path(__file__).parent.parent / "configs" / "sequences" / "novel-objects.yaml"
     few = {**SMALL, "n_types": 25, "n_test": 1, "n_unlabelled": 1, "n_old": 1, "n_retain": 0}

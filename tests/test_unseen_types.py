@@ -119,10 +119,13 @@ def test_labels_of_replay_are_those_of_the_pictures(tmp_path: Path) -> None:
     adapter = ImageAdapter(replace(demos, old=rows), n_types=2, shots=2)
     trainer = run.make_trainer(adapter, demos.train, 1e-4, 1, 0)
     examples = adapter.examples(rows)
-    right = score_all(adapter, examples, list(map(adapter.decode, completions(trainer, examples, None, 50, "test"))))
+    right = score_all(
+        adapter, examples, list(map(trainer.adapter.decode, completions(trainer, examples, None, 50, "test")))
+    )
     assert len({row.question for row in rows}) == 2 and sum(right) > 0.9 * len(rows)
 
 
+@pytest.mark.slow
 def test_a_cell_is_trained_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "EPISODES", 5)
     monkeypatch.setattr(settings, "OTHERS", 6)
@@ -133,6 +136,7 @@ def test_a_cell_is_trained_and_measured(tmp_path: Path, monkeypatch: pytest.Monk
     assert scores["describing"] < 0.95  # nothing kept it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["SDFT + retention, LoRA", "SFT, attention only", "SFT + labelled replay", "SDFT + retention, labels shown"]
 )

@@ -31,6 +31,7 @@ class TextAdapter(ChatAdapter):
 
     #: The column with the right answer.
     answer: ClassVar[str] = "reference"
+    other_models = "a vision-language model goes with `adapter: image`"
 
     def __init__(
         self,

@@ -44,9 +44,9 @@ from vlm_sdft.zoo.vocabulary import (
 )
 
 RATES = (1e-4, 3e-4, 1e-3)
-#: what the tables call it -> the method's name in this package
 #: Rows that stay in the tables, of weights by the teacher's confidence, which brought nothing and is gone.
-RETIRED = ("SDFT + retention, by entropy", "SDFT + retention, by agreement")
+RETIRED = ["SDFT + retention, by entropy", "SDFT + retention, by agreement"]
+#: What the tables call it -> the method's name in this package.
 METHODS = {
     "SFT": "sft/no_retain",
     "SFT + retention": "sft",
@@ -132,7 +132,9 @@ def rows_in(done: Mapping[str, dict[str, Any]]) -> dict[str, Rows]:
         for other in SETTINGS if method in LABELS else ():
             if of_labels(other) == name and f"{other}/{split}/{seed}/{NOBODY}/0" in done:
                 found[f"{other}/{rest}"] = scores
-    return collect(found, list(SETTINGS), [NOBODY, *METHODS, *RETIRED])
+    rows = [NOBODY, *METHODS]
+    place = rows.index("SDFT + retention") + 1
+    return collect(found, list(SETTINGS), [*rows[:place], *RETIRED, *rows[place:]])
 
 
 def best_rate(cells: Cells, name: str, method: str, seeds: int) -> float:

@@ -43,6 +43,8 @@ class ChatAdapter(ExperimentAdapter):
     """
 
     train_defaults: ClassVar[dict[str, Any]] = {}
+    #: What to do with a model that is no causal language model.
+    other_models: ClassVar[str] = "a model of another modality goes with another `adapter`"
 
     def __init__(self, *, template: str | None = None, system_prompt: str | None = None, **chat_options: Any) -> None:
         if template is not None:
@@ -62,8 +64,8 @@ class ChatAdapter(ExperimentAdapter):
             return AutoModelForCausalLM.from_pretrained(name, **kwargs)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"'{name}' could not be loaded as a causal language model. Give a folder or a hub name of one; a model of "
-                f"another modality goes with another `adapter`. ({first_line(error)})"
+                f"'{name}' could not be loaded as a causal language model. Give a folder or a hub name of one; "
+                f"{self.other_models}. ({first_line(error)})"
             ) from error
 
     def frozen_modules(self, model: Model) -> list[str]:

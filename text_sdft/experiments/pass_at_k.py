@@ -40,13 +40,14 @@ def mean_pass_at_k(scores: Sequence[Sequence[float]], k: int) -> float:
 
 
 def measure_pass_at_k(
-    trainer: SDFTTrainer, examples: Sequence[Example], samples: int, batch_size: int
+    trainer: SDFTTrainer, examples: Sequence[Example], samples: int, batch_size: int, remedy: str = "add some"
 ) -> tuple[dict[int, float], list[dict[str, Any]]]:
     """Sample answers to each example with a reference, in the student's view, at the temperature of training.
 
     Args:
         samples: answers to each example.
         batch_size: answers sampled at once.
+        remedy: what to do where no example has a reference.
 
     Returns:
         {k: pass@k} for k = 1, 2, 4, … and ``samples``; and a record for each example: its answers and their scores.
@@ -57,8 +58,8 @@ def measure_pass_at_k(
     known = with_reference(examples)
     if not known:
         raise UserError(
-            "Pass@k (--samples) is measured on rows of the set new with a reference, and the data has none: add some, "
-            "or leave --samples out."
+            "Pass@k (--samples) is measured on rows of the set new with a reference, and the data has none: "
+            f"{remedy}, or leave --samples out."
         )
     asked = [example for example in known for _ in range(samples)]
     seeds = [draw_seed(trainer.args.seed, "pass@k", example.id, i) for example in known for i in range(samples)]

@@ -139,7 +139,9 @@ def run_evaluation(experiment: Experiment, folder: Path, samples: int = 0, skill
     trainer = measuring_trainer(trained_model(experiment, model_folder), experiment)
     settings, sets = experiment.eval, eval_sets(experiment)
     if samples:
-        found, records = measure_pass_at_k(trainer, sets.get("new", []), samples, settings.batch_size)
+        found, records = measure_pass_at_k(
+            trainer, sets.get("new", []), samples, settings.batch_size, experiment.test_rows_remedy
+        )
         write_json(folder / "pass_at_k.json", {"pass_at_k": found, "answers": records})
     scores, _ = evaluate(trainer, sets, settings.teacher, settings.batch_size, "eval")
     write_json(folder / "eval.json", scores)
