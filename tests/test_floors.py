@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "text_sdft.core": 0,
     "text_sdft.fast": 1,
-    "text_sdft.methods": 3,
+    "text_sdft.methods": 2,
     "text_sdft.training": 3,
     "text_sdft": 3,
     "text_sdft.experiments": 4,

@@ -1,6 +1,6 @@
 """The distillation core: token ids, masks and hidden states; nothing of pixels or tasks.
 
-Read `groups.py` first: what a step consumes. `text_sdft.training.trainer` is the step, top to bottom.
+Read `groups.py` first: what a step consumes.
 
 Names load when they are first used: the command line says a user's mistake before the libraries of models are loaded.
 """
