@@ -207,6 +207,7 @@ def test_seeds_that_change_nothing_are_not_run(finished):
     assert (paired["better"], paired["worse"]) == (sum(a > b for a, b in pairs), sum(a < b for a, b in pairs))
 
 
+@pytest.mark.slow
 def test_seeds_that_draw_the_demonstrations_are_run(tmp_path):
     settings = {
         "model": "builtin:tiny-qwen3-vl",

@@ -247,6 +247,7 @@ def test_the_documented_example_installs_is_found_and_conforms(tmp_path, install
     assert done.stdout.splitlines() == checked
 
 
+@pytest.mark.slow
 def test_the_documented_example_trains_through_the_command_line(tmp_path, installed):
     model = save_tiny_text_model(tmp_path / "model")
     options = ["--model", model, "--lora.enabled", "false", "--force", "--eval.max_examples", "4"]

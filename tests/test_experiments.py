@@ -231,6 +231,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(config, finished, tmp_path)
     check_same(run, finished)
 
 
+@pytest.mark.slow
 def test_an_incomplete_newest_checkpoint_is_passed_over(config, finished, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -267,6 +268,7 @@ def test_a_stopped_lora_run_goes_on_as_if_nothing_had_been(config, with_lora, tm
     assert measured(run) == measured(with_lora) and steps(run) == steps(with_lora)
 
 
+@pytest.mark.slow
 def test_a_run_whose_last_writing_failed_has_its_answers_once(config, finished, tmp_path):
     """(The disk was full after the answers, and before results.json.)"""
     run = shutil.copytree(finished, tmp_path / "run")

@@ -113,6 +113,7 @@ def losses(folder: Any, tmp_path: Any, **changes: Any) -> tuple[list[float], SDF
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], trainer
 
 
+@pytest.mark.slow
 def test_training_is_the_same(tmp_path: Any):
     folder = resolve_data(
         "builtin:novel-objects", tmp_path / "data", n_types=2, n_unlabelled=2, n_test=1, n_retain=2, n_old=2

@@ -21,6 +21,9 @@ from text_sdft.training import SDFTTrainer
 from vlm_sdft.cli import main
 from vlm_sdft.cli.parsing import read_experiment
 
+#: Variants, and another method that a teacher takes part in, with whether their hints grow.
+OTHERS = {"sdft/reverse": True, "sdft/no_retain/live": True, "offline": False}
+
 
 class Rungs(ToyAdapter):
     """Rung r shows r tokens of 7 before the query; queries with a reference have the rungs 0, 1, 2, 3 and 5."""
@@ -132,7 +135,11 @@ def test_a_step_in_which_nothing_is_left_to_learn_moves_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("method", "grows"),
-    [("sdft", True), ("sdft/reverse", True), ("sdft/no_retain/live", True), ("sft", False), ("offline", False)],
+    [
+        ("sdft", True),
+        ("sft", False),
+        *(pytest.param(name, grows, marks=pytest.mark.slow) for name, grows in OTHERS.items()),
+    ],
 )
 def test_every_variant_of_sdft_has_it(tmp_path, caplog, method, grows):
     """(Other methods' teachers answer once, or there is none: they say so.)"""

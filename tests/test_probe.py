@@ -188,6 +188,7 @@ def test_one_type_shown_is_a_teacher_too(folder, tmp_path, monkeypatch):
     assert accuracy["teacher"] == pytest.approx(accuracy["nearest demonstration (own features)"], abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_student_that_knows_the_types_has_nothing_to_learn(tmp_path, monkeypatch, capsys):
     """Four of the types that the builtin model can name are taught as if they were new."""
     monkeypatch.chdir(tmp_path)
