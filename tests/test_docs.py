@@ -145,6 +145,7 @@ def test_links_lead_somewhere():
             assert target.startswith("http") or (file.parent / target).exists(), f"{file.name}: {target}"
 
 
+@pytest.mark.slow
 def test_the_memory_of_the_configs_is_what_the_benchmark_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(ROOT / "benchmarks" / "vlm_memory.py"), run_name="__main__")

@@ -95,6 +95,7 @@ def trainer(policy: str, demos: DemoSet, folder: Path, rung: int) -> SDFTTrainer
     return SDFTTrainer(BUILTIN, args, adapter=adapter, train_dataset=demos.labelled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("policy", "rung"), [("fixed", 4), ("ladder", 2)])
 def test_the_model_at_the_start_writes_them_in_a_run_that_goes_on_too(demos, tmp_path, policy, rung):
     right = shown(bound(demos)[0], demos)

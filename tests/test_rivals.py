@@ -71,6 +71,7 @@ def test_the_linear_probe_within_no_grad_and_in_fp32():
     torch.testing.assert_close(weight_CD, linear_probe(labelled_LD, index_L)[0].float(), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_compare_has_a_row_for_each_rival(tmp_path):
     options = {"n_types": 2, "n_unlabelled": 1, "n_test": 6, "n_retain": 1, "n_old": 2}
     folder = tmp_path / "run"

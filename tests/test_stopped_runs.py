@@ -28,6 +28,7 @@ def report_of(run: Path, out: Path) -> str:
     return out.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_nobody_loses_more_than_a_fifth_of_a_run(tmp_path, monkeypatch, capsys):
     data, run = fill(tmp_path / "data", WHOLE), tmp_path / "run"
     argv = command(data, run)

@@ -311,6 +311,7 @@ def test_configs_preview_with_a_small_model_and_local_rows(config, tiny, capsys,
     )
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_docs_run(tiny, monkeypatch, capsys):
     """With a small model and local rows in place of a user's; one training step."""
     folder, model = tiny

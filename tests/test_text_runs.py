@@ -88,6 +88,7 @@ def test_the_teacher_is_measured_on_the_rows_that_show_it_something(tmp_path, ca
     assert caplog.text.count("The teacher is measured on 2 of the 5 rows of 'new' alone") == 1
 
 
+@pytest.mark.slow
 def test_accuracies_while_training_need_something_to_measure(tmp_path, capsys):
     """What `eval_strategy` asks of training is no matter of the commands that only measure."""
     rows = [{"prompt": "Hello?", "privileged_context": "Be kind.", "reference": "Hi."}] * 2

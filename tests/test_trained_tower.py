@@ -105,6 +105,7 @@ def test_losses_and_gradients_are_those_of_pixels(trained_family: str, teacher: 
     assert bool(rows[0].images) == loaded(trained_family)[2].reuses_features and not rows[1].images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"activation_checkpointing": True}], ids=["plain", "checkpointed"])
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "all weights"])
 def test_with_lora_and_activation_checkpointing(changes: dict[str, Any], lora: LoraConfig | None, tmp_path: Any):
@@ -112,6 +113,7 @@ def test_with_lora_and_activation_checkpointing(changes: dict[str, Any], lora: L
     assert_same(*(trained("qwen3_vl", tmp_path / str(gib), gib, **settings) for gib in (1.0, 0.0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teacher", ["base", "ema"])
 def test_micro_batches_change_nothing(teacher: str, tmp_path: Any):
     kind = {"teacher_model_kind": teacher}
@@ -160,6 +162,7 @@ def test_features_of_older_weights_are_dropped():
     assert features.computed == 20 and len(features._kept) == 10
 
 
+@pytest.mark.slow
 def test_a_resumed_comparison_measures_the_tower_that_was_trained(tmp_path: Any):
     """Where the base model's cell is done already, too."""
     settings = {

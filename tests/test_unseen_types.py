@@ -85,6 +85,7 @@ def test_splits_of_kinds_are_apart() -> None:
     assert sorted(itertools.chain(*parts.values())) == sorted(kinds)
 
 
+@pytest.mark.slow
 def test_described_objects_answer_with_the_description_then_the_name(tmp_path: Path) -> None:
     named, told = (
         DemoSet.from_folder(resolve_data("builtin:novel-objects", tmp_path, n_types=2, n_unlabelled=0, **options))
@@ -98,6 +99,7 @@ def test_described_objects_answer_with_the_description_then_the_name(tmp_path: P
         assert Path(str(long.images[0])).read_bytes() == Path(str(short.images[0])).read_bytes()
 
 
+@pytest.mark.slow
 def test_other_types_are_not_the_new_ones_and_the_model_learns_them_in_context(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +174,7 @@ def test_names_say_what_settings_are() -> None:
     assert all(rates in settings.SETTINGS for rates in settings.RATES_FROM.values())
 
 
+@pytest.mark.slow
 def test_rows_from_labels_stand_in_each_setting_with_the_same_labels(tmp_path: Path) -> None:
     """They are trained once: their labelled images, retention prompts and tests are the same files' content."""
     name, plain = "objects, noise 150, 8 random types shown, 5 unlabelled", "objects, noise 150"

@@ -199,6 +199,7 @@ def test_it_learns(processor: Any) -> None:
     assert answers(student.eval(), processor, [[turn] for turn in turns[1:]]) == [name, name]
 
 
+@pytest.mark.slow
 def test_skill_naming_from_demonstrations(model: Any, processor: Any) -> None:
     assert in_context(model, processor, 100).share >= 0.95
 
