@@ -236,6 +236,7 @@ def test_a_new_modality_takes_less_than_a_hundred_lines_and_inherits_from_the_co
     assert f"```python\n{source}```" in (ROOT / "docs" / "writing-an-adapter.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_documented_example_installs_is_found_and_conforms(tmp_path, installed):
     """Runs the Python blocks of docs/writing-an-adapter.md behind the adapter itself."""
     text = (ROOT / "docs" / "writing-an-adapter.md").read_text(encoding="utf-8")

@@ -83,6 +83,7 @@ def test_importing_the_packages_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_text_path_loads_nothing_of_vision_itself_and_no_adapter_loads_open_clip():
     """(transformers and peft load torchvision by themselves where it is installed.)"""
     code = (

@@ -110,6 +110,7 @@ def test_the_model_at_the_start_writes_them_in_a_run_that_goes_on_too(demos, tmp
         assert torch.equal(one, other), name
 
 
+@pytest.mark.slow
 def test_the_probe_measures_it_and_a_config_asks_for_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = json.dumps({"n_types": 2, "n_unlabelled": 1, "n_test": 2, "n_retain": 1, "n_old": 1})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.cli_runs import FAST, fails, options, stop_before
 from tests.image_files import WHOLE, fill, save
 from text_sdft.core import SDFTConfig

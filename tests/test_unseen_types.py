@@ -114,6 +114,7 @@ def test_other_types_are_not_the_new_ones_and_the_model_learns_them_in_context(
     assert untrained["new"] < 0.1 and untrained[f"{tables.RIVAL}nearest labelled image (own features)"] > 0.85
 
 
+@pytest.mark.slow
 def test_labels_of_replay_are_those_of_the_pictures(tmp_path: Path) -> None:
     """The builtin model names and describes the old types, and agrees with the labels."""
     demos = run.with_old_labels(SMALL.demos("test", 0, tmp_path), 0)
