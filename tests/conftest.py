@@ -12,6 +12,7 @@ import torch
 
 from tests.families import FAMILIES, family_folder
 from tests.image_files import WHOLE, fill
+from tests.tiers import further
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
@@ -29,7 +30,7 @@ def family_name(request: pytest.FixtureRequest) -> str:
 SAMPLE = ("qwen3_vl", "llava_onevision")
 
 
-@pytest.fixture(params=[*SAMPLE, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name not in SAMPLE)])
+@pytest.fixture(params=[*SAMPLE, *further(*(name for name in FAMILIES if name not in SAMPLE))])
 def trained_family(request: pytest.FixtureRequest) -> str:
     """Every family, for tests that train: two of them in the default tier."""
     if request.param == "smolvlm":

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.task_rows import knowledge
+from tests.tiers import further
 from tests.tiny_text import save_tiny_text_model
 from vlm_sdft.cli import main
 
@@ -22,7 +23,11 @@ def test_each_has_a_folder_of_its_own():
     assert len(folders) == len(set(folders)) >= 9
 
 
-@pytest.mark.parametrize("line", LINES, ids=lambda line: line.rpartition("/")[2])
+@pytest.mark.parametrize(
+    "line",
+    [LINES[0], *further(*LINES[1:])],
+    ids=lambda line: line.rpartition("/")[2],
+)
 def test_one_step_of_each_method_runs(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in knowledge("")), encoding="utf-8")

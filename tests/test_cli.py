@@ -378,6 +378,7 @@ def test_options_override_the_config_wherever_it_stands(tmp_path, data, model):
         assert (got["model"], got["data"]["question"], got["train"]["seed"]) == (model, "From the file?", 2)
 
 
+@pytest.mark.slow
 def test_the_learning_rate_suits_what_is_trained(tmp_path, data, model):
     file = config(tmp_path / "c.yaml", model=model, data={"path": data}, train=FAST)
     rates = {}

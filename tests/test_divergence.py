@@ -9,6 +9,7 @@ import torch
 from loss_memory import peak
 from torch import Tensor
 
+from tests.tiers import further
 from text_sdft.core.divergence import DivergenceSettings, Head, divergence
 from text_sdft.core.losses import token_loss
 
@@ -179,7 +180,10 @@ def test_settings_out_of_range_are_refused():
         DivergenceSettings(topk=0)
 
 
-@pytest.mark.parametrize("settings", [{}, {"alpha": 1.0}, {"alpha": 0.5}, {"topk": 20}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, *further({"alpha": 1.0}, {"alpha": 0.5}, {"topk": 20})],
+)
 def test_less_than_two_chunks_exist_at_once_however_many_tokens(settings):
     """Beside the output layer's gradient and those of the states."""
     H, V, C = 8, 4096, 64

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from peft import PeftModel
 
+from tests.tiers import further
 from tests.tiny_text import save_tiny_text_model
 from vlm_sdft.cli import main
 from vlm_sdft.zoo import resolve_data
@@ -43,7 +44,7 @@ def commands(file: str) -> list[str]:
     return [line for line in found if not any(part in line for part in elsewhere)]
 
 
-@pytest.mark.parametrize("file", ["README.md", pytest.param("docs/your-own-images.md", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("file", ["README.md", *further("docs/your-own-images.md")])
 def test_commands_run(user, capsys, file):
     lines = commands(file)
     assert len(lines) >= 3

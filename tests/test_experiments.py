@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.cli_runs import BUILTIN, SETTINGS, STEPS, measured, read, steps, stop_before
 from tests.families import family_folder
 from tests.image_files import WHOLE, fill
+from tests.tiers import further
 from text_sdft.core import SDFTConfig
 from text_sdft.experiments.folder import drop_later_lines
 from text_sdft.experiments.settings import resumable
@@ -173,7 +174,7 @@ def test_train_vision_trains_the_vision_tower(tmp_path):
 # ---- eval ----
 
 
-@pytest.mark.parametrize("kind", ["finished", pytest.param("with_lora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["finished", *further("with_lora")])
 def test_eval_measures_what_the_run_measured(kind, request, capsys):
     run = request.getfixturevalue(kind)
     assert (run / "model" / "adapter_config.json").exists() == (kind == "with_lora")
@@ -231,7 +232,6 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(config, finished, tmp_path)
     check_same(run, finished)
 
 
-@pytest.mark.slow
 def test_an_incomplete_newest_checkpoint_is_passed_over(config, finished, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:

@@ -132,7 +132,7 @@ def test_rows_from_mappings_and_their_mistakes():
         ([{"images": "a.png", "prompt": "x"}], "no list 'images'"),
         ([{"image": image, "prompt": "x", "split": "tset"}], "split 'tset'"),
         (["text"], "Row 0 is a str"),
-        ([{"image": image, "prompt": "x", "id": "a"}] * 2, "same id 'a'"),
+        ([{"image": image, "prompt": "x", "id": "a"}] * 2, "Two rows have the id 'a'"),
     ):
         with pytest.raises(UserError, match=message):
             made.examples(bad)

@@ -10,13 +10,14 @@ import yaml
 
 from tests.cli_runs import FAST, ROOT, fails, options
 from tests.image_files import fill, save
+from tests.tiers import further
 from tests.tiny_text import save_tiny_text_model
 from text_sdft import Splits, TextAdapter
 from text_sdft.config import TextData, TextDemonstrations
 from vlm_sdft.cli import main
 
 
-@pytest.mark.parametrize("name", ["my_objects", "my objects: 2 #1", "Äpfel", "7"])
+@pytest.mark.parametrize("name", ["my_objects", *further("my objects: 2 #1", "Äpfel", "7")])
 def test_init_prints_a_config_that_train_accepts(name, tmp_path, model, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     fill(tmp_path / name, {"train/dax": 2, "train/wug": 3, "test/dax": 1})

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.tiers import further
 from tests.toy import EOS, ToyAdapter, toy_args, toy_model
 from text_sdft.core import RUNGS, Example, TeacherContext, answer
 from text_sdft.experiments.report import plots
@@ -20,9 +21,6 @@ from text_sdft.methods.distillation import sdft
 from text_sdft.training import SDFTTrainer
 from vlm_sdft.cli import main
 from vlm_sdft.cli.parsing import read_experiment
-
-#: Variants, and another method that a teacher takes part in, with whether their hints grow.
-OTHERS = {"sdft/reverse": True, "sdft/no_retain/live": True, "offline": False}
 
 
 class Rungs(ToyAdapter):
@@ -138,7 +136,7 @@ def test_a_step_in_which_nothing_is_left_to_learn_moves_nothing(tmp_path):
     [
         ("sdft", True),
         ("sft", False),
-        *(pytest.param(name, grows, marks=pytest.mark.slow) for name, grows in OTHERS.items()),
+        *further(("sdft/reverse", True), ("sdft/no_retain/live", True), ("offline", False)),
     ],
 )
 def test_every_variant_of_sdft_has_it(tmp_path, caplog, method, grows):

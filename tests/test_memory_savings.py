@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.family_rows import loaded
+from tests.tiers import further
 from tests.tiny_text import tiny_text_model
 from text_sdft import SDFTConfig, SDFTTrainer, TextAdapter
 from text_sdft.core import ModelInputs, Rollout, TransformersSampler
@@ -80,7 +81,7 @@ def test_activation_checkpointing_of_a_text_model(tmp_path: Path, lora: bool):
     assert_same(*results, tolerance=1e-5)
 
 
-@pytest.mark.parametrize("lora", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lora", [True, *further(False)])
 def test_activation_checkpointing_of_every_family(tmp_path: Path, demos: DemoSet, trained_family: str, lora: bool):
     results = []
     for on in (False, True):

@@ -192,6 +192,7 @@ def test_a_finished_sequence_is_not_run_again(config, finished, capsys):
     assert main(argv) == 2 and "other tasks or settings" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sequence_of_a_version_with_other_settings_had_their_defaults(config, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     found = read(run / "sequence.json")

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.task_rows import ADAPTERS, ROWS, knowledge, medical, medical_test, science, science_test, tool_use
+from tests.tiers import further
 from tests.tiny_text import save_tiny_text_model, tiny_text_model
 from text_sdft import Example, TeacherContext, UserError
 from text_sdft.columns import file_examples
@@ -296,7 +297,11 @@ def tiny(tmp_path_factory):
     return folder, save_tiny_text_model(folder / "tiny")
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@pytest.mark.parametrize(
+    "config",
+    [CONFIGS[0], *further(*CONFIGS[1:])],
+    ids=lambda file: f"{file.parent.name}/{file.stem}",
+)
 def test_configs_preview_with_a_small_model_and_local_rows(config, tiny, capsys, monkeypatch):
     folder, model = tiny
     monkeypatch.chdir(folder)

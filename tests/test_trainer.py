@@ -12,6 +12,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from tests.tiers import further
 from tests.toy import VOCABULARY, ToyAdapter, toy_args, toy_model, toy_rows
 from text_sdft.core import TeacherContext, UserError
 from text_sdft.core.sampling import draw_seed
@@ -207,8 +208,10 @@ class StopAt(TrainerCallback):
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=True)
 
 
-@pytest.mark.parametrize("kind", ["base", "ema", "live"])
-@pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "lora"])
+RESUMED = [(None, "ema"), (LORA, "base"), *further((None, "base"), (None, "live"), (LORA, "ema"), (LORA, "live"))]
+
+
+@pytest.mark.parametrize(("peft_config", "kind"), RESUMED)
 def test_resuming_gives_the_same_run_bit_for_bit(tmp_path, kind, peft_config):
     rows = toy_rows(8, retained=3)
 

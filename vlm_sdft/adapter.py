@@ -29,13 +29,13 @@ from text_sdft.core.templates import render
 from vlm_sdft.config import ImageData, ImageDemonstrations, load_demos, vlm
 from vlm_sdft.demos.controls import BLANK, CONTROLS, SHUFFLED, moved_answers, spoiled, with_cues
 from vlm_sdft.demos.episodes import Episodes
-from vlm_sdft.demos.examples import demonstration, examples_of
-from vlm_sdft.demos.rationales import QUESTION, Key, with_rationales, write_rationales
+from vlm_sdft.demos.examples import demonstration, examples_of, images_of
+from vlm_sdft.demos.rationales import RATIONALE_QUESTION, Key, with_rationales, write_rationales
 from vlm_sdft.demos.retention import pictured
-from vlm_sdft.demos.rivals import images_of, mean_embedding, rival_answers
+from vlm_sdft.demos.rivals import rival_answers
 from vlm_sdft.demos.selection import DemonstrationSelector, Selection
 from vlm_sdft.demos.sets import DemoSet, ImageRow
-from vlm_sdft.images.embedding import ImageEmbedder
+from vlm_sdft.images.embedding import ImageEmbedder, mean_embedding
 from vlm_sdft.images.encoding import RowEncoder, check_by_forward
 from vlm_sdft.images.families import FAMILIES, Family, bound_images, find_family, vision_modules
 from vlm_sdft.images.features import ImageFeatures
@@ -75,7 +75,7 @@ class ImageAdapter(ChatAdapter):
         rung: int = 2,
         policy: Literal["fixed", "ladder"] = "fixed",
         template: str = "turns",
-        rationale_question: str = QUESTION,
+        rationale_question: str = RATIONALE_QUESTION,
         embedder: str = "model",
         max_pixels: int | None = None,
         system_prompt: str | None = None,

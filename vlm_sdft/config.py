@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from text_sdft.core import UserError
 from text_sdft.core.settings import setting
-from vlm_sdft.demos import rationales
 from vlm_sdft.demos.hub import HubTypes, write_hub_types
+from vlm_sdft.demos.rationales import RATIONALE_QUESTION
 from vlm_sdft.demos.retention import is_made, retain_in_context, retain_made
 from vlm_sdft.demos.selection import Selection
 from vlm_sdft.demos.sets import QUESTION, DemoSet
@@ -119,7 +119,7 @@ class ImageDemonstrations:
     )
     template: str = setting("turns", "turns (earlier chat turns), quoted, or a string with {question}, {demonstrations}.")
     rationale_question: str = setting(
-        rationales.QUESTION, "What the model is asked about each labelled image and its answer, for rung 4."
+        RATIONALE_QUESTION, "What the model is asked about each labelled image and its answer, for rung 4."
     )
     embedder: str = setting(
         "model", "What retrieval compares: model (its own vision features) or open_clip:ARCHITECTURE/PRETRAINED."

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast, get_args
 
-from text_sdft.core import Conversation, Demonstration, Example, UserError
+from text_sdft.core import Demonstration, Example, Message, UserError
+from text_sdft.core.adapter import with_unique_ids
+from text_sdft.core.chat import answered, with_system
 from vlm_sdft.demos.rows import ImageRow, Split
 
 
@@ -19,20 +21,13 @@ def examples_of(rows: Iterable[Any], system_prompt: str | None) -> list[Example]
     Raises:
         UserError: a row lacks an image or a prompt, or two rows share an id.
     """
-    examples = []
-    seen: dict[str, int] = {}
-    for i, row in enumerate(rows):
-        example = row if isinstance(row, Example) else _example(_as_row(row, i), system_prompt)
-        if example.id in seen:
-            raise UserError(f"Rows {seen[example.id]} and {i} have the same id '{example.id}'; ids must be unique.")
-        seen[example.id] = i
-        examples.append(example)
-    return examples
+    made = [row if isinstance(row, Example) else _example(_as_row(row, i), system_prompt) for i, row in enumerate(rows)]
+    return with_unique_ids(made)
 
 
 def demonstration(row: ImageRow) -> Demonstration:
     """A labelled row as a user's turn and its answer."""
-    return Demonstration([{"role": "user", "content": _question(row)}, {"role": "assistant", "content": row.answer}])
+    return answered(_question(row), str(row.answer))
 
 
 def _as_row(row: Any, index: int) -> ImageRow:
@@ -65,11 +60,16 @@ def _as_row(row: Any, index: int) -> ImageRow:
 
 
 def _example(row: ImageRow, system_prompt: str | None) -> Example:
-    messages: Conversation = [{"role": "user", "content": _question(row)}]
-    if system_prompt:
-        messages.insert(0, {"role": "system", "content": system_prompt})
+    messages = with_system([_question(row)], system_prompt)
     return Example(row.id, messages, reference=row.answer, retain=row.split == "retain", meta={"row": row})
 
 
-def _question(row: ImageRow) -> list[dict[str, Any]]:
-    return [*({"type": "image", "image": image} for image in row.images), {"type": "text", "text": row.question}]
+def _question(row: ImageRow) -> Message:
+    parts = [*({"type": "image", "image": image} for image in row.images), {"type": "text", "text": row.question}]
+    return {"role": "user", "content": parts}
+
+
+def images_of(messages: Sequence[dict[str, Any]]) -> list[Any]:
+    """The images of some messages, as they were given."""
+    contents = [m["content"] for m in messages if not isinstance(m["content"], str)]
+    return [part["image"] for content in contents for part in content if part["type"] == "image"]

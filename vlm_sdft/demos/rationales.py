@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from text_sdft.core import Demonstration, Message, ModalityAdapter, Model
+from text_sdft.core.chat import with_system
 from text_sdft.core.sampling import TransformersSampler
 from text_sdft.core.templates import render
 from vlm_sdft.demos.controls import answer_of, with_words
-from vlm_sdft.demos.rivals import images_of
+from vlm_sdft.demos.examples import images_of
 from vlm_sdft.images.files import content_hash
 
-QUESTION = "Which visible features show that this answer is right? Answer in one short sentence."
+RATIONALE_QUESTION = "Which visible features show that this answer is right? Answer in one short sentence."
 #: Tokens of a rationale at most; what is longer is cut.
 MAX_TOKENS = 64
 BATCH_SIZE = 8
@@ -38,8 +39,9 @@ def write_rationales(
         template: how a demonstration enters a prompt (`text_sdft.core.templates`).
     """
     distinct = {_key(d): d for d in demonstrations}
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    asked = [render([*system, _question_about(d, question)], [d], None, template) for d in distinct.values()]
+    asked = [
+        render(with_system([_question_about(d, question)], system_prompt), [d], None, template) for d in distinct.values()
+    ]
     sampler, texts = TransformersSampler(MAX_TOKENS), list[str]()
     for start in range(0, len(asked), BATCH_SIZE):
         rollout = sampler.sample(model, adapter.encode(asked[start : start + BATCH_SIZE]), seeds=None)

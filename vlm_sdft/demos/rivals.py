@@ -11,8 +11,8 @@ Shapes: R images · L labelled images · D embedding width · C answers or names
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +20,9 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from text_sdft.core import Demonstration
 from vlm_sdft.demos.controls import answer_of
+from vlm_sdft.demos.examples import images_of
 from vlm_sdft.demos.rows import ImageRow
-from vlm_sdft.images.embedding import load_open_clip
+from vlm_sdft.images.embedding import Embed, load_open_clip, mean_embedding
 
 NAME_PROMPT = "a photo of a {}."
 #: Tip-Adapter's own settings: the labelled images' weight beside the names, and how fast a vote falls with distance.
@@ -30,8 +31,6 @@ TIP_ALPHA, TIP_BETA = 1.0, 5.5
 CLIP_SCALE = 100.0
 #: Weight of the linear probe's squared norm beside its mean loss.
 PROBE_DECAY = 1e-3
-
-Embed: TypeAlias = Callable[[Sequence[Any]], Tensor]
 
 
 def rival_answers(
@@ -77,12 +76,6 @@ def rival_answers(
     return found
 
 
-def images_of(messages: Sequence[dict[str, Any]]) -> list[Any]:
-    """The images of some messages, as they were given."""
-    contents = [m["content"] for m in messages if not isinstance(m["content"], str)]
-    return [part["image"] for content in contents for part in content if part["type"] == "image"]
-
-
 def nearest_answers(queries_RD: Tensor, shown: Sequence[Sequence[Demonstration]], embed: Embed) -> list[str]:
     """For each of R queries the answer of the demonstration whose image is nearest; empty where there is none."""
     answers = []
@@ -95,11 +88,6 @@ def nearest_answers(queries_RD: Tensor, shown: Sequence[Sequence[Demonstration]]
         scores_R = torch.stack([mean_embedding(images, embed) for _, images in pictured]) @ query_D
         answers.append(answer_of(pictured[int(scores_R.argmax())][0]))
     return answers
-
-
-def mean_embedding(images: Sequence[Any], embed: Embed) -> Tensor:
-    """Unit-length mean embedding [D] of one row's images."""
-    return normalize(embed(images).mean(0), dim=-1)
 
 
 def linear_probe(labelled_LD: Tensor, index_L: Tensor) -> tuple[Tensor, Tensor]:

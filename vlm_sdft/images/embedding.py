@@ -6,7 +6,7 @@ Shapes: R images · D embedding width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from text_sdft.core import UserError
 from vlm_sdft.images.features import ImageFeatures
 from vlm_sdft.images.files import content_hash, load_image
 
+#: Gives the embeddings [R, D] of R images, unit length.
+Embed: TypeAlias = Callable[[Sequence[Any]], Tensor]
 #: Above so many images to embed, a progress bar is shown.
 PROGRESS_BAR_ABOVE = 300
 #: Images a forward of open_clip.
@@ -100,3 +102,8 @@ def load_open_clip(embedder: str, device: torch.device | str = "cpu") -> tuple[A
         ) from error
     model.eval()
     return model, transform, open_clip.get_tokenizer(arch)
+
+
+def mean_embedding(images: Sequence[Any], embed: Embed) -> Tensor:
+    """Unit-length mean embedding [D] of one row's images."""
+    return normalize(embed(images).mean(0), dim=-1)
