@@ -39,8 +39,8 @@ def commands(file: str) -> list[str]:
     found = re.findall(r"^    (vlm-sdft .*)$", text, re.M) + re.findall(
         r"`(vlm-sdft (?:train|preview|init|eval) -[^`]+)`", text
     )
-    # Tested in test_quickstart, test_init_preview, test_cli, test_sequence and test_hub.
-    elsewhere = ("quickstart", "--help", "vlm-sdft sequence", "configs/unseen")
+    # Tested in test_quickstart, test_init_preview, test_cli, test_sequence and test_hub, and those on text below.
+    elsewhere = ("quickstart", "--help", "vlm-sdft sequence", "configs/unseen", "configs/text.yaml")
     return [line for line in found if not any(part in line for part in elsewhere)]
 
 
@@ -99,6 +99,7 @@ def text_user(user):
 def test_text_commands_run(text_user, capsys):
     lines = re.findall(r"^    (vlm-sdft .*)$", (ROOT / "docs" / "your-own-text.md").read_text(encoding="utf-8"), re.M)
     assert len(lines) == 2
+    assert all(f"    {line}\n" in (ROOT / "README.md").read_text(encoding="utf-8") for line in lines)
     for line in lines:
         args = shlex.split(line.replace("configs/", f"{ROOT}/configs/"))[1:]
         args += [
