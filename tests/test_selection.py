@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import normalize
 
 from text_sdft.core import UserError
+from vlm_sdft import DemoSet, ImageAdapter
 from vlm_sdft.demos.selection import DemonstrationSelector
 from vlm_sdft.demos.sets import ImageRow
 
@@ -112,7 +113,7 @@ def test_wrong_settings(wrong):
     with pytest.raises(UserError):
         DemonstrationSelector(rows(), None, **settings)
     with pytest.raises(UserError, match="no labelled images"):
-        DemonstrationSelector([], None, selection="random", n_types=2, shots=2)
+        ImageAdapter(DemoSet())
 
 
 def test_queries_that_lie_close_share_one_block():

@@ -46,7 +46,7 @@ class ImageAdapter(ChatAdapter):
     """`ChatAdapter` for images, whose demonstrations are chosen among the labelled images of a demo set.
 
     Args:
-        demos: the demo set.
+        demos: the demo set; None: the adapter only reads queries, and has nothing to demonstrate with.
         selection: how demonstrations are chosen: see `DemonstrationSelector`.
         n_types: types of objects among a query's demonstrations.
         shots: demonstrations a type.
@@ -67,7 +67,7 @@ class ImageAdapter(ChatAdapter):
 
     def __init__(
         self,
-        demos: DemoSet,
+        demos: DemoSet | None = None,
         *,
         selection: Selection = "retrieved",
         n_types: int = 5,
@@ -86,10 +86,12 @@ class ImageAdapter(ChatAdapter):
         if rung not in RUNGS:
             known = ", ".join(f"{number} ({name})" for number, name in RUNGS.items())
             raise UserError(f"demonstrations.rung is {rung}; use {known}.")
-        self.demos = demos
+        if demos is not None and not demos.labelled:
+            raise UserError("There are no labelled images to demonstrate with: put some into train/<type>/.")
+        self.demos = DemoSet() if demos is None else demos
         self.policy, self.rung = policy, rung
         self._train_vision, self._image_features_gib = train_vision, image_features_gib
-        self._selector = DemonstrationSelector(demos.labelled, None, selection=selection, n_types=n_types, shots=shots)
+        self._selector = DemonstrationSelector(self.demos.labelled, None, selection=selection, n_types=n_types, shots=shots)
         self._embedder_name, self._max_pixels, self._rationale_question = embedder, max_pixels, rationale_question
         self._family: Family | None = None  # it and what follows belong to the model that `bind` was given
         self._model: PreTrainedModel
@@ -165,6 +167,10 @@ class ImageAdapter(ChatAdapter):
         """
         return examples_of(rows, self.system_prompt)
 
+    def usage(self) -> dict[str, Any]:
+        """See `ChatAdapter`; and what bounds an image."""
+        return {**super().usage(), "max_pixels": self._max_pixels}
+
     def student_messages(self, example: Example) -> Conversation:
         """The query alone; a retention row in context after demonstrations that hang on its id only."""
         shown = self._kept_in_context(example) if example.retain else []
@@ -205,6 +211,13 @@ class ImageAdapter(ChatAdapter):
     def example_images(self, example: Example) -> list[Any]:
         """The images of the query, as they were given."""
         return images_of(example.messages)
+
+    def nearest_labelled(self, query: Example, count: int) -> list[tuple[Any, str]]:
+        """See `ExperimentAdapter`; similar is what retrieval finds similar."""
+        rows = self.demos.labelled
+        similarity_R = self._embed_rows(rows) @ mean_embedding(self.example_images(query), self.embed)
+        nearest = similarity_R.topk(min(count, len(rows))).indices.tolist()
+        return [(rows[i].images[0], str(rows[i].answer)) for i in nearest]
 
     def embed(self, sources: Sequence[Any]) -> Tensor:
         """L2-normalised embeddings [R, D] of R images, as retrieval compares them; each is computed once."""

@@ -143,6 +143,17 @@ class ExperimentAdapter(ModalityAdapter, Protocol):
         """Ids [T] of an answer as the model would write it, without any end token; None: this adapter writes none."""
         return None
 
+    def usage(self) -> dict[str, Any]:
+        """The arguments of this adapter's class that the student's view hangs on: with them a saved model is asked again.
+
+        They are written beside the model as JSON.
+        """
+        return {}
+
+    def nearest_labelled(self, query: Example, count: int) -> list[tuple[Any, str]]:
+        """The labelled images most like a query's, the most similar first, each with its answer."""
+        return []
+
     def example_images(self, example: Example) -> list[Any]:
         """What to look at in a preview: paths or PIL images."""
         return []

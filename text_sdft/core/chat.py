@@ -118,6 +118,10 @@ class ChatAdapter(ExperimentAdapter):
         """
         raise NotImplementedError(f"{type(self).__name__} takes ready examples only: it has no `example(row, number)`")
 
+    def usage(self) -> dict[str, Any]:
+        """The system prompt and the options of the chat template."""
+        return {"system_prompt": self.system_prompt, **self.chat_options}
+
     def student_messages(self, example: Example) -> Conversation:
         """The query alone."""
         return list(example.messages)

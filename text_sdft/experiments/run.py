@@ -30,6 +30,7 @@ from text_sdft.experiments.probe import short_probe
 from text_sdft.experiments.scores import evaluate, sample
 from text_sdft.experiments.settings import first_change, resumable
 from text_sdft.experiments.skills import prior_skills
+from text_sdft.experiments.usage import write_usage
 from text_sdft.experiments.verdict import Verdict
 from text_sdft.methods.table import find_method
 from text_sdft.training import SDFTTrainer
@@ -107,6 +108,7 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
         summary = find_method(experiment.method).summary
         card = filled("model_card.md", experiment=experiment, results=results, summary=summary)
         (folder / "model" / "README.md").write_text(card, encoding="utf-8")
+        write_usage(experiment, folder / "model")
         write_json(folder / "results.json", results)
         write_report([folder], folder / "report.html")
         if experiment.args.push_to_hub:

@@ -1,4 +1,4 @@
-"""The eight commands and what may follow each of them, as one table."""
+"""The commands and what may follow each of them, as one table."""
 
 from __future__ import annotations
 
@@ -79,6 +79,28 @@ COMMANDS = {
         },
         "taken",
     ),
+    "predict": Command(
+        "answer new queries with a finished run's model",
+        "RUN [IMAGE|FOLDER …] [--prompt TEXT] [--out FILE.jsonl] [--explain]",
+        {
+            "run": {"metavar": "RUN", "help": "The run's folder, or its model/ alone."},
+            "images": {"nargs": "*", "metavar": "IMAGE", "help": "Image files, and folders of them."},
+            "--prompt": _value("What is asked. Unset: what was asked about images in training."),
+            "--out": _value("Also write the answers there, as JSON lines."),
+            "--explain": _flag("Show the labelled images most like each image. Needs the run's folder and its data."),
+        },
+        "none",
+    ),
+    "export": Command(
+        "write a run's model as a checkpoint of its own, LoRA merged",
+        "RUN OUT [--check]",
+        {
+            "run": {"metavar": "RUN", "help": "The run's folder, or its model/ alone."},
+            "out": {"metavar": "OUT", "help": "A new or empty folder for the checkpoint."},
+            "--check": _flag("Ask both models what the run asked, and compare their answers and log-probabilities."),
+        },
+        "none",
+    ),
     "report": Command(
         "one HTML page about runs, comparisons and sequences",
         "RUN … [--out report.html]",
@@ -136,6 +158,8 @@ examples:
   vlm-sdft train --model Qwen/Qwen3-VL-8B-Instruct --data my_objects --train.output_dir runs/my_objects
   vlm-sdft train my_objects.yaml --resume
   vlm-sdft eval runs/my_objects
+  vlm-sdft predict runs/my_objects photo.jpg
+  vlm-sdft export runs/my_objects my_model --check
   vlm-sdft report runs/my_objects runs/faster --out report.html
   vlm-sdft compare configs/quickstart.yaml --methods sft,sft_teacher,sdft --seeds 3 --lr_sweep
 

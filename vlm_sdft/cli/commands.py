@@ -5,6 +5,7 @@ Each takes a call and returns its exit code, or None for 0.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from text_sdft.core.errors import UserError
-from vlm_sdft.cli.parsing import Call, config_of, load_experiment, read_config
+from vlm_sdft.cli.parsing import Call, config_of, load_experiment, read_call, read_config
 
 if TYPE_CHECKING:
     from text_sdft.experiments.config import Experiment
@@ -85,6 +86,37 @@ def evaluate(call: Call) -> None:
     print_further(folder, pass_at_k=bool(samples), skills=bool(skills))
 
 
+def predict(call: Call) -> None:
+    run, out = Path(call.given["run"]), call.given["out"]
+    _say(f"Loading {run} …")
+    from text_sdft.experiments.usage import load_trained, predict
+    from vlm_sdft.cli.tables import print_answers
+    from vlm_sdft.demos.readers import image_files
+
+    given = [Path(name) for name in call.given["images"]]
+    images = [image for path in given for image in (image_files(path) if path.is_dir() else [path])]
+    labelled = None
+    if call.given["explain"]:
+        if not (run / "config.yaml").is_file():
+            raise UserError(f"--explain shows labelled images, which {run} does not name: give the run's folder.")
+        labelled = load_experiment(read_call(["eval", str(run)]), read_config(run / "config.yaml"))[0].adapter
+    records = list(predict(load_trained(run), images, call.given["prompt"], labelled))
+    print_answers(records)
+    if out is not None:
+        Path(out).write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+        print(f"Wrote {out}.")
+
+
+def export(call: Call) -> None:
+    run, out = Path(call.given["run"]), Path(call.given["out"])
+    _say(f"Loading {run} …")
+    from text_sdft.experiments.usage import export, export_difference
+    from vlm_sdft.cli.tables import print_export
+
+    export(run, out)
+    print_export(out, export_difference(run, out) if call.given["check"] else None)
+
+
 def report(call: Call) -> None:
     folders, out = [Path(run) for run in call.given["runs"]], call.given["out"]
     if out is not None and (not out or Path(out).is_dir()):
@@ -143,6 +175,8 @@ RUN: dict[str, Callable[[Call], int | None]] = {
     "train": train,
     "eval": evaluate,
     "compare": compare,
+    "predict": predict,
+    "export": export,
     "report": report,
     "sequence": sequence,
 }

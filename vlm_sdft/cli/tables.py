@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,32 @@ def _places(found: dict[str, Any] | None) -> list[str]:
         return []
     p = f"p = {found['p']:.2g} if all positions were alike" if found["p"] is not None else "too few to test"
     return [f"Positions of the demonstrations whose answer the teacher gave: {found['counts']} ({p})."]
+
+
+def print_answers(records: Sequence[dict[str, Any]]) -> None:
+    """Answers to new queries, how sure the model is of each, and the labelled images most like it where they are told."""
+    for record in records:
+        cut = ", cut at the length limit" if record["cut"] else ""
+        asked = record.get("image", record["prompt"])
+        _print(f"{asked}: {record['answer']}  ({100 * record['confidence']:.1f} %{cut})")
+        _print(*(f"    like {like['image']}: {like['answer']}" for like in record.get("nearest", ())))
+    _print("In brackets: the probability that the model gives to this very answer.")
+
+
+def print_export(folder: Path, difference: dict[str, Any] | None) -> None:
+    """Where a checkpoint is, whether it answers as the run's model does, and what serves it."""
+    if difference is not None:
+        is_close = difference["logp"] <= difference["tolerance"]
+        why = "as rounding does" if is_close else f"more than rounding explains ({difference['tolerance']:g})"
+        _print(
+            f"Asked {difference['n']} of the run's own queries: {difference['equal']} answers are equal. Log-probabilities "
+            f"differ by {difference['logp']:.2g} nats a token at most, {why}."
+        )
+    _print(
+        f"The model is in {folder}/. Either of these serves it:",
+        f"    vllm serve {folder}",
+        f"    transformers serve {folder}",
+    )
 
 
 def print_sequence(found: dict[str, Any], folder: Path) -> None:

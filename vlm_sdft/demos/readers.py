@@ -46,7 +46,7 @@ def read_folder(
         rows.append(ImageRow(_name_below(path, file), (file,), own.get("prompt", question), answer, kind.name, split))
     report = [] if folders["train"] == path else _unused_beside_splits(path)
     for split in LABELLED:
-        loose = [file for file in _image_files(folders[split]) if file.parent == folders[split]]
+        loose = [file for file in image_files(folders[split]) if file.parent == folders[split]]
         if loose and not (split == "old" and metadata["old"]):
             report.append(f"Not used: {len(loose)} images of {folders[split]} lie in no type's folder.")
     if not any(row.split == "test" for row in rows):
@@ -55,10 +55,10 @@ def read_folder(
         for i, own in enumerate(entries):
             key, asked = f"{_name_below(path, file)}#{i}", own.get("prompt", question)
             rows.append(ImageRow(key, (file,), asked, str(own["answer"]), None, "old"))
-    for file in _image_files(folders["unlabelled"]):
+    for file in image_files(folders["unlabelled"]):
         own = metadata["unlabelled"].get(file, [{}])[0]
         rows.append(ImageRow(_name_below(path, file), (file,), own.get("prompt", question), None, None, "unlabelled"))
-    retained = [(_name_below(path, file), file) for file in _image_files(folders["retain"])]
+    retained = [(_name_below(path, file), file) for file in image_files(folders["retain"])]
     if retain is not None:
         retained += [(f"data.retain/{_name_below(Path(retain), file)}", file) for file in _further_images(Path(retain))]
     for key, file in retained:
@@ -125,7 +125,7 @@ def _unused_in_split(folder: Path | None) -> list[str]:
 
 def _of_type(folder: Path) -> list[Path]:
     """The images of a type's folder. Raises `UserError` where there is none."""
-    if not (files := _image_files(folder)):
+    if not (files := image_files(folder)):
         raise UserError(
             f"The type folder {folder} holds no image ({', '.join(['.png', '.jpg', '.webp'])}, …): add some, or remove it."
         )
@@ -139,7 +139,7 @@ def _further_images(folder: Path) -> list[Path]:
             f"data.retain: the folder {folder} does not exist. It may also be a .txt file with a prompt in each line, "
             "or one of the words crops and drawn."
         )
-    if not (found := _image_files(folder)):
+    if not (found := image_files(folder)):
         raise UserError(f"data.retain: the folder {folder} holds no image. Put some there, or leave data.retain out.")
     return found
 
@@ -294,7 +294,7 @@ def _read_metadata(folder: Path | None, split: Split) -> dict[Path, list[dict[st
     entries: dict[Path, list[dict[str, Any]]] = defaultdict(list)
     if folder is None or not (folder / METADATA_FILE).exists():
         return entries
-    images = set(_image_files(folder))
+    images = set(image_files(folder))
     for place, record in placed_rows(folder / METADATA_FILE):
         where = f"{folder / METADATA_FILE}, {place}"
         entry = {key: value for key, value in record.items() if value is not None}
@@ -324,7 +324,7 @@ def _subfolders(folder: Path | None) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _image_files(folder: Path | None) -> list[Path]:
+def image_files(folder: Path | None) -> list[Path]:
     """Image files below a folder, hidden ones left out, in a stable order."""
     return [file for file in _all_files(folder) if file.suffix.lower() in SUFFIXES]
 

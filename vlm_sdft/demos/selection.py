@@ -34,7 +34,7 @@ class DemonstrationSelector:
         shots: images of each.
 
     Raises:
-        UserError: there is nothing to choose from, or a number is out of range.
+        UserError: a number is out of range.
     """
 
     def __init__(
@@ -44,8 +44,6 @@ class DemonstrationSelector:
             raise UserError(f"demonstrations.selection '{selection}': use {', '.join(get_args(Selection))}.")
         if n_types < 1 or shots < 1:
             raise UserError(f"demonstrations.n_types {n_types} and shots {shots} must be at least 1.")
-        if not rows:
-            raise UserError("There are no labelled images to demonstrate with: put some into train/<type>/.")
         self.rows, self.embeddings_RD = rows, embeddings_RD
         self.selection, self.n_types, self.shots = selection, n_types, shots
         self._by_type: dict[str, list[int]] = defaultdict(list)
