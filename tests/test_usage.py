@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,24 @@ def test_what_cannot_be_used_is_one_sentence(text_run, tmp_path, capsys):
     assert "nothing to compare on" in fails(capsys, "export", f"{run}/model", str(tmp_path / "new"), "--check")
 
 
+def run_card(card: Path, **replaced: str) -> str:
+    """What the model card's code prints, in a process of its own."""
+    code = re.search(r"```python\n(.*?)```", card.read_text(encoding="utf-8"), re.S)[1]
+    for old, new in replaced.items():
+        assert old in code
+        code = code.replace(old, new)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_the_code_in_the_model_card_answers_as_measured(text_run):
+    records = map(json.loads, (text_run / "run" / "samples.jsonl").read_text().splitlines())
+    asked = next(r for r in records if r.get("phase") == "after" and r["view"] == "student")
+    assert run_card(text_run / "run" / "model" / "README.md", **{"…": asked["prompt"]}) == asked["answer"].strip()
+
+
 @pytest.mark.slow
 def test_lora_of_a_vision_language_model_is_merged(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -88,4 +109,10 @@ def test_lora_of_a_vision_language_model_is_merged(tmp_path, monkeypatch, capsys
     assert main(["train", "config.json", "--model", BUILTIN, "--train.output_dir", "run", "--force"]) == 0
     assert main(["export", "run", "merged", "--check"]) == 0
     printed = capsys.readouterr().out
-    assert "12 of the run's own queries: 12 answers are equal" in printed or "as rounding does" in printed
+    assert "of the run's own queries" in printed and "as rounding does" in printed
+    records = map(json.loads, Path("run/samples.jsonl").read_text().splitlines())
+    asked = next(r for r in records if r.get("phase") == "after" and r["view"] == "student")
+    shown = run_card(
+        Path("run/model/README.md"), **{"image.jpg": asked["images"][0], '"What is this?"': json.dumps(asked["prompt"])}
+    )
+    assert shown == asked["answer"].strip()

@@ -106,9 +106,8 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
 
         append_jsonl(folder / "samples.jsonl", records)
         summary = find_method(experiment.method).summary
-        card = filled("model_card.md", experiment=experiment, results=results, summary=summary)
+        card = filled("model_card.md", experiment=experiment, results=results, summary=summary, **write_usage(experiment))
         (folder / "model" / "README.md").write_text(card, encoding="utf-8")
-        write_usage(experiment, folder / "model")
         write_json(folder / "results.json", results)
         write_report([folder], folder / "report.html")
         if experiment.args.push_to_hub:

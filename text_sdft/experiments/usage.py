@@ -35,8 +35,9 @@ BATCH_SIZE = 16
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
-def write_usage(experiment: Experiment, folder: Path) -> None:
-    """How the model was asked in training, beside its weights."""
+def write_usage(experiment: Experiment) -> Record:
+    """Write how the model was asked in training beside its weights; returns what the model card's code needs to know."""
+    folder = experiment.folder / "model"
     usage = {
         "base_model": experiment.model,
         "adapter": experiment.settings["adapter"],
@@ -45,6 +46,14 @@ def write_usage(experiment: Experiment, folder: Path) -> None:
         "max_completion_length": experiment.args.max_completion_length,
     }
     write_json(folder / USAGE_FILE, usage)
+    lora = read_json(folder / "adapter_config.json")
+    return {
+        "usage": usage,
+        "is_lora": lora is not None,
+        "base": None if lora is None else lora["base_model_name_or_path"],
+        "takes_images": any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")),
+        "folder": experiment.args.hub_model_id if experiment.args.push_to_hub else folder.as_posix(),
+    }
 
 
 class TrainedModel(NamedTuple):
