@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from text_sdft.columns import file_examples, to_example, to_examples
 from text_sdft.config import TextData, TextDemonstrations
@@ -12,6 +13,13 @@ from text_sdft.core.chat import ChatAdapter
 from text_sdft.core.data import Conversation, Demonstration, Example, Splits, TeacherContext
 from text_sdft.core.errors import UserError
 from text_sdft.core.templates import render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+#: Builtin models of text: name -> folder in this package.
+BUILTIN_MODELS = {"builtin:tiny-qwen3": "tiny-qwen3"}
 
 
 class TextAdapter(ChatAdapter):
@@ -55,6 +63,14 @@ class TextAdapter(ChatAdapter):
         """
         adapter = cls(system_prompt=data.system_prompt, **asdict(demonstrations))
         return adapter, adapter.splits(data)
+
+    def load_model(self, name: str, **kwargs: Any) -> PreTrainedModel:
+        """The causal language model of that name or folder, or a builtin one. Raises `UserError`."""
+        if name.startswith("builtin:") and name not in BUILTIN_MODELS:
+            known = ", ".join(BUILTIN_MODELS)
+            raise UserError(f"'{name}' is no builtin model of text: there is {known}. {self.other_models.capitalize()}.")
+        folder = BUILTIN_MODELS.get(name)
+        return super().load_model(str(Path(__file__).parent / folder) if folder else name, **kwargs)
 
     def splits(self, data: TextData) -> Splits:
         """The rows of the section ``data`` as examples. Raises `UserError` as `from_config`."""
