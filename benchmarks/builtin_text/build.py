@@ -32,7 +32,7 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-STEPS, BATCH, LEARNING_RATE, WARMUP = 6000, 32, 2e-3, 100
+STEPS, BATCH, LEARNING_RATE, WARMUP = 3000, 32, 2e-3, 100
 #: (animals of a document, facts about each, share of right answers at which the next stage begins).
 STAGES = ((1, 1, 0.95), (1, 2, 0.95), (1, 4, 0.97), (2, 4, 0.97), (3, 4, 2.0))
 CHECK_EVERY, SAVE_EVERY = 50, 500
