@@ -91,13 +91,9 @@ HEADLINES = (
     "emoji",
     "handwriting",
     "fashion",
-    "objects, noise 150, 1 type shown",
-    "emoji, 1 type shown",
     "handwriting, 1 type shown",
-    "fashion, 1 type shown",
     "objects, noise 90, 8 random types shown, 5 unlabelled",
     f"objects, noise 150, 8 random types shown, 5 unlabelled{ANSWERED}",
-    f"handwriting, 8 random types shown, 5 unlabelled{ANSWERED}",
     "objects, long answers, noise 60",
 )
 
@@ -115,16 +111,16 @@ def report(found: Mapping[str, Rows]) -> str:
 
 def write_pages(found: Mapping[str, Rows], docs: Path) -> None:
     """Put the tables into the pages that show them, in the place of what stands there: the `report` from the one page's
-    first such heading on, and of its two first tables the `HEADLINES` into the other page."""
+    first such heading on, and of its first table the `HEADLINES` into the other page."""
     page = docs / "results-visual-tables.md"
     head = page.read_text(encoding="utf-8").partition("## ")[0]
     page.write_text(f"{head}{report(found)}\n", encoding="utf-8")
     page = docs / "results-visual.md"
     text = page.read_text(encoding="utf-8")
     lines = {name: rows for name, rows in by_variant(found) if name in HEADLINES}
-    for table in (summary(lines), goals(lines)):
-        start = text.index(table[: table.index("|", 1) + 1])  # its first heading names it
-        text = text[:start] + table + text[text.index("\n\n", start) :]
+    table = summary(lines)
+    start = text.index(table[: table.index("|", 1) + 1])  # its first heading names it
+    text = text[:start] + table + text[text.index("\n\n", start) :]
     page.write_text(text, encoding="utf-8")
 
 
