@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -35,7 +35,7 @@ def placed_rows(file: Path) -> list[PlacedRow]:
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:  # Excel and Notepad begin files with a mark
-            return list(READERS.get(file.suffix, _json_rows)(stream))
+            return list(_csv_rows(stream) if file.suffix == ".csv" else _json_rows(stream))
     except UnicodeDecodeError as error:
         raise UserError(f"{file} cannot be read: {error}. Save it as UTF-8.") from error
     except _Unreadable as error:
@@ -95,10 +95,3 @@ def _csv_rows(stream: TextIO) -> Iterator[PlacedRow]:
             line = reader.line_num + 1
     except csv.Error as error:
         raise _Unreadable(f"the row from line {line} on: {error}. Check its double quotes.") from error
-
-
-READERS: dict[str, Callable[[TextIO], Iterator[PlacedRow]]] = {
-    ".jsonl": _json_rows,
-    ".json": _json_rows,
-    ".csv": _csv_rows,
-}

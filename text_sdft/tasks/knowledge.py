@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from text_sdft.answers import MONTH, quantities, states
-from text_sdft.columns import messages_of
+from text_sdft.columns import messages_of, row_id
 from text_sdft.config import KnowledgeData, KnowledgeDemonstrations, Scoring
 from text_sdft.core.chat import answered
 from text_sdft.core.data import Conversation, Demonstration, Example, Splits, TeacherContext
 from text_sdft.core.errors import UserError
 from text_sdft.core.templates import render
-from text_sdft.tasks.base import TaskAdapter, required, row_id
+from text_sdft.tasks.base import TaskAdapter, required
 
 #: Teacher prompts by what there is to see: (the document, the answer).
 TEMPLATES = {
@@ -43,9 +43,7 @@ class KnowledgeAdapter(TaskAdapter):
         self.scoring = scoring
 
     @classmethod
-    def from_config(  # type: ignore[override]
-        cls, data: KnowledgeData, demonstrations: KnowledgeDemonstrations
-    ) -> tuple[Self, Splits]:
+    def from_config(cls, data: KnowledgeData, demonstrations: KnowledgeDemonstrations) -> tuple[Self, Splits]:  # type: ignore[override]
         """See `TaskAdapter`; the set ``ood`` is measured too."""
         adapter, splits = super().from_config(data, demonstrations)
         adapter.scoring = data.scoring

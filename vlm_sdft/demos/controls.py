@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from PIL import Image
 
@@ -67,12 +66,6 @@ def with_words(demonstration: Demonstration, words: Sequence[str]) -> Demonstrat
 
 
 def _with_blank_images(message: Message) -> Message:
-    if isinstance(message["content"], str):
-        return message
-    return {**message, "content": [_blank_part(part) for part in message["content"]]}
-
-
-def _blank_part(part: dict[str, Any]) -> dict[str, Any]:
-    if part["type"] != "image":
-        return part
-    return {**part, "image": Image.new("RGB", load_image(part["image"]).size, _GREY)}
+    parts = [] if isinstance(message["content"], str) else message["content"]
+    blank = [{**p, "image": Image.new("RGB", load_image(p["image"]).size, _GREY)} if "image" in p else p for p in parts]
+    return {**message, "content": blank or message["content"]}

@@ -43,7 +43,9 @@ def read_folder(
     for split, kind, file in typed:
         own = metadata[split][file][0] if split != "old" and file in metadata[split] else {}
         answer = str(own.get("answer", types[kind.name].answer))
-        rows.append(ImageRow(_name_below(path, file), (file,), own.get("prompt", question), answer, kind.name, split))
+        rows.append(
+            ImageRow(file.relative_to(path).as_posix(), (file,), own.get("prompt", question), answer, kind.name, split)
+        )
     report = [] if folders["train"] == path else _unused_beside_splits(path)
     for split in LABELLED:
         loose = [file for file in _image_files(folders[split]) if file.parent == folders[split]]
@@ -53,20 +55,22 @@ def read_folder(
         rows = _with_held_out(rows, holdout, seed, report)
     for file, entries in metadata["old"].items():
         for i, own in enumerate(entries):
-            key, asked = f"{_name_below(path, file)}#{i}", own.get("prompt", question)
+            key, asked = f"{file.relative_to(path).as_posix()}#{i}", own.get("prompt", question)
             rows.append(ImageRow(key, (file,), asked, str(own["answer"]), None, "old"))
     for file in _image_files(folders["unlabelled"]):
         own = metadata["unlabelled"].get(file, [{}])[0]
-        rows.append(ImageRow(_name_below(path, file), (file,), own.get("prompt", question), None, None, "unlabelled"))
-    retained = [(_name_below(path, file), file) for file in _image_files(folders["retain"])]
+        rows.append(
+            ImageRow(file.relative_to(path).as_posix(), (file,), own.get("prompt", question), None, None, "unlabelled")
+        )
+    retained = [(file.relative_to(path).as_posix(), file) for file in _image_files(folders["retain"])]
     if retain is not None:
-        retained += [(f"data.retain/{_name_below(Path(retain), file)}", file) for file in _further_images(Path(retain))]
+        retained += [(f"data.retain/{file.relative_to(retain).as_posix()}", file) for file in _further_images(Path(retain))]
     for key, file in retained:
         prompts = [own["prompt"] for own in metadata["retain"].get(file, []) if "prompt" in own]
         for i, asked in enumerate(prompts or retain_questions or [question]):
             rows.append(ImageRow(f"{key}#{i}", (file,), asked, None, None, "retain"))
     unused = [sentence for folder in folders.values() for sentence in _unused_in_split(folder)]
-    return rows, types, [*_count_sentences(rows), *report, *unused]
+    return rows, types, [_count_sentence(rows), *report, *unused]
 
 
 def _check_exists(path: Path) -> None:
@@ -182,7 +186,7 @@ def read_dataset(dataset: Any, image_column: str, label_column: str, question: s
             rows.append(ImageRow(f"{split}/{i}", (record[image_column],), question, answer, name, split))  # type: ignore[arg-type]
     if not any(row.split == "test" for row in rows):
         rows = _with_held_out(rows, holdout, seed, report)
-    return rows, types, [*_count_sentences(rows), *report]
+    return rows, types, [_count_sentence(rows), *report]
 
 
 def read_jsonl(path: Path) -> Read:
@@ -221,7 +225,7 @@ def read_jsonl(path: Path) -> Read:
             types[typed] = ObjectType(typed, str(answer))
         rows.append(ImageRow(place, sources, question, answer, typed, split))
     note = f"Not used: {n_system} system messages of {path}. data.system_prompt gives one to all rows."
-    return rows, types, [*_count_sentences(rows), *([note] if n_system else [])]
+    return rows, types, [_count_sentence(rows), *([note] if n_system else [])]
 
 
 def _with_held_out(rows: Sequence[ImageRow], share: float, seed: int, report: list[str]) -> list[ImageRow]:
@@ -342,8 +346,8 @@ def _all_files(folder: Path | None) -> list[Path]:
     return sorted(found)
 
 
-def _count_sentences(rows: Sequence[ImageRow]) -> list[str]:
-    """How many rows of each use, as a sentence."""
+def _count_sentence(rows: Sequence[ImageRow]) -> str:
+    """How many rows there are of each use."""
     words: dict[str, str] = {
         "train": "labelled images of new types",
         "unlabelled": "unlabelled images",
@@ -354,7 +358,7 @@ def _count_sentences(rows: Sequence[ImageRow]) -> list[str]:
     counts = {split: sum(row.split == split for row in rows) for split in words}
     kinds = len({row.type for row in rows if row.split == "train"})
     found = ", ".join(f"{count} {words[split]}" for split, count in counts.items() if count)
-    return [f"Found {found} ({kinds} new types)."]
+    return f"Found {found} ({kinds} new types)."
 
 
 def _is_content(content: Any) -> bool:
@@ -369,7 +373,3 @@ def _text_of(content: Any) -> str:
     if isinstance(content, str):
         return content.replace("<image>", "").strip()
     return " ".join(part["text"] for part in content if part.get("type") == "text").strip()
-
-
-def _name_below(root: Path, file: Path) -> str:
-    return file.relative_to(root).as_posix()

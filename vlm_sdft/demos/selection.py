@@ -121,14 +121,12 @@ class DemonstrationSelector:
             mean_D = self.embeddings_RD[self._by_type[name]].mean(0)
             # The group's own type first, whatever its spread.
             return {name: [], **_by_similarity(allowed, self.embeddings_RD @ mean_D)}
-        ranked = {name: list(indices) for name, indices in allowed.items() if indices}
+        names = [name for name, indices in allowed.items() if indices]
         if self.selection == "random":
-            for indices in ranked.values():
-                rng.shuffle(indices)
-            names = list(ranked)
+            for name in names:
+                rng.shuffle(allowed[name])
             rng.shuffle(names)
-            return {name: ranked[name] for name in names}
-        return ranked
+        return {name: allowed[name] for name in names}
 
 
 def _by_similarity(allowed: dict[str, list[int]], score_R: Tensor) -> dict[str, list[int]]:

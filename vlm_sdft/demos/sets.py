@@ -87,8 +87,8 @@ class DemoSet:
             UserError: a type is empty, two share an answer, a synonym is another's answer, an image cannot be read, a file
                 or key is wrong.
         """
-        rows, types, report = read_folder(Path(path), question, retain_questions, retain, holdout, seed)
-        return cls.from_rows(rows, types, report, on_bad_image)
+        read = read_folder(Path(path), question, retain_questions, retain, holdout, seed)
+        return cls.from_rows(*read, on_bad_image)
 
     @classmethod
     def from_dataset(
@@ -105,8 +105,7 @@ class DemoSet:
 
         Splits named train, test, unlabelled, retain and old are used as such. Images stay encoded until they are needed.
         """
-        rows, types, report = read_dataset(dataset, image_column, label_column, question, holdout, seed)
-        return cls.from_rows(rows, types, report)
+        return cls.from_rows(*read_dataset(dataset, image_column, label_column, question, holdout, seed))
 
     @classmethod
     def from_jsonl(cls, path: str | Path, *, on_bad_image: OnBadImage = "error") -> DemoSet:

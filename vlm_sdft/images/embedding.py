@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
+from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -45,7 +46,10 @@ class ImageEmbedder:
                 raise ValueError("embedder 'model' needs the model's features")
             self._embed = lambda sources: torch.stack([features.pooled(source).float().mean(0) for source in sources])
         elif embedder.startswith("open_clip:"):
-            self._embed = _open_clip(embedder, device)
+            model, transform, _ = load_open_clip(embedder, device)
+            self._embed = lambda sources: model.encode_image(
+                torch.stack([transform(load_image(s)) for s in sources]).to(device)
+            )
         else:
             raise UserError(f"Unknown embedder '{embedder}'. Use 'model' or 'open_clip:ARCH/PRETRAINED'.")
         self._cache: dict[str, Tensor] = {}
@@ -54,24 +58,14 @@ class ImageEmbedder:
         """L2-normalised embeddings [R, D] of R images, fp32 on the CPU, in the order given."""
         keys = [content_hash(source) for source in sources]
         missing = {key: source for key, source in zip(keys, sources, strict=True) if key not in self._cache}
-        todo = list(missing)
-        starts: Any = range(0, len(todo), BATCH_SIZE)
-        if len(todo) > PROGRESS_BAR_ABOVE:
-            from rich.progress import track
-
-            starts = track(starts, description=f"Embedding {len(todo)} images")
-        for start in starts:
+        todo, starts = list(missing), range(0, len(missing), BATCH_SIZE)
+        shown = len(todo) > PROGRESS_BAR_ABOVE
+        for start in track(starts, f"Embedding {len(todo)} images") if shown else starts:
             batch = todo[start : start + BATCH_SIZE]
             with torch.no_grad():
                 features_RD = self._embed([missing[key] for key in batch])
             self._cache.update(zip(batch, normalize(features_RD.float(), dim=-1).cpu(), strict=True))
         return torch.stack([self._cache[key] for key in keys])
-
-
-def _open_clip(embedder: str, device: torch.device | str) -> Callable[[Sequence[Any]], Tensor]:
-    """A function from R images to open_clip features [R, D]."""
-    model, transform, _ = load_open_clip(embedder, device)
-    return lambda sources: model.encode_image(torch.stack([transform(load_image(source)) for source in sources]).to(device))
 
 
 def load_open_clip(embedder: str, device: torch.device | str = "cpu") -> tuple[Any, Callable[[Any], Tensor], Any]:

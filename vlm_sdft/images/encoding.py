@@ -73,16 +73,12 @@ def encode_row(
     tokens: dict[str, Tensor] = {}
     media: dict[str, Tensor] = {}
     for name, value in encoded.items():
-        if name == "attention_mask":
-            continue
-        if name != "input_ids" and name.endswith("_ids") and value.shape == (1, length):
-            if name in family.accepts:
-                tokens[name] = value[0]
-        elif name == "input_ids":
+        of_tokens = name.endswith("_ids") and value.shape == (1, length)
+        if name == "input_ids" or (of_tokens and name in family.accepts):
             tokens[name] = value[0]
-        elif name in family.accepts:
+        elif not of_tokens and name in family.accepts and name != "attention_mask":
             media[name] = value
-        else:
+        elif not of_tokens and name != "attention_mask":
             raise UserError(
                 f"Models of type '{family.name}' do not take '{name}', which their processor made. Is the processor that "
                 "of another model?"
@@ -108,17 +104,11 @@ class RowEncoder:
         """
         if features is None:
             return encode_row(self._processor, conversation, self._family)
-        key = repr([(message["role"], _with_hashes(message["content"])) for message in conversation])
-        if key not in self._rows:
+        messages = [_with_parts(message, self._family) for message in conversation]
+        parts = [(m["role"], [content_hash(p["image"]) if "image" in p else p for p in m["content"]]) for m in messages]
+        if (key := repr(parts)) not in self._rows:
             self._rows[key] = encode_row(self._processor, conversation, self._family, features)
         return self._rows[key]
-
-
-def _with_hashes(content: Any) -> Any:
-    """A message's content with its images by their hashes."""
-    if isinstance(content, str):
-        return content
-    return [(part.get("text"), content_hash(part["image"]) if part.get("image") is not None else None) for part in content]
 
 
 def _with_parts(message: dict[str, Any], family: Family) -> dict[str, Any]:

@@ -102,10 +102,6 @@ def _bound_llava_onevision(processor: Any, model: PreTrainedModel, max_pixels: i
     model.config.image_grid_pinpoints = kept
 
 
-def _bound_gemma3(processor: Any, model: PreTrainedModel, max_pixels: int) -> None:
-    """Nothing to set: without pan-and-scan every image has the same fixed size."""
-
-
 def _bound_internvl(processor: Any, model: PreTrainedModel, max_pixels: int) -> None:
     size = processor.image_processor.size
     processor.image_processor.max_patches = max(1, max_pixels // (size["height"] * size["width"]))
@@ -126,13 +122,9 @@ FAMILIES = {
         # so student and teacher do not see it with the same tokens. Nothing in the processor or model changes that.
         Family("llava_onevision", _count_llava_onevision, _bound_llava_onevision, reuses_features=False),
         # Pan-and-scan adds crops, and words that announce them, to some images only: off for student and teacher alike.
+        # Without it there is nothing to bound: every image has the same fixed size.
         Family(
-            "gemma3",
-            _count_gemma3,
-            _bound_gemma3,
-            processor_kwargs={"do_pan_and_scan": False},
-            packs_images=True,
-            features_listed=False,
+            "gemma3", _count_gemma3, lambda *_: None, frozenset(), {"do_pan_and_scan": False}, True, features_listed=False
         ),
         Family("internvl", _count_internvl, _bound_internvl, packs_images=True, features_listed=False),
     )

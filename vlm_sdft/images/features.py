@@ -183,11 +183,10 @@ class ImageFeatures:
             return self._processor, [load_image(handle.source) for handle in handles]
         for handle in handles:
             if handle.key not in self._prepared:
-                self._prepared[handle.key] = _without_pixels(self._prepare(handle))
-        processor = copy.copy(self._processor)
-        processor.image_processor = _FromMemory(
-            self._processor.image_processor, [self._prepared[handle.key] for handle in handles]
-        )
+                prepared = self._prepare(handle).items()
+                self._prepared[handle.key] = {n: v.to("meta") if n in PIXEL_TENSORS else v for n, v in prepared}
+        processor, known = copy.copy(self._processor), [self._prepared[handle.key] for handle in handles]
+        processor.image_processor = _FromMemory(self._processor.image_processor, known)
         return processor, [Image.new("RGB", (1, 1)) for _ in handles]
 
     def _prepare(self, handle: ImageHandle) -> Mapping[str, Any]:
@@ -204,26 +203,16 @@ class ImageFeatures:
 
     def _features_of(self, handles: Sequence[ImageHandle]) -> list[Features]:
         """The tower's output for each image, kept on the host if it is known whose weights the tower has."""
-        precision = self._precision
-        found: dict[str, Features] = {}
-        missing: list[ImageHandle] = []
-        for handle in {handle.key: handle for handle in handles}.values():
-            output = self._kept.get((self._weights, handle.key, precision))
-            if output is None:
-                missing.append(handle)
-            else:
-                found[handle.key] = output
+        device = self._model.device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._dtype
+        known = {h.key: self._kept.get((self._weights, h.key, precision)) for h in handles}
+        found = {key: output for key, output in known.items() if output is not None}
+        missing = list({handle.key: handle for handle in handles if handle.key not in found}.values())
         for handle, output in zip(missing, self._tower_outputs(missing), strict=True):
             found[handle.key] = output
             if self._weights is not None:
                 self._kept[self._weights, handle.key, precision] = output
         return [found[handle.key] for handle in handles]
-
-    @property
-    def _precision(self) -> torch.dtype:
-        """In which the tower computes now."""
-        device = self._model.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._dtype
 
     @torch.no_grad()
     def _tower_outputs(self, handles: Sequence[ImageHandle]) -> list[Features]:
@@ -272,10 +261,6 @@ class _FromMemory:
             name: torch.cat(values) if isinstance(values[0], Tensor) else [item for value in values for item in value]
             for name, values in parts.items()
         }
-
-
-def _without_pixels(prepared: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.to("meta") if name in PIXEL_TENSORS else value for name, value in prepared.items()}
 
 
 def _random_state(device: torch.device) -> Tensor:

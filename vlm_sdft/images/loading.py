@@ -29,11 +29,7 @@ def load_vlm(name: str, **kwargs: Any) -> PreTrainedModel:
 
 
 def load_processor(model: PreTrainedModel, **kwargs: Any) -> Any:
-    """The processor that was saved beside a model; ``kwargs`` go to ``from_pretrained``.
-
-    Raises:
-        UserError: there is none that can be loaded.
-    """
+    """The processor saved beside a model; ``kwargs`` go to ``from_pretrained``. Raises `UserError` where none loads."""
     try:
         return AutoProcessor.from_pretrained(model.name_or_path, **kwargs)
     except Exception as error:
