@@ -1,18 +1,4 @@
-"""Dataset rows as examples: the columns that are understood, under the names that users of TRL know.
-
-| column | what |
-|---|---|
-| ``prompt`` | the query: a string, or messages ending in a user turn |
-| ``privileged_context`` | what only the teacher sees: a string or messages |
-| ``demonstrations`` | a list of {"prompt", "answer"}, or of message lists |
-| ``golden_response`` | an expert's answer to this very prompt: a string, or a list of them |
-| ``teacher_prompt`` | a whole teacher prompt (string or messages), instead of all of the above |
-| ``reference`` | the right answer: for evaluation only, never trained on |
-| ``retain`` | true for a retention prompt |
-| ``id`` | a stable name; unset: the row's number |
-
-Other columns are ignored, but for near misses of these names.
-"""
+"""Dataset rows as examples: the columns of docs/your-own-text.md, under the names that users of TRL know."""
 
 from __future__ import annotations
 
@@ -76,10 +62,8 @@ def file_examples(file: str, read: Callable[[Sequence[dict[str, Any]]], list[Exa
 
 
 def to_example(row: Any, number: int, system_prompt: str | None = None) -> Example:
-    """One row as an example; a ready example passes through.
-
-    Raises:
-        UserError: the prompt is missing or empty, a column has another form, or a name is nearly a known one.
+    """One row as an example; a ready example passes through. Raises `UserError`: the prompt is missing or empty, a column
+    has another form, or a name is nearly a known one.
     """
     if isinstance(row, Example):
         return row

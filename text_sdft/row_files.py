@@ -16,10 +16,8 @@ PlacedRow = tuple[str, Row]
 
 
 def read_rows(file: Path) -> list[Row]:
-    """Rows of a .jsonl, .json or .csv file (UTF-8). Cells of CSV are strings, empty ones None.
-
-    Raises:
-        UserError: the file holds no rows, or one that cannot be read; names its line.
+    """Rows of a .jsonl, .json or .csv file (UTF-8). Cells of CSV are strings, empty ones None. Raises `UserError`: the file
+    holds no rows, or one that cannot be read; names its line.
     """
     rows = [row for _, row in placed_rows(file)]
     if not rows:
@@ -28,10 +26,8 @@ def read_rows(file: Path) -> list[Row]:
 
 
 def placed_rows(file: Path) -> list[PlacedRow]:
-    """Each row of such a file after its place, as "line 3"; a file may hold none, and of any other name it is JSON.
-
-    Raises:
-        UserError: a row cannot be read; names its line.
+    """Each row of such a file after its place, as "line 3"; a file may hold none, and of any other name it is JSON. Raises
+    `UserError`: a row cannot be read; names its line.
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:  # Excel and Notepad begin files with a mark

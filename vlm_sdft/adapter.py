@@ -121,10 +121,8 @@ class ImageAdapter(ChatAdapter):
         return [] if self._train_vision else vision_modules(model)
 
     def bind(self, model: Model, processing_class: Any | None = None) -> ImageAdapter:
-        """A copy for this model: finds its family, checks its processor, and bounds its images.
-
-        Raises:
-            UserError: the model takes no images, or its processor cannot be loaded or loses images.
+        """A copy for this model: finds its family, checks its processor, and bounds its images. Raises `UserError`: the
+        model takes no images, or its processor cannot be loaded or loses images.
         """
         # peft hides the signatures that the checks read; its layers sit in the base model too.
         base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)

@@ -79,10 +79,8 @@ class ImageData:
     cache: str = setting("runs/data", "Where builtin and hub data is written, as image files to look at.")
 
     def split(self, count: int) -> list[dict[str, Any]]:
-        """What differs in this section between so many tasks: each gets its share of the new types, in their order.
-
-        Raises:
-            UserError: there are fewer types than tasks.
+        """What differs in this section between so many tasks: each gets its share of the new types, in their order. Raises
+        `UserError`: there are fewer types than tasks.
         """
         made = next((kind for prefix, kind in MADE_BY.items() if self.path.startswith(prefix)), None)
         names = [] if made else list(dict.fromkeys(str(row.type) for row in load_demos(self).labelled if row.type))

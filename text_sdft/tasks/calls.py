@@ -24,12 +24,7 @@ Pairs = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True)
 class Call:
-    """One call.
-
-    Attributes:
-        action: the tool's name.
-        arguments: (name, value) in the order of names; values are comparable (see `comparable`).
-    """
+    """A tool's name, and its arguments in the order of their names, with values that compare (see `comparable`)."""
 
     action: str
     arguments: Pairs

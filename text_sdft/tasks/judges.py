@@ -39,7 +39,6 @@ class EndpointJudge:
 
     Attributes:
         url: up to and including the version, such as http://localhost:8000/v1.
-        model: its name there.
         key_variable: the environment variable that holds the key; unset or empty, none is sent.
         timeout: seconds that one request may take.
         pauses: seconds before an answer is asked for again, where the endpoint was busy or did not reply.

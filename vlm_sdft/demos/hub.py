@@ -57,10 +57,8 @@ class HubTypes(FewShot):
             raise ValueError(f'names is {self.names!r}; use "own" or "invented".')
 
     def classes(self, count: int) -> tuple[list[int], list[int]]:
-        """The new types in their order, and all base classes, as places in the order of ``count`` classes.
-
-        Raises:
-            ValueError: the split has fewer new classes than types are asked for.
+        """The new types in their order, and all base classes, as places in the order of ``count`` classes. Raises
+        `ValueError`: the split has fewer new classes than types are asked for.
         """
         n_base = math.ceil(count / 2)
         mixed = n_base + np.random.default_rng(20_260_103).permutation(count - n_base)  # once for all seeds
@@ -134,12 +132,15 @@ class _Source:
     def __init__(self, name: str, spec: HubTypes) -> None:
         import datasets
 
-        self.spec = spec
-        parts = _load(name, spec)
+        self.spec, parts = spec, _load(name, spec)
         self.splits = {"train": spec.train_split, "test": _test_split(parts, spec)}
         used = {split: parts[split] for split in self.splits.values()}
         features = used[spec.train_split].features
-        _check_columns(features, spec)
+        for option in ("image_column", "label_column"):
+            if (column := getattr(spec, option)) not in features:
+                raise ValueError(f"The data set has no column {column!r}: set {option} to one of {', '.join(features)}.")
+        if not isinstance(features[spec.image_column], datasets.Image):
+            raise ValueError(f"The column {spec.image_column!r} holds no images: set image_column to another.")
         labels = {split: _checked_labels(split, part, spec) for split, part in used.items()}
         values = sorted(set(labels[spec.train_split]))
         label = features[spec.label_column]
@@ -191,24 +192,14 @@ def _load(name: str, spec: HubTypes) -> Mapping[str, Any]:
 
 def _test_split(parts: Mapping[str, Any], spec: HubTypes) -> str:
     """The split of the test images, after a look at both."""
-    found = [split for split in ("test", "validation") if split in parts and split != spec.train_split]
-    default = found[0] if found else spec.train_split if len(parts) == 1 else None
+    usual = [split for split in ("test", "validation") if split in parts and split != spec.train_split]
+    default = next(iter(usual), spec.train_split if len(parts) == 1 else None)
     chosen = {"train_split": spec.train_split, "test_split": spec.test_split or default}
     for option, split in chosen.items():
         if split not in parts:
             what = f"no split {split!r}" if split else 'neither a split "test" nor "validation"'
             raise ValueError(f"The data set has {what}: set {option} to one of {', '.join(parts)}.")
     return str(chosen["test_split"])
-
-
-def _check_columns(features: Mapping[str, Any], spec: HubTypes) -> None:
-    import datasets
-
-    for option, column in {"image_column": spec.image_column, "label_column": spec.label_column}.items():
-        if column not in features:
-            raise ValueError(f"The data set has no column {column!r}: set {option} to one of {', '.join(features)}.")
-    if not isinstance(features[spec.image_column], datasets.Image):
-        raise ValueError(f"The column {spec.image_column!r} holds no images: set image_column to another.")
 
 
 def _checked_labels(split: str, part: Any, spec: HubTypes) -> list[Any]:

@@ -43,11 +43,8 @@ def rival_answers(
     """Each rival's answers to R queries.
 
     Args:
-        queries: the images of each.
-        shown: the demonstrations that the teacher sees with each.
-        labelled: all labelled images.
-        embed: gives images' embeddings, unit length.
-        embedder: whose they are, as in `ImageEmbedder`.
+        queries, shown: the images of each, and the demonstrations that the teacher sees with it.
+        embedder: whose embeddings they are, as in `ImageEmbedder`.
     """
     by = "own features" if embedder == "model" else "open_clip"
     queries_RD = torch.stack([mean_embedding(images, embed) for images in queries])

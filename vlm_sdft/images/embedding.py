@@ -69,10 +69,8 @@ class ImageEmbedder:
 
 
 def load_open_clip(embedder: str, device: torch.device | str = "cpu") -> tuple[Any, Callable[[Any], Tensor], Any]:
-    """open_clip's model, its transform of an image [3, H, W], and its tokenizer.
-
-    Raises:
-        UserError: open_clip is not installed, or cannot load the model.
+    """open_clip's model, its transform of an image [3, H, W], and its tokenizer. Raises `UserError`: open_clip is not
+    installed, or cannot load the model.
     """
     try:
         import open_clip

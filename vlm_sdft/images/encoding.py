@@ -155,15 +155,11 @@ def _check_images(loaded: Conversation, expected: int, row: RowInputs, processor
 def check_by_forward(model: PreTrainedModel, processor: Any, family: Family) -> None:
     """Make sure, for a family that is not in the table, that a batch gives what its rows give one by one.
 
-    Three short conversations with 1, 2 and 0 images of different sizes are run alone and as one batch.
-
-    Raises:
-        UserError: the results differ or the batch fails, so scores could not be trusted.
+    Three short conversations with 1, 2 and 0 images of different sizes are run alone and as one batch. Raises `UserError`
+    where the results differ or the batch fails, so that scores could not be trusted.
     """
-    red, blue, white = (
-        {"type": "image", "image": Image.new("RGB", size, colour)}
-        for size, colour in (((64, 64), "red"), ((96, 48), "blue"), ((48, 64), "white"))
-    )
+    sizes = {"red": (64, 64), "blue": (96, 48), "white": (48, 64)}
+    red, blue, white = ({"type": "image", "image": Image.new("RGB", sizes[colour], colour)} for colour in sizes)
     contents = [[red, _text("What is this?")], [blue, white, _text("And these two here?")], [_text("Yes?")]]
     rows = [encode_row(processor, [{"role": "user", "content": content}], family) for content in contents]
     problem = ""

@@ -132,10 +132,8 @@ FAMILIES = {
 
 
 def find_family(model: PreTrainedModel, processor: Any) -> Family:
-    """The family of a model, checked against its processor and chat template.
-
-    Raises:
-        UserError: the model takes no images, the processor is not one for images, or its chat template loses some.
+    """The family of a model, checked against its processor and chat template. Raises `UserError`: the model takes no
+    images, the processor is not one for images, or its chat template loses some.
     """
     model_name, model_type = model.name_or_path or type(model).__name__, model.config.model_type
     if getattr(model.config, "vision_config", None) is None and not hasattr(model, "get_image_features"):
@@ -163,10 +161,8 @@ def find_family(model: PreTrainedModel, processor: Any) -> Family:
 
 
 def vision_modules(model: Model) -> list[str]:
-    """Names, as in ``named_modules()``, of the vision tower and the projection of its features.
-
-    Raises:
-        UserError: the model has none that is known.
+    """Names, as in ``named_modules()``, of the vision tower and the projection of its features. Raises `UserError`: the
+    model has none that is known.
     """
     found: list[str] = []
     # LLaVA's `image_newline` is a bare parameter among the image's features.
@@ -184,7 +180,7 @@ def vision_modules(model: Model) -> list[str]:
 
 
 def bound_images(family: Family, processor: Any, model: PreTrainedModel, max_pixels: int) -> None:
-    """Set processor and model so that one image costs at most about ``max_pixels`` pixels (see `Family.bound`)."""
+    """See `Family.bound`. Raises `UserError` where the family cannot be bounded."""
     if max_pixels < 1:
         raise UserError(f"max_pixels is {max_pixels}; it must be a positive number of pixels an image, such as 200704.")
     if family.bound is None:
@@ -196,10 +192,8 @@ def bound_images(family: Family, processor: Any, model: PreTrainedModel, max_pix
 
 
 def template_moves_images(processor: Any, name: str) -> bool:
-    """Whether the chat template puts a turn's images before its text; found out by rendering a small conversation.
-
-    Raises:
-        UserError: there is no chat template, or it loses texts or images.
+    """Whether the chat template puts a turn's images before its text; found out by rendering a small conversation. Raises
+    `UserError`: there is no chat template, or it loses texts or images.
     """
     image = {"type": "image"}
     words = ("alpha", "bravo", "charlie", "delta")

@@ -45,12 +45,7 @@ Key: TypeAlias = tuple[Weights, str, torch.dtype]
 
 @dataclass(frozen=True)
 class ImageHandle:
-    """An image by its content.
-
-    Attributes:
-        key: hash of the content; handles with equal keys are equal.
-        source: where to read it.
-    """
+    """Where to read an image, and the hash of its content: handles with equal keys are equal."""
 
     key: str
     source: Any = field(compare=False)

@@ -39,10 +39,8 @@ def image_name(source: ImageSource) -> str:
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """The image in RGB, upright (EXIF orientation applied), transparency on white.
-
-    Raises:
-        UserError: the file is missing, not an image, damaged or larger than `MAX_PIXELS` by its header; names it.
+    """The image in RGB, upright (EXIF orientation applied), transparency on white. Raises `UserError`: the file is missing,
+    not an image, damaged or larger than `MAX_PIXELS` by its header; names it.
     """
     name = image_name(source)
     try:
@@ -74,10 +72,8 @@ def load_image(source: ImageSource) -> Image.Image:
 
 
 def content_hash(source: ImageSource) -> str:
-    """SHA-256 of the encoded bytes; of size and pixels, as `load_image` gives them, for a PIL image, which has none.
-
-    Raises:
-        UserError: the file is missing; names it.
+    """SHA-256 of the encoded bytes; of size and pixels, as `load_image` gives them, for a PIL image, which has none. Raises
+    `UserError`: the file is missing; names it.
     """
     if isinstance(source, Image.Image):
         pixels = load_image(source)

@@ -13,10 +13,8 @@ from vlm_sdft.zoo import resolve_model
 
 
 def load_vlm(name: str, **kwargs: Any) -> PreTrainedModel:
-    """The model of that name or folder; ``kwargs`` go to ``from_pretrained``.
-
-    Raises:
-        UserError: there is no such model, or it takes no images.
+    """The model of that name or folder; ``kwargs`` go to ``from_pretrained``. Raises `UserError`: there is no such model,
+    or it takes no images.
     """
     try:
         return AutoModelForImageTextToText.from_pretrained(resolve_model(name), **kwargs)

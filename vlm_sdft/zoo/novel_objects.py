@@ -1,13 +1,7 @@
-"""Builtin data: folders of drawn objects that the builtin model was never shown.
+"""Builtin data: drawn objects that the builtin model was never shown, in the folders of docs/your-own-images.md.
 
-train/TYPE/*.png     labelled demonstrations of the new types
-test/TYPE/*.png      labelled, for evaluation
-unlabelled/*.png     the new types, mixed
-retain/*.png         the model's old types, without labels: it should go on answering as it does
-old/TYPE/*.png       the model's old types, labelled, for measuring what is forgotten; none of them in retain/
-old/metadata.jsonl   a prompt and its right answer for each picture of old/: the skill of describing
-types.yaml           folder -> answer, synonyms, cues; for the new and the old types
-novel-objects.json   how the folder was made, and whether it is complete
+``retain/`` and ``old/`` show, in different pictures, the types that the model was made with; ``old/metadata.jsonl`` asks it
+to describe them. ``novel-objects.json`` says how the folder was made.
 """
 
 from __future__ import annotations
