@@ -101,7 +101,7 @@ def _forward(model: nn.Module, module: Model, inputs: ModelInputs, completions: 
 
 
 def head_of(module: Model, temperature: float) -> Head:
-    """The output layer as it is now (the teacher's inside ``applied()``). Raises `UserError` where it is no plain linear one."""
+    """The output layer as it is now (the teacher's inside ``applied()``). Raises `UserError` if it is not linear."""
     layer = module.get_output_embeddings()
     if isinstance(layer, FSDPModule):  # a plain one, as it was before it was sharded
         layer.unshard()
