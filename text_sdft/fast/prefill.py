@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer
 
 from text_sdft.core.data import Model
 from text_sdft.core.inputs import ModelInputs, RowInputs
-from text_sdft.fast.continuation import Layers, read_prefix, split
+from text_sdft.fast.continuation import read_prefix, split
 from text_sdft.fast.prefix import FORWARD_COST, MIN_PREFIX
 
 
@@ -95,7 +95,7 @@ def _cache(kwargs: dict[str, Any]) -> Any:
     return kwargs.get("cache", kwargs.get("past_key_values"))  # its name before transformers 5.23
 
 
-def _common_beginning(model: Model, distinct: ModelInputs) -> Layers | None:
+def _common_beginning(model: Model, distinct: ModelInputs) -> list[Any] | None:
     """Keys and values of what all prompts begin with; None where that is not worth a forward or the model cannot go on."""
     if any(set(row.tokens) != {"input_ids"} or row.images or row.media for row in distinct.rows):
         return None
