@@ -26,7 +26,7 @@ MARKS = " \t\n\r\"'`´‘’“”«».,;:!?()[]{}*_"
 
 
 class ChatAdapter(ExperimentAdapter):
-    """A `ModalityAdapter` but for `example`: what a row of the data asks. A modality overrides what else is its own.
+    """A `ModalityAdapter` but for `example`. A modality overrides what else is its own.
 
     The student's view is the query. The teacher is shown the row's demonstrations and privileged context before it (or what
     `chosen_demonstrations` finds), at rung 0 nothing, at rung 5 the known answer. Texts go through the chat template of a
@@ -98,23 +98,20 @@ class ChatAdapter(ExperimentAdapter):
 
     def examples(self, rows: Iterable[Any]) -> list[Example]:
         """Examples from mappings (see `example`); ready ones stay as they are. Raises `UserError` naming a bad row."""
-        made = [row if isinstance(row, Example) else self._example(row, number) for number, row in enumerate(rows)]
+        made = []
+        for number, row in enumerate(rows):
+            if isinstance(row, Mapping):
+                example = self.example(row, number)
+                row = replace(example, messages=with_system(example.messages, self.system_prompt))
+            elif not isinstance(row, Example):
+                raise UserError(f"Row {number} is a {type(row).__name__}; it must be a mapping of columns to values.")
+            made.append(row)
         return with_unique_ids(made)
 
-    def _example(self, row: Any, number: int) -> Example:
-        if not isinstance(row, Mapping):
-            raise UserError(f"Row {number} is a {type(row).__name__}; it must be a mapping of columns to values.")
-        example = self.example(row, number)
-        return replace(example, messages=with_system(example.messages, self.system_prompt))
-
     def example(self, row: Mapping[str, Any], number: int) -> Example:
-        """One row as an example, without the adapter's system prompt.
+        """One row as an example, without the adapter's system prompt; ``number`` is for its id where it brings none.
 
-        Args:
-            number: of the row, for its id where it brings none.
-
-        Raises:
-            UserError: it cannot be used; names row, column and remedy.
+        Raises `UserError` naming row, column and remedy where it cannot be used.
         """
         raise NotImplementedError(f"{type(self).__name__} takes ready examples only: it has no `example(row, number)`")
 

@@ -63,10 +63,6 @@ class Head:
             grad_RV = grad_RV * (1 - (logits_RV * self.temperature / self.softcap) ** 2)
         return grad_RV
 
-    def computing_in(self, dtype: torch.dtype) -> Head:
-        """The same layer with its weights in this dtype."""
-        return replace(self, weight_VH=self.weight_VH.to(dtype))
-
 
 @dataclass(frozen=True)
 class DivergenceSettings:
@@ -112,11 +108,8 @@ def divergence(
     dtype; matrix products in the dtype of the head, or of autocast.
 
     Args:
-        student_NH: the student's hidden states at the scored positions.
-        teacher_NH: the teacher's at the same tokens.
-        head: the student's output layer.
-        teacher_head: the teacher's (another tensor where the teacher's weights differ).
-        settings: which divergence.
+        student_NH, teacher_NH: hidden states at the scored positions.
+        head, teacher_head: output layers (other tensors where the teacher's weights differ).
         ids_N: the sampled token at each position.
         weight_N: what each token's divergence counts in the sum.
         sampler_logp_N: the log-probability with which each token was sampled, for ``settings.importance_clip``.
@@ -151,9 +144,10 @@ class _Divergence(torch.autograd.Function):
         ids_N, weight_N, sampler_logp_N = tokens
         dtype = torch.promote_types(student_NH.dtype, torch.float32)
         need_hidden, need_weight, need_bias = (learns and need for need in ctx.needs_input_grad[:3])
-        head = head.computing_in(compute)
+        head = replace(head, weight_VH=head.weight_VH.to(compute))
         same = teacher_head.weight_VH.data_ptr() == weight_VH.data_ptr()
-        teacher_head = replace(teacher_head, weight_VH=head.weight_VH) if same else teacher_head.computing_in(compute)
+        cast_VH = head.weight_VH if same else teacher_head.weight_VH.to(compute)
+        teacher_head = replace(teacher_head, weight_VH=cast_VH)
         loss_N = torch.empty(len(student_NH), dtype=dtype, device=student_NH.device)
         grad_NH = torch.empty_like(student_NH) if need_hidden else None
         # The head's gradient sums over all tokens: fp32, so that small contributions are not rounded away.

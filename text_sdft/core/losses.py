@@ -41,11 +41,8 @@ def answers_loss(
 
     Args:
         student_NH: the student's hidden states at all tokens of the answers, with gradient.
-        head: the student's output layer.
         reading: a teacher's states at the same tokens; None: nobody reads, and temperatures do not count.
-        rollout: the answers.
         masks: the tokens [T] of each answer that are scored; an answer without any weighs nothing.
-        settings: which divergence, and how many tokens make a chunk.
         loss: of a token; None: the divergence, or where nobody reads the negative log-likelihood.
 
     Returns:

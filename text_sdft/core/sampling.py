@@ -1,8 +1,7 @@
 """Completions sampled from the student, each row from its own seeded stream.
 
-A row's randomness depends on its seed alone: not on its place in the batch, the batch's size, the process or what was
-sampled before. So micro-batches, several processes and a resumed run sample the same completions, and no generator state
-has to be saved.
+A row's randomness depends on its seed alone. So micro-batches, several processes and a resumed run sample the same
+completions, and no generator state has to be saved.
 
 Shapes: B rows · T completion tokens · V vocabulary.
 """
@@ -57,7 +56,6 @@ class Sampler(Protocol):
 
     def sample(self, model: Model, inputs: ModelInputs, seeds: Sequence[int] | None) -> Rollout:
         """One completion a row; ``seeds`` one a row, or None to take the most probable token each time."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -85,11 +83,14 @@ class TransformersSampler:
         processors = LogitsProcessorList()
         if inputs.placeholder_ids:
             processors.append(SuppressTokensLogitsProcessor(inputs.placeholder_ids, device=str(model.device)))
+        uniform_BT = None
         if seeds is not None:
             processors.append(TemperatureLogitsWarper(float(self.temperature)))
             if self.top_p < 1.0:
                 processors.append(TopPLogitsWarper(self.top_p))
-        uniform_BT = None if seeds is None else _uniform(seeds, self.max_completion_length)
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # [0, 1), row b from its seed alone
+            rows = [torch.rand(self.max_completion_length, generator=g, dtype=torch.float64) for g in generators]
+            uniform_BT = torch.stack(rows)
         processors.append(choice := _Choice(uniform_BT, start))
         eos = eos_ids(model)
         config = GenerationConfig(
@@ -149,12 +150,6 @@ class _Choice(LogitsProcessor):
             ids_B1 = torch.searchsorted(cdf_BV, u_B1 * cdf_BV[:, -1:], right=True).clamp(max=cdf_BV.shape[-1] - 1)
         self.logps.append(logp_BV.gather(-1, ids_B1).squeeze(-1))
         return torch.full_like(scores, -torch.inf).scatter_(-1, ids_B1, 0.0)  # type: ignore[return-value]
-
-
-def _uniform(seeds: Sequence[int], tokens: int) -> Tensor:
-    """[B, T] numbers in [0, 1), row b from ``seeds[b]`` alone."""
-    rows = [torch.rand(tokens, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
-    return torch.stack(rows)
 
 
 def eos_ids(model: Model) -> set[int]:

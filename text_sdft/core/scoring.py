@@ -1,8 +1,7 @@
 """Hidden states of given completions under one view: what both student and teacher are compared on.
 
 The same completion ids are appended to each view's prompt and run once. Only positions that predict a completion token
-are returned, and the output layer is not applied: `divergence` does that in chunks. What can be computed once for many
-rows or steps (a common prefix, image features) belongs behind `completion_hidden_states`.
+are returned, and the output layer is not applied: `divergence` does that in chunks.
 
 Shapes: B rows · P prompt · T longest completion · N = Σ T_b scored tokens · H hidden size · V vocabulary.
 """
@@ -44,19 +43,15 @@ class TeacherReader(Protocol):
             owner: whose weights the module has now; what is kept of one owner's is not used for another.
             version: changes with those weights; what is kept of an older version is dropped.
         """
-        ...
 
     def take_counts(self) -> tuple[int, int]:
         """Prompt tokens that were not computed again, and all, since the last call."""
-        ...
 
     def state_dict(self, versions: dict[str, int]) -> dict[str, Tensor]:
         """What a resumed run needs to read as this one would have; ``versions`` of the owners' weights now."""
-        ...
 
     def load_state_dict(self, state: dict[str, Tensor], versions: dict[str, int]) -> None:
         """Restore what `state_dict` returned."""
-        ...
 
 
 def completion_hidden_states(model: nn.Module, module: Model, inputs: ModelInputs, completions: Sequence[Tensor]) -> Tensor:
@@ -81,11 +76,7 @@ def completion_hidden_states(model: nn.Module, module: Model, inputs: ModelInput
 
 
 def by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Rows in batches of similar length: at most a tenth of a batch is padding, unless all of it is small.
-
-    Args:
-        lengths: tokens of each row.
-    """
+    """Rows, by their tokens, in batches of similar length: at most a tenth is padding, unless all of a batch is small."""
     batches: list[list[int]] = []
     longest = total = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -110,11 +101,7 @@ def _forward(model: nn.Module, module: Model, inputs: ModelInputs, completions: 
 
 
 def head_of(module: Model, temperature: float) -> Head:
-    """The output layer as it is now (inside ``teacher.applied()``: the teacher's).
-
-    Raises:
-        UserError: the output layer is not a plain linear layer (LoRA or a quantised layer on it).
-    """
+    """The output layer as it is now (the teacher's inside ``applied()``). Raises `UserError` if it is not linear."""
     layer = module.get_output_embeddings()
     if isinstance(layer, FSDPModule):  # a plain one, as it was before it was sharded
         layer.unshard()

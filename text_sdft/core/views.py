@@ -27,14 +27,7 @@ def encode_view(
 
 
 def encode_student(adapter: ModalityAdapter, examples: Sequence[Example], limit: int) -> ModelInputs:
-    """The student's prompts.
-
-    Args:
-        limit: tokens a prompt may have.
-
-    Raises:
-        UserError: a prompt is longer; names the example.
-    """
+    """The student's prompts. Raises `UserError` naming the example where one has more than ``limit`` tokens."""
     inputs = _encoded(adapter, [adapter.student_messages(e) for e in examples if e.prompt_ids is None])
     rest = iter(inputs.rows)
     rows = [next(rest) if e.prompt_ids is None else RowInputs({"input_ids": torch.tensor(e.prompt_ids)}) for e in examples]
@@ -82,9 +75,6 @@ def checked_views(
 
     Returns:
         how many demonstrations had to be left out, and whether the teacher reads the student's tokens in all examples.
-
-    Raises:
-        UserError: as `encode_student` and `encode_teacher`.
     """
     dropped, alike = 0, contexts is not None
     for i, example in enumerate(examples):

@@ -130,5 +130,4 @@ def _shared(runs: list[tuple[DynamicLayer, int]]) -> DynamicLayer:
 def _cache_argument(module: Model, cache: DynamicCache) -> dict[str, DynamicCache]:
     """The cache under the name that the model's forward gives it (another one since transformers 5.23)."""
     base: Any = module.get_base_model() if isinstance(module, PeftModel) else module
-    name = "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
-    return {name: cache}
+    return {"cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values": cache}

@@ -36,6 +36,8 @@ RECENT_PROMPTS = 64
 #: Largest difference from the plain forward, relative to the largest hidden state, at which sharing is trusted.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 HALF_TOLERANCE = 0.1
+#: By row: whether there are images in its prefix, and behind it.
+Kinds = dict[int, tuple[bool, bool]]
 NOT_SHARED = "Prefixes of teacher prompts are read again for every prompt, which is slower"
 
 
@@ -56,11 +58,7 @@ class PrefixStore:
         self._counts = (0, 0)
 
     def state_dict(self, versions: dict[str, int]) -> dict[str, Tensor]:
-        """What the next rows are compared with, as symbols [L]: a resumed run then cuts its prompts where this one did.
-
-        Args:
-            versions: of the owners' weights now; what an older version read would be dropped before it is used.
-        """
+        """What the next rows are compared with, as symbols [L]: a resumed run then cuts its prompts where this one did."""
         current = {owner for owner, version in self._owner_versions.items() if versions.get(owner) == version}
         stored = [(owner, prefix) for owner, prefix in self._stored if owner in current]
         state = {f"{owner}.stored.{i}": _tensor(prefix) for i, (owner, prefix) in enumerate(stored)}
@@ -68,11 +66,7 @@ class PrefixStore:
         return state | {f"{owner}.recent.{i}": _tensor(prompt) for owner, i, prompt in kept}
 
     def load_state_dict(self, state: dict[str, Tensor], versions: dict[str, int]) -> None:
-        """Restore what `state_dict` returned; prefixes are read when they are first needed.
-
-        Args:
-            versions: of the owners' weights now.
-        """
+        """Restore what `state_dict` returned; prefixes are read when they are first needed."""
         self._owner_versions.update(versions)
         for name, symbols_L in sorted(state.items(), key=lambda item: int(item[0].rpartition(".")[2])):
             owner, kind, _ = name.split(".")
@@ -82,21 +76,18 @@ class PrefixStore:
                 self._recent.setdefault(owner, []).append(symbols_L.numpy().tobytes())
 
     def take_counts(self) -> tuple[int, int]:
-        """Prompt tokens that were not computed again, and all, since the last call."""
+        """See `TeacherReader.take_counts`."""
         counts, self._counts = self._counts, (0, 0)
         return counts
 
     def completion_hidden_states(
         self, module: Model, inputs: ModelInputs, completions: Sequence[Tensor], owner: str, version: int
     ) -> Tensor:
-        """As `scoring.completion_hidden_states`, without gradient.
-
-        Args:
-            owner: whose weights the module has now; prefixes of one owner are not used for another.
-            version: changes with those weights; prefixes of an older version are dropped.
-        """
+        """See `TeacherReader.completion_hidden_states`."""
         if self._owner_versions.get(owner) != version:
-            self._forget(owner)
+            for key in [key for key in self._stored if key[0] == owner]:
+                self._bytes -= _bytes(self._stored.pop(key))
+            self._recent.pop(owner, None)
             self._owner_versions[owner] = version
         symbols = [_symbols(row, inputs) if self._max_bytes else None for row in inputs.rows]
         groups, alone = self._grouped(symbols, owner)
@@ -113,7 +104,10 @@ class PrefixStore:
             if not stored:
                 reused[numbers[0]] = 0  # it was read for this one
         states: dict[int, Tensor] = {}
-        kinds = {i: _kind(inputs, i, layers) for i, layers in prefixes.items()}
+        kinds: Kinds = {}
+        for i, layers in prefixes.items():
+            head, rest = split(inputs, i, layers[0].get_seq_length())
+            kinds[i] = bool(head.images), bool(rest.images)
         numbers = [i for i in prefixes if self._trusted.get(kinds[i], True)]
         if numbers:
             given = [completions[i] for i in numbers]
@@ -166,12 +160,7 @@ class PrefixStore:
         return layers
 
     def _check(
-        self,
-        module: Model,
-        inputs: ModelInputs,
-        completions: Sequence[Tensor],
-        states: dict[int, Tensor],
-        kinds: dict[int, tuple[bool, bool]],
+        self, module: Model, inputs: ModelInputs, completions: Sequence[Tensor], states: dict[int, Tensor], kinds: Kinds
     ) -> None:
         """Compare with the plain forward, once with and once without images on either side, before it is trusted."""
         fresh = [i for i, kind in kinds.items() if kind not in self._trusted]
@@ -185,11 +174,6 @@ class PrefixStore:
         self._trusted.update((kinds[i], agrees) for i in fresh)
         if not agrees:
             logger.warning(f"{NOT_SHARED}: this model's results would differ by {gap:.2g} (relative).")
-
-    def _forget(self, owner: str) -> None:
-        for key in [key for key in self._stored if key[0] == owner]:
-            self._bytes -= _bytes(self._stored.pop(key))
-        self._recent.pop(owner, None)
 
 
 def _symbols(row: RowInputs, inputs: ModelInputs) -> bytes | None:
@@ -208,21 +192,11 @@ def _symbols(row: RowInputs, inputs: ModelInputs) -> bytes | None:
     return symbols_L.tobytes()
 
 
-def _kind(inputs: ModelInputs, i: int, layers: Layers) -> tuple[bool, bool]:
-    """Whether there are images in a row's prefix, and behind it."""
-    head, rest = split(inputs, i, layers[0].get_seq_length())
-    return bool(head.images), bool(rest.images)
-
-
 def shared_prefixes(rows: Sequence[bytes], kept: Collection[bytes]) -> list[tuple[bytes, list[int]]]:
-    """Rows by the prefix that they go on from (b"": none), so that as few tokens as can be are read.
+    """Rows (8 bytes a token) by the prefix that they go on from (b"": none), so that as few tokens as can be are read.
 
-    Prefixes nest; the longest are looked at first, and a shorter one takes over what it serves better. All of ``rows``
-    count, so that recent ones stand for those that will come.
-
-    Args:
-        rows: prompts, 8 bytes a token.
-        kept: prefixes that need not be read.
+    Prefixes nest; the longest are looked at first, and a shorter one takes over what it serves better. Those that are
+    ``kept`` need not be read.
     """
     order = sorted(range(len(rows)), key=rows.__getitem__)
     by_text = [rows[i] for i in order]

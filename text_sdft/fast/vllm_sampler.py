@@ -76,11 +76,7 @@ class VLLMSampler:
 
     @torch.no_grad()
     def sample(self, model: Model, inputs: ModelInputs, seeds: Sequence[int] | None) -> Rollout:
-        """One completion a row.
-
-        Raises:
-            UserError: vLLM cannot take the model or its images.
-        """
+        """One completion a row. Raises `UserError` where vLLM cannot take the model or its images."""
         from vllm import SamplingParams
 
         ends = eos_ids(model)
@@ -239,14 +235,7 @@ OWN_SAMPLERS = (TransformersSampler, VLLMSampler)
 
 
 def make_sampler(args: SDFTConfig, processor: Any, autocast: Callable[[], AbstractContextManager[None]]) -> Sampler:
-    """The sampler of a config (``sampler``).
-
-    Args:
-        autocast: see `TransformersSampler`.
-
-    Raises:
-        UserError: vLLM is not installed, or there is more than one process.
-    """
+    """The sampler of a config. Raises `UserError` where vLLM is wanted, and missing or in one of several processes."""
     settings = (args.max_completion_length, args.temperature, args.top_p)
     if args.sampler == "transformers":
         return TransformersSampler(*settings, autocast, common_tokens_read_once)
