@@ -181,10 +181,7 @@ class SDFTConfig(TrainingArguments):
     def divergence_settings(self) -> DivergenceSettings:
         """How the two views of a completion are compared."""
         return DivergenceSettings(
-            self.distillation_alpha,
-            self.distillation_topk,
-            self.distillation_chunk_size,
-            self.distillation_is_clip,
+            self.distillation_alpha, self.distillation_topk, self.distillation_chunk_size, self.distillation_is_clip
         )
 
     @property
