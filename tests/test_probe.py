@@ -66,8 +66,6 @@ def test_the_vote_of_disagreeing_draws_stands_for_the_teacher():
     agreed = verdict(Evidence(0.5, 0.5, NONE, vote=(0.51, NONE, NONE)))
     assert agreed.decision != "train" and "vote" not in agreed.reason
     assert not any("disagree" in note for note in agreed.notes)
-        agreed.decision != "train" and "vote" not in agreed.reason and not any("disagree" in note for note in agreed.notes)
-    )
 
 
 def test_where_every_step_shows_the_same_the_cheaper_method_is_named():
