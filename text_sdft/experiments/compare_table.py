@@ -124,7 +124,7 @@ def plot_pareto(validation: dict[str, dict[float, dict[str, float]]], chosen: di
     for i, name in enumerate(validation):
         for _, rate, x, y in (point for point in points if point[0] == name):
             filled = rate == chosen.get(name)
-            look = {"fillstyle": "full", "label": name} if filled else {"fillstyle": "none"}
+            look: Any = {"fillstyle": "full", "label": name} if filled else {"fillstyle": "none"}
             axes.plot(100 * x, 100 * y, linestyle="", markersize=8, zorder=2, **series_style(i), **look)
             if rate:
                 axes.annotate(f"{rate:g}", (100 * x, 100 * y), (5, 4), textcoords="offset points", fontsize=7, color="0.35")
