@@ -154,8 +154,8 @@ def test_the_help_of_a_command_lists_its_settings(capsys):
 
 def test_what_is_missing_or_out_of_range_is_said(data, model, capsys):
     for argv, expected in (
-        (["eval", "--samples", "2"], "eval needs RUN: vlm-sdft eval RUN"),
-        (["eval", "--eval.batch_size", "4"], "eval needs RUN: vlm-sdft eval RUN"),
+        (["eval", "--samples", "2"], "eval takes a run's folder first"),
+        (["eval", "--eval.batch_size", "4"], "eval takes a run's folder first"),
         (["sequence", "--joint"], "sequence takes the sequence's YAML first"),
         (["train", "--eval.batch_size", "0"], "eval.batch_size 0: use 1 or more"),
         (["train", "--eval.max_examples", "-1"], "eval.max_examples -1: use 0 or more"),

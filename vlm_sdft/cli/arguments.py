@@ -69,7 +69,7 @@ COMMANDS = {
         "measure a finished run's model again",
         "RUN [--samples N] [--skills TASK,…] [--key value …]",
         {
-            "run": {"metavar": "RUN", "help": "The run's folder."},
+            "run": {"nargs": "?", "metavar": "RUN", "help": "The run's folder."},
             "--samples": _value("Also sample so many answers to each row of the set new, for pass@k.", kind=int),
             "--skills": _value(
                 "Also measure prior skills before and after training, by lm-evaluation-harness: 'paper' for the paper's "

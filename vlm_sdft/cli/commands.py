@@ -61,9 +61,14 @@ def probe(call: Call) -> int:
 
 
 def evaluate(call: Call) -> None:
-    samples, folder = call.given.get("samples"), Path(call.given["run"])
+    run, samples = call.given.get("run"), call.given.get("samples")
+    if run is None:
+        raise UserError(
+            "eval takes a run's folder first: vlm-sdft eval RUN [--samples N] [--skills TASK,…] [--key value …]."
+        )
     if samples is not None and samples < 1:
         raise UserError(f"--samples {samples}: give the number of answers to each row, such as 16.")
+    folder = Path(run)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run's folder (it has no config.yaml). Give what --train.output_dir named.")
     _say(f"Reading {folder} …")

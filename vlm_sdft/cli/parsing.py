@@ -252,7 +252,7 @@ def _parsed(parser: ArgumentParser, given: Sequence[str] | Settings, **options: 
         command, _, name = str(error).partition("arguments are required: ")[2].partition(".")
         if name:  # what stands first: the parser's own words have it under a name that nobody has seen
             metavar = COMMANDS[command].arguments[name]["metavar"]
-            error_text = f"{command} needs {metavar}: vlm-sdft {command} {COMMANDS[command].usage}"
+            error_text = f"{command} needs at least one {metavar}: vlm-sdft {command} {COMMANDS[command].usage}"
             raise UserError(error_text) from error
         raise UserError(f"{error}{hint}") from error
 
