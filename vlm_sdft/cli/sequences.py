@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from text_sdft.core.errors import UserError
 from vlm_sdft.cli.parsing import Call, Settings, load_experiment, merged, read_call, read_config
@@ -18,9 +18,17 @@ if TYPE_CHECKING:
     from text_sdft.experiments.config import Experiment
 
 
-def read_sequence(file: Path, options: Sequence[str], joint: bool) -> tuple[list[Experiment], Path, Experiment | None, Any]:
-    """The tasks, the sequence's folder, the experiment on all tasks at once where ``joint`` asks for it, and how many
-    queries of each earlier task are retained (checked where it is used).
+class TaskSequence(NamedTuple):
+    """The arguments of `text_sdft.experiments.sequence.run_sequence`, as a YAML gives them."""
+
+    tasks: list[Experiment]
+    folder: Path
+    joint: Experiment | None
+    retain_earlier: Any  # checked where it is used
+
+
+def read_sequence(file: Path, options: Sequence[str], joint: bool) -> TaskSequence:
+    """The tasks, the sequence's folder, and the experiment on all tasks at once where ``joint`` asks for it.
 
     Args:
         file: the YAML.
@@ -51,12 +59,12 @@ def read_sequence(file: Path, options: Sequence[str], joint: bool) -> tuple[list
         raise UserError(f"{file}: `tasks` is neither a list nor a number.")
     tasks = [read(f"task-{k}", merged(common, _entry(e, file))) for k, e in enumerate(entries, start=1)]
     if not joint:
-        return tasks, folder, None, retain_earlier
+        return TaskSequence(tasks, folder, None, retain_earlier)
     if together is None:
         raise UserError(f"{file}: --joint needs `joint`, the file or settings of an experiment on all tasks' data.")
     steps = [task.args.max_steps for task in tasks]
     budget = ["--train.max_steps", str(sum(steps))] if min(steps) > 0 else []
-    return tasks, folder, read("joint", merged(common, _entry(together, file)), *budget), retain_earlier
+    return TaskSequence(tasks, folder, read("joint", merged(common, _entry(together, file)), *budget), retain_earlier)
 
 
 def _split(settings: Settings, count: int) -> list[Settings]:
