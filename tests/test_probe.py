@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from scipy import stats
 
 from tests.tiny_text import save_tiny_text_model, tiny_text_model
 from text_sdft import TextAdapter
-from text_sdft.core import Example, SDFTConfig
-from text_sdft.experiments.measure import right_answer_reading
+from text_sdft.core import Demonstration, Example, SDFTConfig, TeacherContext
+from text_sdft.experiments.measure import answer_positions, right_answer_reading
 from text_sdft.experiments.probe import VOTE
 from text_sdft.experiments.scores import contexts_for, sample
 from text_sdft.experiments.stats import Gap
@@ -92,6 +93,7 @@ def test_verdicts_without_a_gap():
 
 def test_notes_on_a_teacher_that_does_not_follow_its_context():
     assert "exchanged" in verdict(Evidence(0.1, 0.9, CLEAR, permuted=0.3)).notes[0]
+    assert "positions" in verdict(Evidence(0.1, 0.9, CLEAR, permuted=0.9, position_p=1e-5)).notes[0]
 
 
 @pytest.mark.parametrize(("both", "first", "second", "neither"), [(120, 90, 30, 160), (10, 5, 60, 325), (380, 10, 4, 6)])
@@ -136,6 +138,7 @@ def test_the_builtin_model_can_teach_itself_and_only_through_its_demonstrations(
     swept = {"--demonstrations.shots 1", "--demonstrations.selection random", "--demonstrations.n_types 1"}
     assert swept <= set(numbers["gaps"])
     assert numbers["answer"]["teacher"]["logp_answer"] > -1 > numbers["answer"]["student"]["logp_answer"]
+    assert sum(numbers["positions"]["counts"]) >= 20
     assert numbers["tokens"]["teacher"] > numbers["tokens"]["student"]
     assert numbers["divergence"] > 0.5
     printed = capsys.readouterr().out
@@ -283,3 +286,26 @@ def test_the_right_answer_ends_as_the_chat_template_ends_it(tmp_path):
         return right_answer_reading(trainer, trainer.adapter.examples(rows), None, size=1)
 
     assert read([tokenizer.eos_token_id, tokenizer.pad_token_id]) == read(tokenizer.eos_token_id)
+
+
+class Shown:
+    """Ten answers in an order drawn by the seed."""
+
+    def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
+        words = random.Random(context.seed).sample([f"word {i}" for i in range(5)] * 2, 10)
+        return [Demonstration([{"role": "user", "content": "?"}, {"role": "assistant", "content": w}]) for w in words]
+
+
+def test_positions_that_are_favoured_show():
+    examples = [Example(str(i), []) for i in range(300)]
+    contexts = [TeacherContext(seed) for seed in range(300)]
+    shown = [
+        [d.messages[-1]["content"] for d in Shown().demonstrations(e, c)] for e, c in zip(examples, contexts, strict=True)
+    ]
+    fair = answer_positions(Shown(), examples, contexts, ["Word 3."] * 300)
+    last = answer_positions(Shown(), examples, contexts, [words[-1] for words in shown])
+    assert fair is not None and sum(fair["counts"]) == 300 and fair["p"] > 0.01
+    assert last is not None and last["p"] < 1e-6 and last["counts"][-1] == max(last["counts"])
+    assert answer_positions(Shown(), examples, contexts, ["other"] * 300) is None
+    few = answer_positions(Shown(), examples[:9], contexts[:9], ["word 1"] * 9)
+    assert few is not None and few["p"] is None

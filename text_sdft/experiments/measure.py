@@ -1,22 +1,25 @@
-"""What the probe measures of one view beside its answers: how probable the right answer is, how long prompts are.
+"""What the probe measures of one view beside its answers: how probable the right answer is, where answers stand.
 
 Shapes: N tokens of several answers · H hidden size · V vocabulary · T tokens of one answer.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from scipy import stats
 from torch import Tensor
 
-from text_sdft.core import DivergenceSettings, Example
-from text_sdft.core.sampling import evaluating
+from text_sdft.core import DivergenceSettings, Example, TeacherContext
+from text_sdft.core.sampling import draw_seed, evaluating
 from text_sdft.core.scoring import completion_hidden_states, head_of
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_view
-from text_sdft.experiments.answers import Contexts, slices
+from text_sdft.experiments.answers import Contexts, bare_answer, slices
 from text_sdft.methods.answers import answer_ids
 from text_sdft.training import SDFTTrainer
 
@@ -64,6 +67,36 @@ def mean_tokens(trainer: SDFTTrainer, examples: Sequence[Example], contexts: Con
         inputs = encode_view(trainer.adapter, examples[rows], contexts and contexts[rows], trainer.prompt_limit)
         total += sum(inputs.lengths)
     return total / len(examples)
+
+
+def answer_positions(
+    adapter: Any, examples: Sequence[Example], contexts: Sequence[TeacherContext], texts: Sequence[str]
+) -> dict[str, Any] | None:
+    """At which position among its demonstrations the answer stands that the teacher gives; all alike is expected.
+
+    An answer that stands at several positions counts at one of them, drawn apart from their order, so that the counts are
+    those of independent draws. Left out: queries whose demonstrations stand in the same order whatever the seed, answers
+    that no demonstration gave, and queries with another number of demonstrations than most.
+
+    Returns:
+        ``counts`` by position, and ``p`` of a chi-square test against equal counts (None below 5 expected a position);
+        None where nothing can be counted.
+    """
+    found: dict[int, list[int]] = {}
+    for example, context, text in zip(examples, contexts, texts, strict=True):
+        shown, *others = (
+            [bare_answer(d.messages[-1]["content"]) for d in adapter.demonstrations(example, replace(context, seed=seed))]
+            for seed in (context.seed, 1, 2, 3)
+        )
+        places = [i for i, given in enumerate(shown) if given == bare_answer(text)]
+        if places and any(order != shown for order in others):
+            found.setdefault(len(shown), []).append(random.Random(draw_seed(context.seed, "position")).choice(places))
+    if not found:
+        return None
+    length, places = max(found.items(), key=lambda item: len(item[1]))
+    counts = [places.count(i) for i in range(length)]
+    p = float(stats.chisquare(counts).pvalue) if len(places) >= 5 * length else None
+    return {"counts": counts, "p": p}
 
 
 def _logps_and_entropies(head: Any, hidden_NH: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:

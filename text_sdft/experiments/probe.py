@@ -19,7 +19,7 @@ from text_sdft.core import RUNGS, Example, TeacherContext, UserError
 from text_sdft.core.sampling import draw_seed
 from text_sdft.experiments.answers import bare_answer, completions, score_all, slices
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.measure import mean_tokens, right_answer_reading
+from text_sdft.experiments.measure import answer_positions, mean_tokens, right_answer_reading
 from text_sdft.experiments.scores import contexts_for, sample, tell_scoring_notes, with_reference, with_teacher
 from text_sdft.experiments.stats import Accuracy, Gap
 from text_sdft.experiments.verdict import SHARE, Evidence, Verdict, verdict
@@ -159,7 +159,7 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
         ``accuracy`` ({view: {accuracy, n, low, high}}), ``gap`` (teacher minus student: mean, low, high, n), ``gaps`` (each
         rung, each variant and the votes of draws minus the student), ``answer`` (`right_answer_reading` of student and
         teacher), ``divergence`` (mean token divergence on the student's own completions: the training signal),
-        ``tokens`` and ``seconds`` a query, ``verdict``, ``notes`` (views that not every example has).
+        ``positions``, ``tokens`` and ``seconds`` a query, ``verdict``, ``notes`` (views that not every example has).
 
     Raises:
         UserError: there is nothing with a reference to measure on, or the teacher sees no more than the student.
@@ -186,7 +186,8 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
         run.measure_vote(option, variant)
     compared = (VOTE, *RUNGS.values(), *(name for option in variants for name in (option, vote_of(option))))
     views = {"student": None, "teacher": contexts}
-    found = _evidence(run, rivals, variants)
+    places = answer_positions(adapter, examples, contexts, list(run.texts["teacher"].values()))
+    found = replace(_evidence(run, rivals, variants), position_p=places and places["p"])
     drawn = verdict(found)
     tell_scoring_notes(adapter)
     return {
@@ -195,6 +196,7 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
         "gaps": {name: asdict(run.gap(name, "student")) for name in compared if name in run.scores},
         "answer": {view: right_answer_reading(trainer, examples, shown, run.size) for view, shown in views.items()},
         "divergence": _divergence(trainer, examples, run.size),
+        "positions": places,
         "tokens": {view: mean_tokens(trainer, examples, shown, run.size) for view, shown in views.items()},
         "seconds": run.seconds,
         "verdict": {**asdict(drawn), "train": drawn.decision == "train"},

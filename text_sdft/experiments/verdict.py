@@ -22,6 +22,8 @@ KNOWN = 0.95
 WORTH = 0.05
 #: An interval that reaches further is of too few examples to say that there is no gap, whatever these few say.
 OPEN = 0.5
+#: Below this probability under "every position alike", the teacher favours positions.
+UNEVEN = 0.01
 #: What to say where every draw shows an example the same demonstrations.
 CHEAPER = (
     "Each step shows a query the same demonstrations, so one answer says what the teacher knows: SFT on it (--method "
@@ -44,6 +46,7 @@ class Evidence:
         answer_alone: the teacher's accuracy with the answer in its context, if measured.
         rivals: accuracies of cheap rivals on the same demonstrations.
         permuted: how often the teacher gives the exchanged name where names are exchanged, if measured.
+        position_p: probability of the teacher's answers' positions if all positions were alike, if measured.
         alike: every draw of the demonstrations is known to show an example the same ones.
     """
 
@@ -56,6 +59,7 @@ class Evidence:
     answer_alone: float | None = None
     rivals: Mapping[str, float] = field(default_factory=dict)
     permuted: float | None = None
+    position_p: float | None = None
     alike: bool = False
 
 
@@ -144,6 +148,10 @@ def _notes(found: Evidence) -> tuple[str, ...]:
             "stands; SFT on one answer of the teacher each (sft_teacher) learns the errors of one draw."
             + " Labelled queries may learn more where the teacher is shown their answer instead: --demonstrations.rung 5."
             * (found.answer_alone is not None and found.answer_alone > found.teacher)
+        )
+    if found.position_p is not None and found.position_p < UNEVEN:
+        notes.append(
+            f"The teacher favours some positions among its demonstrations (p = {found.position_p:.1g} if all were alike)."
         )
     return tuple(notes)
 

@@ -69,6 +69,7 @@ def print_probe(numbers: dict[str, Any], file: Path) -> None:
         "on the same examples.",
         *(_reading(view, read) for view, read in numbers["answer"].items() if read is not None),
         f"Token divergence on the student's own answers: {numbers['divergence']:.3f} nats.",
+        *_places(numbers["positions"]),
         f"Tokens a query: student {tokens['student']:.0f}, teacher {tokens['teacher']:.0f}.",
         *numbers["notes"],
         numbers["verdict"]["reason"],
@@ -82,6 +83,13 @@ def _reading(view: str, read: dict[str, float]) -> str:
         f"The right answer in the {view}'s eyes: log-probability {read['logp_answer']:.2f} an answer, "
         f"{read['logp_token']:.2f} a token; entropy there {read['entropy']:.2f} nats."
     )
+
+
+def _places(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    p = "too few to test" if found["p"] is None else f"p = {found['p']:.2g} if all positions were alike"
+    return [f"Positions of the demonstrations whose answer the teacher gave: {found['counts']} ({p})."]
 
 
 def print_sequence(found: dict[str, Any], folder: Path) -> None:
