@@ -164,18 +164,14 @@ def adapter_class(name: str) -> type[ConfigurableAdapter]:
     return found[name].load()
 
 
-def missing_methods(adapter: Any) -> list[str]:
-    """The methods of `ModalityAdapter` that an object does not have."""
-    return _left_out(adapter, ModalityAdapter)
-
-
-def _left_out(adapter: Any, protocol: type) -> list[str]:
+def missing_methods(adapter: Any, protocol: type = ModalityAdapter) -> list[str]:
+    """The methods of a protocol that an object does not have."""
     return sorted(name for name in vars(protocol) if not name.startswith("_") and not hasattr(adapter, name))
 
 
 def with_defaults(adapter: ModalityAdapter) -> ExperimentAdapter:
     """The adapter, given the defaults of what it leaves out of `ExperimentAdapter`."""
-    defaults = {name: getattr(ExperimentAdapter, name) for name in _left_out(adapter, ExperimentAdapter)}
+    defaults = {name: getattr(ExperimentAdapter, name) for name in missing_methods(adapter, ExperimentAdapter)}
     vars(adapter).update({name: MethodType(d, adapter) if callable(d) else d for name, d in defaults.items()})
     return cast(ExperimentAdapter, adapter)
 

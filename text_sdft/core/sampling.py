@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import SuppressTokensLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
@@ -23,6 +22,7 @@ from transformers.generation.logits_process import SuppressTokensLogitsProcessor
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.data import Example, Model, TeacherContext
 from text_sdft.core.inputs import ModelInputs
+from text_sdft.core.scoring import base_model
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_view
 
@@ -154,7 +154,7 @@ class _Choice(LogitsProcessor):
 
 def eos_ids(model: Model) -> set[int]:
     """The tokens that end a completion; none where the model names none."""
-    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
+    eos = getattr(model.generation_config, "eos_token_id", None)
     eos = model.config.get_text_config().eos_token_id if eos is None else eos
     return set() if eos is None else set(eos) if isinstance(eos, list) else {eos}
 
@@ -165,7 +165,7 @@ def _generation_config(model: Model, config: GenerationConfig) -> Iterator[None]
 
     peft generates with the model inside, and copies the outer settings onto it only for some task types.
     """
-    owners: list[Any] = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
+    owners = [model, base_model(model)]
     before = [owner.generation_config for owner in owners]
     for owner in owners:
         owner.generation_config = config

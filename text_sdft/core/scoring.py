@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
@@ -64,14 +65,17 @@ def completion_hidden_states(model: nn.Module, module: Model, inputs: ModelInput
         completions: B id tensors [T_b], the same in every view.
     """
     lengths = [prompt + len(c) - 1 for prompt, c in zip(inputs.lengths, completions, strict=True)]
-    states: dict[int, Tensor] = {}
+    states: dict[int, Tensor] = {}  # [T_b, H] of each row
     # In shards all processes have to run equally many forwards.
     batches = [list(range(len(lengths)))] if is_sharded(module) else by_length(lengths)
     for i, rows in enumerate(batches):
         # A wrapper exchanges buffers in each forward, and its hooks fire once in the backward: one call, the last, will do.
         called = model if i == len(batches) - 1 else module
-        given = [completions[row] for row in rows]
-        states.update(zip(rows, _forward(called, module, inputs.select(rows), given), strict=True))
+        fed = [completions[row][:-1] for row in rows]  # the last token predicts nothing that is scored
+        batch = inputs.select(rows).batch(fed, device=module.device, padding_side="right")
+        with without_head(module):
+            hidden_BLH = called(**batch, use_cache=False).logits
+        states |= {row: hidden_BLH[b, len(inputs.rows[row]) - 1 : lengths[row]] for b, row in enumerate(rows)}
     return torch.cat([states[i] for i in range(len(inputs))])
 
 
@@ -90,14 +94,9 @@ def by_length(lengths: Sequence[int]) -> list[list[int]]:
     return batches
 
 
-def _forward(model: nn.Module, module: Model, inputs: ModelInputs, completions: Sequence[Tensor]) -> list[Tensor]:
-    """Hidden states [T_b, H] of each row."""
-    fed = [completion[:-1] for completion in completions]  # the last token predicts nothing that is scored
-    batch = inputs.batch(fed, device=module.device, padding_side="right")
-    with without_head(module):
-        hidden_BLH = model(**batch, use_cache=False).logits
-    firsts = [length - 1 for length in inputs.lengths]
-    return [hidden_BLH[b, n : n + len(c)] for b, (n, c) in enumerate(zip(firsts, completions, strict=True))]
+def base_model(model: Model) -> Any:
+    """The transformers model inside a peft one; any other is its own."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def head_of(module: Model, temperature: float) -> Head:
@@ -136,22 +135,21 @@ def check_logits(module: Model, inputs: ModelInputs) -> None:
         except (IndexError, RuntimeError, TypeError):  # what stands behind the layer needs a vocabulary, or a cap
             agree = False
     if not agree:
-        name = type(module.get_base_model() if isinstance(module, PeftModel) else module).__name__
         raise UserError(
-            f"{name} changes its logits behind the output layer in a way that the divergence does not know (it knows a "
-            "factor, and a config's final_logit_softcapping), so that other distributions would be compared than are "
-            "sampled from. Choose another model."
+            f"{type(base_model(module)).__name__} changes its logits behind the output layer in a way that the divergence "
+            "does not know (it knows a factor, and a config's final_logit_softcapping), so that other distributions would "
+            "be compared than are sampled from. Choose another model."
         )
 
 
 def frozen_head(module: Model, temperature: float) -> Head:
     """The output layer as it is now, without gradient, unaffected when a teacher's weights are swapped out again."""
     head = head_of(module, temperature)
-    weight_VH, bias_V = (None if t is None else t.detach() for t in (head.weight_VH, head.bias_V))
-    if isinstance(module, FSDPModule):  # what was gathered is freed
-        weight_VH, bias_V = (None if t is None else t.clone() for t in (weight_VH, bias_V))
-    assert weight_VH is not None
-    return Head(weight_VH, bias_V, head.softcap, temperature)
+
+    def kept(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone() if isinstance(module, FSDPModule) else tensor.detach()  # what was gathered is freed
+
+    return replace(head, weight_VH=kept(head.weight_VH), bias_V=None if head.bias_V is None else kept(head.bias_V))
 
 
 @contextmanager

@@ -187,7 +187,7 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
     compared = (VOTE, *RUNGS.values(), *(name for option in variants for name in (option, vote_of(option))))
     views = {"student": None, "teacher": contexts}
     places = answer_positions(adapter, examples, contexts, list(run.texts["teacher"].values()))
-    found = replace(_evidence(run, rivals, variants), position_p=places and places["p"])
+    found = replace(_evidence(run, rivals, variants), position_p=places["p"] if places else None)
     drawn = verdict(found)
     tell_scoring_notes(adapter)
     return {

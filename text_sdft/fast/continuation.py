@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
@@ -26,7 +25,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from text_sdft.core.data import Model
 from text_sdft.core.inputs import ModelInputs, RowInputs
-from text_sdft.core.scoring import without_head
+from text_sdft.core.scoring import base_model, without_head
 
 #: One entry a decoder layer.
 Layers = list[DynamicLayer]
@@ -129,5 +128,5 @@ def _shared(runs: list[tuple[DynamicLayer, int]]) -> DynamicLayer:
 
 def _cache_argument(module: Model, cache: DynamicCache) -> dict[str, DynamicCache]:
     """The cache under the name that the model's forward gives it (another one since transformers 5.23)."""
-    base: Any = module.get_base_model() if isinstance(module, PeftModel) else module
-    return {"cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values": cache}
+    names = inspect.signature(base_model(module).forward).parameters
+    return {"cache" if "cache" in names else "past_key_values": cache}

@@ -14,13 +14,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from text_sdft.core.data import Model
 from text_sdft.core.inputs import ModelInputs, RowInputs
+from text_sdft.core.scoring import base_model
 from text_sdft.fast.continuation import read_prefix, split
 from text_sdft.fast.prefix import FORWARD_COST, MIN_PREFIX
 
@@ -75,7 +75,7 @@ def common_tokens_read_once(model: Model, inputs: ModelInputs) -> Iterator[None]
         for handle in handles:
             handle.remove()
 
-    called: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    called = base_model(model)
     handles = [
         called.register_forward_pre_hook(before, with_kwargs=True),
         called.register_forward_hook(after, with_kwargs=True),

@@ -10,8 +10,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from text_sdft.core.errors import did_you_mean
-from vlm_sdft.images.files import SUFFIXES
 
 #: "validation": types for choosing settings.
 SPLITS = ("test", "validation")
@@ -92,7 +93,7 @@ def read_marker(file: Path) -> dict[str, Any]:
 
 
 def _count_images(folder: Path) -> int:
-    return sum(file.suffix in SUFFIXES for file in folder.rglob("*"))
+    return sum(file.suffix in Image.registered_extensions() for file in folder.rglob("*"))
 
 
 def known_options(kind: type[FewShot], options: Mapping[str, Any]) -> Mapping[str, Any]:
