@@ -74,18 +74,17 @@ class ChatAdapter(ExperimentAdapter):
 
     def bind(self, model: Model, processing_class: Any | None = None) -> Self:
         """A copy with the tokenizer that belongs to the model, unless one is given. Raises `UserError` if there is none."""
-        bound = copy.copy(self)
-        bound.processing_class = self._load_tokenizer(model) if processing_class is None else processing_class
-        return bound
-
-    def _load_tokenizer(self, model: Model) -> Any:
         from transformers import AutoTokenizer
 
-        name = model.config.name_or_path
-        try:
-            return AutoTokenizer.from_pretrained(name, **self._trust)
-        except (OSError, ValueError) as error:
-            raise UserError(f"No tokenizer could be loaded from '{name}': {error} Pass processing_class.") from error
+        if processing_class is None:
+            name = model.config.name_or_path
+            try:
+                processing_class = AutoTokenizer.from_pretrained(name, **self._trust)
+            except (OSError, ValueError) as error:
+                raise UserError(f"No tokenizer could be loaded from '{name}': {error} Pass processing_class.") from error
+        bound = copy.copy(self)
+        bound.processing_class = processing_class
+        return bound
 
     @property
     def tokenizer(self) -> Any:

@@ -54,16 +54,9 @@ def compare(
     cells = experiment.folder / "cells"
     _check_same(cells / "settings.json", experiment)
     validation, test, how = split_sets(eval_sets(experiment))
-    comparison = Comparison(
-        {
-            "methods": list(chosen),
-            "seeds": seeds,
-            "validation_seeds": validation_seeds,
-            "learning_rates": sorted(set(rates)),
-            "steps": _steps(experiment),
-            "validation": how,
-        }
-    )
+    plan = {"methods": list(chosen), "seeds": seeds, "validation_seeds": validation_seeds}
+    plan |= {"learning_rates": sorted(set(rates)), "steps": _steps(experiment), "validation": how}
+    comparison = Comparison(plan)
     runner = CellRunner(experiment, comparison, cells, validation, test)
     for name, method in list(chosen.items()):
         try:

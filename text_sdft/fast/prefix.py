@@ -91,23 +91,22 @@ class PrefixStore:
             self._owner_versions[owner] = version
         symbols = [_symbols(row, inputs) if self._max_bytes else None for row in inputs.rows]
         groups, alone = self._grouped(symbols, owner)
-        prefixes: dict[int, Layers] = {}  # by row; equal ones side by side
+        prefixes: dict[int, Layers] = {}  # by row, as what follows; equal ones side by side
         reused: dict[int, int] = {}
+        kinds: Kinds = {}
         for prefix, numbers in groups:
             stored = self._stored.get((owner, prefix)) is not None
             layers = self._layers(module, inputs.select(numbers), prefix, owner)
             if layers is None:
                 alone += numbers
                 continue
-            prefixes.update(dict.fromkeys(numbers, layers))
-            reused.update(dict.fromkeys(numbers, len(prefix) // 8))
+            for i in numbers:
+                head, rest = split(inputs, i, len(prefix) // 8)
+                kinds[i] = bool(head.images), bool(rest.images)
+                prefixes[i], reused[i] = layers, len(prefix) // 8
             if not stored:
                 reused[numbers[0]] = 0  # it was read for this one
         states: dict[int, Tensor] = {}
-        kinds: Kinds = {}
-        for i, layers in prefixes.items():
-            head, rest = split(inputs, i, layers[0].get_seq_length())
-            kinds[i] = bool(head.images), bool(rest.images)
         numbers = [i for i in prefixes if self._trusted.get(kinds[i], True)]
         if numbers:
             given = [completions[i] for i in numbers]
@@ -143,18 +142,16 @@ class PrefixStore:
     def _layers(self, module: Model, rows: ModelInputs, prefix: bytes, owner: str) -> Layers | None:
         """The prefix's keys and values; None where this model's cannot be shared."""
         key = (owner, prefix)
-        stored = self._stored.get(key)
-        if stored is not None:
-            self._stored.move_to_end(key)
-            return stored
-        layers = read_prefix(module, replace(rows, rows=[split(rows, 0, len(prefix) // 8)[0]]))
+        layers = self._stored.get(key)
         if layers is None:
-            logger.warning_once(f"{NOT_SHARED}: this model's cache cannot serve several prompts.")
-            self._max_bytes = 0
-            return None
-        self._stored[key] = layers
+            layers = read_prefix(module, replace(rows, rows=[split(rows, 0, len(prefix) // 8)[0]]))
+            if layers is None:
+                logger.warning_once(f"{NOT_SHARED}: this model's cache cannot serve several prompts.")
+                self._max_bytes = 0
+                return None
+            self._stored[key] = layers
+            self._bytes += _bytes(layers)
         self._stored.move_to_end(key)
-        self._bytes += _bytes(layers)
         while self._bytes > self._max_bytes and len(self._stored) > 1:
             self._bytes -= _bytes(self._stored.popitem(last=False)[1])
         return layers

@@ -42,8 +42,7 @@ class ImageEmbedder:
     def __init__(self, embedder: str, features: ImageFeatures | None = None, device: torch.device | str = "cpu") -> None:
         self._embed: Callable[[Sequence[Any]], Tensor]
         if embedder == "model":
-            if features is None:
-                raise ValueError("embedder 'model' needs the model's features")
+            assert features is not None
             self._embed = lambda sources: torch.stack([features.pooled(source).float().mean(0) for source in sources])
         elif embedder.startswith("open_clip:"):
             model, transform, _ = load_open_clip(embedder, device)
@@ -69,13 +68,9 @@ class ImageEmbedder:
 
 
 def load_open_clip(embedder: str, device: torch.device | str = "cpu") -> tuple[Any, Callable[[Any], Tensor], Any]:
-    """open_clip's model, its transform of an image [3, H, W], and its tokenizer. Raises `UserError`: open_clip is not
-    installed, or cannot load the model.
-    """
-    try:
-        import open_clip
-    except ImportError as error:
-        raise UserError(f"Embedder '{embedder}' needs open_clip: pip install open_clip_torch.") from error
+    """open_clip's model, its transform of an image [3, H, W], and its tokenizer. Raises `UserError`: it cannot load."""
+    import open_clip
+
     name = embedder.removeprefix("open_clip:")
     whole = name.startswith(("local-dir:", "hf-hub:"))  # a folder or repository with its own config and weights
     arch, _, pretrained = (name, "", "") if whole else name.partition("/")

@@ -69,11 +69,8 @@ def _polar_radius(shape: str, t: np.ndarray) -> np.ndarray:
         return 0.66 / np.cos(np.mod(t, third) - third / 2)
     if shape == "star":
         fifth = 2 * math.pi / 5
-        towards_point = np.abs(np.mod(t, fifth) / fifth * 2 - 1)
-        return 0.52 + 0.78 * towards_point
-    if shape == "cross":
-        return np.maximum(np.minimum(1.2 / cos, 0.42 / sin), np.minimum(0.42 / cos, 1.2 / sin))
-    raise ValueError(f"Unknown shape {shape!r}.")
+        return 0.52 + 0.78 * np.abs(np.mod(t, fifth) / fifth * 2 - 1)  # largest at the points
+    return np.maximum(np.minimum(1.2 / cos, 0.42 / sin), np.minimum(0.42 / cos, 1.2 / sin))  # a cross
 
 
 def _draw_legs(image: Image.Image, kind: DrawnType, centre: np.ndarray, radius: float, turn: float) -> None:

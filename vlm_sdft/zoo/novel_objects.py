@@ -65,10 +65,8 @@ def write_novel_objects(folder: Path, **options: Any) -> Path:
         options: fields of `NovelObjects`.
     """
     spec = NovelObjects(**known_options(NovelObjects, options))
-    made_by = {"format": FORMAT, **asdict(spec)}
-    for added in ("first", "described"):
-        if not made_by[added]:
-            del made_by[added]  # as in folders made before there was such an option
+    later = ("first", "described")  # folders made before there were such options do not name them
+    made_by = {"format": FORMAT, **{k: v for k, v in asdict(spec).items() if v or k not in later}}
     marker = folder / MARKER
     if folder.exists() and any(folder.iterdir()) and not marker.exists():
         raise ValueError(f"{folder} is not empty and was not made by this program. Choose another folder.")

@@ -95,12 +95,8 @@ def split_attributes(split: str) -> list[Attributes]:
         raise ValueError(f"Unknown split {split!r}. Known: {', '.join(SPLITS)}.")
     combinations = list(itertools.product(COLOURS, SHAPES, PATTERNS, LEGS))
     order = np.random.default_rng(20_260_101).permutation(len(combinations))
-    start = 0
-    for name, size in SPLIT_SIZES.items():
-        if name == split:
-            return [combinations[i] for i in order[start : start + size]]
-        start += size
-    return [combinations[i] for i in order[start:]]
+    parts = np.split(order, np.cumsum(list(SPLIT_SIZES.values())))
+    return [combinations[i] for i in parts[SPLITS.index(split)]]
 
 
 def sample_types(split: str, count: int, seed: int = 0) -> list[DrawnType]:
