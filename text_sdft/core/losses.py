@@ -79,19 +79,14 @@ def token_loss(
     if reading is None:
         head = replace(head, temperature=1.0)
 
-    def chunk_loss(states_CH: Tensor, read_CH: Tensor | None, ids_C: Tensor) -> Tensor:
+    def chunk_loss(states_CH: Tensor, chunk: slice) -> Tensor:
         reader_CV = None
-        if reading is not None and read_CH is not None:
+        if reading is not None:
             with torch.no_grad():
-                reader_CV = reading[1].logits(read_CH).log_softmax(-1)
-        return loss(head.logits(states_CH).log_softmax(-1), reader_CV, ids_C)
+                reader_CV = reading[1].logits(reading[0][chunk]).log_softmax(-1)
+        return loss(head.logits(states_CH).log_softmax(-1), reader_CV, ids_N[chunk])
 
     # Without any token too, the loss hangs on every weight: data parallelism waits for the gradient of each.
     chunks = settings.chunks(len(ids_N), len(head.weight_VH), student_NH.device.type) or [slice(0, 0)]
-    read = [None if reading is None else reading[0][chunk] for chunk in chunks]
-    parts = [
-        checkpoint(chunk_loss, student_NH[chunk], read_CH, ids_N[chunk], use_reentrant=False)
-        for chunk, read_CH in zip(chunks, read, strict=True)
-    ]
-    loss_N = torch.cat(parts)
+    loss_N = torch.cat([checkpoint(chunk_loss, student_NH[chunk], chunk, use_reentrant=False) for chunk in chunks])
     return (weight_N.to(loss_N) * loss_N).sum(), loss_N.detach()

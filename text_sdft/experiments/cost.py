@@ -49,10 +49,10 @@ def memory(
     mlp = getattr(text, "intermediate_size", None) or 4 * text.hidden_size  # what GPT-2 and its like have
     per_layer = text.hidden_size if args.activation_checkpointing else 16 * text.hidden_size + 3 * mlp
     return {
-        "weights": sum(p.numel() * p.element_size() for p in module.parameters()),
-        "gradients": sum(p.numel() * p.element_size() for p in trained),
-        "optimiser states (AdamW)": sum(2 * p.numel() * p.element_size() for p in trained),
-        "teacher's copies": sum(tensor.numel() * tensor.element_size() for tensor in copies),
+        "weights": sum(p.nbytes for p in module.parameters()),
+        "gradients": sum(p.nbytes for p in trained),
+        "optimiser states (AdamW)": sum(2 * p.nbytes for p in trained),
+        "teacher's copies": sum(tensor.nbytes for tensor in copies),
         "two chunks of logits": 2 * CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]),
         "activations": text.num_hidden_layers * per_layer * tokens * width,
         "teacher's forward": 8 * text.hidden_size * rows * (teacher_tokens + args.max_completion_length) * width,
@@ -91,7 +91,7 @@ def step_cost(trainer: SDFTTrainer, warm: int = 2) -> dict[str, float]:
         peak = torch.cuda.max_memory_allocated(device)
     else:  # in KiB, on macOS in bytes
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    trained = sum(2 * p.numel() * p.element_size() for p in trainer.module.parameters() if p.requires_grad)
+    trained = sum(2 * p.nbytes for p in trainer.module.parameters() if p.requires_grad)
     return {"seconds": seconds * args.gradient_accumulation_steps, "peak": peak + trained}
 
 

@@ -237,4 +237,4 @@ def _tensor(symbols: bytes) -> Tensor:
 
 
 def _bytes(layers: Layers | None) -> int:
-    return sum(t.numel() * t.element_size() for layer in layers or () for t in (layer.keys, layer.values) if t is not None)
+    return sum(t.nbytes for layer in layers or () for t in (layer.keys, layer.values) if t is not None)

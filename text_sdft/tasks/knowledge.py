@@ -19,13 +19,8 @@ from text_sdft.core.errors import UserError
 from text_sdft.core.templates import render
 from text_sdft.tasks.base import TaskAdapter, required
 
-#: Teacher prompts by what there is to see: (the document, the answer).
-TEMPLATES = {
-    (True, True): "{privileged_context}\n\n{question}\n\nThe right answer is: {answers}\n\nNow answer in your own words.",
-    (True, False): "{privileged_context}\n\n{question}",
-    (False, True): "{question}\n\nThe right answer is: {answers}\n\nNow answer in your own words.",
-    (False, False): "{question}",
-}
+#: What the teacher is shown before the question and behind it, where it sees the document and the answer.
+DOCUMENT, ANSWER = "{privileged_context}\n\n", "\n\nThe right answer is: {answers}\n\nNow answer in your own words."
 
 
 class KnowledgeAdapter(TaskAdapter):
@@ -77,8 +72,8 @@ class KnowledgeAdapter(TaskAdapter):
         shown = self.demonstrations(example, context)
         source = self._wrong(example, context.seed) if "wrong" in choices else example
         article = None if "answer" in choices or "nothing" in choices else source.privileged_context
-        template = str(self.template) if self._own_template else TEMPLATES[bool(article), bool(shown)]
-        return render(example.messages, shown, article, template)
+        template = DOCUMENT * bool(article) + "{question}" + ANSWER * bool(shown)
+        return render(example.messages, shown, article, str(self.template) if self._own_template else template)
 
     def grade(self, example: Example, answer: str) -> float:
         """`strict` or `lenient`, as the adapter was told."""

@@ -149,15 +149,10 @@ def find_family(model: PreTrainedModel, processor: Any) -> Family:
             "processor beside it (AutoProcessor.from_pretrained(…).save_pretrained(folder)), not its tokenizer alone."
         )
     family = FAMILIES.get(model_type, Family(model_type, reuses_features=False))
-    accepts = frozenset(inspect.signature(model.forward).parameters)
+    accepts, moves = frozenset(inspect.signature(model.forward).parameters), template_moves_images(processor, model_name)
     names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
     placeholders = {int(getattr(model.config, name)) for name in names if getattr(model.config, name, None) is not None}
-    return replace(
-        family,
-        accepts=accepts,
-        placeholder_ids=tuple(sorted(placeholders)),
-        moves_images=template_moves_images(processor, model_name),
-    )
+    return replace(family, accepts=accepts, placeholder_ids=tuple(sorted(placeholders)), moves_images=moves)
 
 
 def vision_modules(model: Model) -> list[str]:
@@ -165,18 +160,16 @@ def vision_modules(model: Model) -> list[str]:
     model has none that is known.
     """
     found: list[str] = []
-    # LLaVA's `image_newline` is a bare parameter among the image's features.
-    newlines = [name for name, _ in model.named_parameters() if name.endswith(".image_newline")]
     for name, _ in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if name.rpartition(".")[2] in _VISION_MODULES and not inside:
+        if name.rpartition(".")[2] in _VISION_MODULES and not name.startswith(tuple(f"{outer}." for outer in found)):
             found.append(name)
     if not found:
         raise UserError(
             f"No vision tower was found in '{model.name_or_path}' ({model.config.model_type}); looked for modules named "
             f"{', '.join(_VISION_MODULES)}. Add its name to vlm_sdft/images/families.py."
         )
-    return [*found, *newlines]
+    # LLaVA's `image_newline` is a bare parameter among the image's features.
+    return [*found, *(name for name, _ in model.named_parameters() if name.endswith(".image_newline"))]
 
 
 def bound_images(family: Family, processor: Any, model: PreTrainedModel, max_pixels: int) -> None:

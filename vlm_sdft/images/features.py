@@ -100,11 +100,6 @@ class ImageFeatures:
         """Images that went through the tower so far (again, where their features had been dropped)."""
         return self._through_tower.total()
 
-    @property
-    def device(self) -> torch.device:
-        """Where the tower runs."""
-        return self._model.device
-
     def for_weights(self, owner: str, version: int, fleeting: bool) -> ImageFeatures:
         """See `MediaEncoder.for_weights`."""
         if not self._trained:
@@ -119,10 +114,10 @@ class ImageFeatures:
         """See `MediaEncoder.encoded_once`: a trained tower runs now, for sampling and for the student's forward."""
         if not self._trained:
             return self
-        known, before = copy.copy(self), _random_state(self.device)
+        known, before = copy.copy(self), _random_state(self._model.device)
         distinct = {handle.key: handle for handle in handles}
         known._given = dict(zip(distinct, self._run_tower(list(distinct.values())), strict=True))
-        known._drew = not torch.equal(_random_state(self.device), before)
+        known._drew = not torch.equal(_random_state(self._model.device), before)
         return known
 
     def encode(self, handles: Sequence[ImageHandle]) -> dict[str, Any]:
