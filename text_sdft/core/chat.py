@@ -38,8 +38,7 @@ class ChatAdapter(ExperimentAdapter):
         system_prompt: first message of both views, for rows without one.
         chat_options: given to the chat template, for both views alike.
 
-    Raises:
-        UserError: the template is unknown.
+    Raises `UserError` where the template is unknown.
     """
 
     train_defaults: ClassVar[dict[str, Any]] = {}
@@ -245,8 +244,7 @@ def with_system(messages: Conversation, system_prompt: str | None) -> Conversati
 def with_text(message: Message, where: str = "A prompt", remedy: str = "Use an adapter for images.") -> Message:
     """The message with its content in one text where that is a list of parts: a template would print it as Python does.
 
-    Raises:
-        UserError: a part is no text; says ``where``, and of an image the ``remedy``.
+    Raises `UserError` where a part is no text; says ``where``, and of an image the ``remedy``.
     """
     if not isinstance(message.get("content"), list):
         return message

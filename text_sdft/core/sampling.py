@@ -184,12 +184,7 @@ def answer(
     limit: int,
     contexts: Sequence[TeacherContext] | None = None,
 ) -> list[str]:
-    """The most probable answer to each example, as text.
-
-    Args:
-        limit: tokens that a prompt may have.
-        contexts: one an example: answer in the teacher's view; None: in the student's.
-    """
+    """The most probable answer to each example, as text, to prompts of at most ``limit`` tokens (see `encode_view`)."""
     with gathered(model):
         inputs = encode_view(adapter, examples, contexts, limit)
         return [adapter.decode(ids) for ids in sampler.sample(model, inputs, seeds=None).ids]

@@ -115,13 +115,9 @@ def head_of(module: Model, temperature: float) -> Head:
 
 @torch.no_grad()
 def check_logits(module: Model, inputs: ModelInputs) -> None:
-    """Compare the model's own logits with what `Head` makes of its hidden states.
+    """Compare the logits of an evaluating model for one prompt with what `Head` makes of its hidden states.
 
-    Args:
-        inputs: one prompt; the model is evaluating.
-
-    Raises:
-        UserError: the model caps, masks or cuts its logits behind the output layer in a way that `Head` does not know.
+    Raises `UserError` where it caps, masks or cuts its logits behind the output layer in a way that `Head` does not know.
     """
     batch = {**inputs.batch(device=module.device), "use_cache": False, "logits_to_keep": 1}
     layer = module.get_output_embeddings()

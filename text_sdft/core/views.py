@@ -46,8 +46,7 @@ def encode_teacher(
 ) -> tuple[ModelInputs, int]:
     """The teacher's prompts, and how many demonstrations had to be left out of them in all.
 
-    Raises:
-        UserError: a prompt is too long although it shows at most one demonstration.
+    Raises `UserError` where a prompt is too long although it shows at most one demonstration.
     """
     pairs = list(zip(examples, contexts, strict=True))
     inputs = _encoded(adapter, [adapter.teacher_messages(example, context) for example, context in pairs])
@@ -71,10 +70,9 @@ def encode_teacher(
 def checked_views(
     adapter: ModalityAdapter, examples: Sequence[Example], contexts: Sequence[TeacherContext] | None, limit: int
 ) -> tuple[int, bool]:
-    """Encode each example in the student's view and, unless ``contexts`` is None, in the teacher's.
+    """How many demonstrations the teacher's views lack, and whether it reads the student's tokens in all examples.
 
-    Returns:
-        how many demonstrations had to be left out, and whether the teacher reads the student's tokens in all examples.
+    Each example is encoded in the student's view and, unless ``contexts`` is None, in the teacher's.
     """
     dropped, alike = 0, contexts is not None
     for i, example in enumerate(examples):

@@ -76,8 +76,7 @@ def split_sets(sets: Sets) -> tuple[Sets, Sets, str]:
     The set "validation" stands for "new" where the data has one with references. Of all others a third, always the same, is
     held out of the test for choosing the learning rate.
 
-    Raises:
-        UserError: there are too few rows of "new" to measure on.
+    Raises `UserError` where there are too few rows of "new" to measure on.
     """
     measured = {name: with_reference(examples) for name, examples in sets.items()}
     own = measured.pop(VALIDATION, [])

@@ -102,11 +102,7 @@ def _paired(cells: list[dict[str, Any]], reference: list[dict[str, Any]], parts:
 def plot_pareto(validation: dict[str, dict[float, dict[str, float]]], chosen: dict[str, float], file: Path) -> bool:
     """New task against prior skills, one point a method and learning rate, and the Pareto front of what is trained.
 
-    Returns False where nothing is known of prior skills: there is no plot then.
-
-    Args:
-        validation: method -> rate -> {set: accuracy}.
-        chosen: method -> its rate, drawn filled.
+    The rate that is chosen for a method is filled. False where nothing is known of prior skills: there is no plot then.
     """
     points = [
         (name, rate, mean(prior.values()), accuracy[NEW])

@@ -46,11 +46,9 @@ class StartReading:
 
 
 def start_reading(trainer: SDFTTrainer, sets: dict[str, list[Example]], batch_size: int) -> StartReading | None:
-    """To be called with the starting model; None where no prior skill is measured.
+    """To be called with the starting model and all sets by name; of prior skills `MOST` examples are taken at most.
 
-    Args:
-        sets: all that are measured, by name: of prior skills `MOST` examples are taken at most.
-            References are only used for the perplexity.
+    None where no prior skill is measured. References are only used for the perplexity.
     """
     examples = sample([example for rows in of_prior_skills(sets).values() for example in rows], MOST)
     if not examples:

@@ -37,8 +37,7 @@ def measure_pass_at_k(
     Returns:
         {k: pass@k} for k = 1, 2, 4, … and ``samples``; and a record for each example: its answers and their scores.
 
-    Raises:
-        UserError: no example has a reference; says the remedy.
+    Raises `UserError` with the remedy where no example has a reference.
     """
     known = with_reference(examples)
     if not known:

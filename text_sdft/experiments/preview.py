@@ -35,8 +35,7 @@ def preview(experiment: Experiment, measure: bool = False) -> dict[str, Any]:
         ``examples`` (id, set, student, teacher and a given answer {text, tokens}, images), ``tokens`` ({view: min, median,
         max, image_median}), ``dropped`` demonstrations, ``limit``, ``trained``, ``memory`` ({what: bytes}).
 
-    Raises:
-        UserError: as `run_training`.
+    Raises `UserError` as `run_training`.
     """
     if measure:
         check_trains(experiment)

@@ -37,7 +37,6 @@ def prior_skills(
 
     Args:
         tasks: names or YAML files; "paper" stands for the paper's six.
-        batch_size: requests at once.
         limit: items of each task at most.
 
     Returns:

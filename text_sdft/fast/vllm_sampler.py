@@ -51,8 +51,7 @@ class VLLMSampler:
         cache_bytes: memory of the device for the engine's keys and values, beside its own copy of the weights.
         dtype: the engine's; None: the module's.
 
-    Raises:
-        UserError: vLLM is not installed.
+    Raises `UserError` where vLLM is not installed.
     """
 
     def __init__(

@@ -31,8 +31,7 @@ class TaskAdapter(TextAdapter):
         teacher_prompt_template: see `text_sdft.core.templates`; None: the paper's.
         settings: as `TextAdapter` takes them.
 
-    Raises:
-        UserError: the template is unknown.
+    Raises `UserError` where the template is unknown.
     """
 
     answer = "answer"

@@ -35,7 +35,6 @@ class GoldCall:
     """A right call: its own arguments are right, and so are those that ``accepted`` allows.
 
     Attributes:
-        call: the call.
         accepted: argument -> further values that are right for it; the empty string stands for leaving it out.
         optional: the call may be left out (ToolAlpaca writes "[Optional]" before such an action's name).
     """

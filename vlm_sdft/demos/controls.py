@@ -42,11 +42,7 @@ def moved_answers(demonstrations: Sequence[Demonstration], seed: int) -> dict[st
 
 
 def with_cues(demonstrations: Sequence[Demonstration], cues: Mapping[str, Sequence[str]]) -> list[Demonstration]:
-    """Rung 3: after each demonstration's question, in brackets, the words that describe its type.
-
-    Args:
-        cues: words by answer; an answer without any changes nothing.
-    """
+    """Rung 3: after each demonstration's question, in brackets, the words that describe its type (by its answer)."""
     return [with_words(d, cues.get(answer_of(d), ())) for d in demonstrations]
 
 

@@ -48,8 +48,7 @@ def retain_made(demos: DemoSet, source: str, questions: Sequence[str]) -> DemoSe
             text file with a prompt in each line, which is asked without an image.
         questions: asked about each picture.
 
-    Raises:
-        UserError: the file has no prompt or is no text.
+    Raises `UserError` where the file has no prompt or is no text.
     """
     asked: dict[str, tuple[tuple[bytes, ...], str]] = {}  # images and question, by id
     if source not in SOURCES:
@@ -67,11 +66,7 @@ def retain_in_context(demos: DemoSet, share: float) -> DemoSet:
     Their queries are all images that are trained on, asked what the labelled ones are asked. Without retention prompts of
     another kind all are in context.
 
-    Args:
-        share: at least 0, below 1; 0 adds none.
-
-    Raises:
-        UserError: the share is out of range, or there is only one name to give.
+    Raises `UserError` where the share is not at least 0 (which adds none) and below 1, or there is only one name to give.
     """
     if not 0 <= share < 1:
         raise UserError(f"data.retain_in_context is {share}: use 0 (none) or more, and less than 1.")

@@ -90,8 +90,7 @@ def nearest_answers(queries_RD: Tensor, shown: Sequence[Sequence[Demonstration]]
 def linear_probe(labelled_LD: Tensor, index_L: Tensor) -> tuple[Tensor, Tensor]:
     """Logistic regression: weight [C, D] and bias [C] at the least mean cross-entropy + `PROBE_DECAY`/2 · ‖weight‖².
 
-    Args:
-        index_L: the class of each row, 0 … C - 1, each at least once.
+    ``index_L`` are the rows' classes, 0 … C - 1, each at least once.
     """
     rows_LD = labelled_LD.double()
     weight_CD = torch.zeros(int(index_L.max()) + 1, rows_LD.shape[1], dtype=torch.float64, requires_grad=True)
@@ -112,11 +111,9 @@ def linear_probe(labelled_LD: Tensor, index_L: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tip_adapter(queries_RD: Tensor, labelled_LD: Tensor, index_L: Tensor, texts_CD: Tensor | None = None) -> Tensor:
-    """Scores [R, C]: α · exp(-β (1 - q·lᵀ)) · onehot(l), and with names 100 · q·tᵀ beside it.
+    """Scores [R, C]: α · exp(-β (1 - q·lᵀ)) · onehot(l), and with names 100 · q·tᵀ beside it; all q, l, t of unit length.
 
-    Args:
-        queries_RD, labelled_LD, texts_CD: unit length.
-        index_L: the class of each labelled image.
+    ``index_L`` are the classes of the labelled images.
     """
     votes_RL = torch.exp(-TIP_BETA * (1 - queries_RD @ labelled_LD.T))
     scores_RC = TIP_ALPHA * votes_RL @ one_hot(index_L).to(votes_RL)

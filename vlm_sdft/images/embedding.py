@@ -35,8 +35,7 @@ class ImageEmbedder:
         features: the model's, for ``"model"``.
         device: where open_clip runs.
 
-    Raises:
-        UserError: an unknown embedder, or weights that cannot be loaded.
+    Raises `UserError` for an unknown embedder, or weights that cannot be loaded.
     """
 
     def __init__(self, embedder: str, features: ImageFeatures | None = None, device: torch.device | str = "cpu") -> None:

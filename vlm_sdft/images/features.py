@@ -124,13 +124,11 @@ class ImageFeatures:
         """``mm_encoder_outputs`` for these images, in this order; after `encoded_once` with their graph."""
         # Dropout in the tower belongs to the forward with gradient alone.
         if self._given is None or (self._drew and not torch.is_grad_enabled()):
-            return self._joined(self._features_of(handles))
-        outputs = [self._given[handle.key] for handle in handles]
-        if not torch.is_grad_enabled():
-            outputs = [output.changed(Tensor.detach) for output in outputs]
-        return self._joined(outputs)
-
-    def _joined(self, outputs: Sequence[Features]) -> dict[str, Any]:
+            outputs = self._features_of(handles)
+        else:
+            outputs = [self._given[handle.key] for handle in handles]
+            if not torch.is_grad_enabled():
+                outputs = [output.changed(Tensor.detach) for output in outputs]
         device = self._model.device
         pooled: Any = [output.pooler_output.to(device) for output in outputs]
         layers = zip(*(output.deepstack_features for output in outputs), strict=True)

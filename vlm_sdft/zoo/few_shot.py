@@ -32,8 +32,7 @@ class FewShot:
         seed: of the choice of types, of invented names and of the images.
         split: "test", or "validation": types for choosing settings. No type is in both.
 
-    Raises:
-        ValueError: an option is out of range; names it.
+    Raises `ValueError` naming an option that is out of range.
     """
 
     n_types: int = 5

@@ -58,11 +58,9 @@ class NovelObjects(FewShot):
 
 
 def write_novel_objects(folder: Path, **options: Any) -> Path:
-    """The folder, filled with new objects; a complete one of the same options is left as it is.
+    """The folder, filled with new objects; a complete one of the same options (fields of `NovelObjects`) is left as it is.
 
-    Args:
-        folder: must be new, empty, or made by this function.
-        options: fields of `NovelObjects`.
+    Raises `ValueError` where it holds other data.
     """
     spec = NovelObjects(**known_options(NovelObjects, options))
     later = ("first", "described")  # folders made before there were such options do not name them

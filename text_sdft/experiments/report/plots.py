@@ -65,12 +65,7 @@ def ladder_history(run: Run) -> Markup | None:
 
 @rc_context(STYLE)
 def pareto(points: Sequence[Point], starts: Sequence[Point]) -> Markup | None:
-    """New against old accuracy: what nothing beats in both is joined by a line.
-
-    Args:
-        points: trained models.
-        starts: models before training, drawn hollow.
-    """
+    """New against old accuracy of trained models; what nothing beats in both is joined by a line. Starts are hollow."""
     if len(points) < 2:
         return None
     places = [(point.old, point.new) for point in points]
