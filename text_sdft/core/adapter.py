@@ -49,12 +49,9 @@ class ModalityAdapter(Protocol):
         Each trainer binds one of its own: what was computed with a model goes when its trainer goes. (An adapter that keeps
         nothing of a model may return itself.)
 
-        Args:
-            model: the loaded model (unwrapped).
-            processing_class: tokenizer or processor; None loads the one that belongs to ``model.name_or_path``.
-
-        Raises:
-            UserError: the model cannot take what this adapter feeds it (say, a text model and images).
+        ``model`` is unwrapped. Without a ``processing_class`` (tokenizer or processor) the one that belongs to
+        ``model.name_or_path`` is loaded. Raises `UserError` where the model cannot take what this adapter feeds it (say, a
+        text model and images).
         """
 
     def examples(self, rows: Iterable[Any]) -> list[Example]:

@@ -52,8 +52,6 @@ class ChatAdapter(ExperimentAdapter):
         self.processing_class: Any = None
         self._trust: dict[str, Any] = {}  # the model's own code was trusted: so is its tokenizer's
 
-    # ---- the model ----
-
     def load_model(self, name: str, **kwargs: Any) -> PreTrainedModel:
         """The causal language model of that name or folder. Raises `UserError`."""
         from transformers import AutoModelForCausalLM
@@ -91,8 +89,6 @@ class ChatAdapter(ExperimentAdapter):
         if self.processing_class is None:
             raise RuntimeError(f"This {type(self).__name__} is bound to no model: bind(model) returns one that is.")
         return tokenizer_of(self.processing_class)
-
-    # ---- the two views ----
 
     def examples(self, rows: Iterable[Any]) -> list[Example]:
         """Examples from mappings (see `example`); ready ones stay as they are. Raises `UserError` naming a bad row."""
@@ -158,8 +154,6 @@ class ChatAdapter(ExperimentAdapter):
             template = "context" if isinstance(privileged, str) and not shown else "turns"
         return render(example.messages, shown, privileged, template)
 
-    # ---- tokens ----
-
     def encode(self, conversations: Sequence[Conversation]) -> ModelInputs:
         """See `encode_row`; every conversation becomes one unpadded row."""
         return ModelInputs([self.encode_row(conversation) for conversation in conversations], self.pad_token_id)
@@ -170,8 +164,7 @@ class ChatAdapter(ExperimentAdapter):
         A tokenizer without a chat template (a base model's) reads the turns' texts joined by blank lines. A modality with
         media overrides this: their tensors go into ``RowInputs.media``.
 
-        Raises:
-            UserError: a message holds other parts than texts, or the chat template refuses the conversation.
+        Raises `UserError` where a message holds other parts than texts, or the chat template refuses the conversation.
         """
         from jinja2 import TemplateError
 
@@ -200,8 +193,6 @@ class ChatAdapter(ExperimentAdapter):
     def decode(self, ids: Tensor) -> str:
         """Completion ids [T] as text, special tokens left out, stripped."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-    # ---- answers ----
 
     def expert_answer(self, example: Example) -> str | None:
         """The answer of the first demonstration that answers this very query, if there is one."""

@@ -32,8 +32,7 @@ class Head:
     """How hidden states become logits: z = softcap·tanh((h Wᵀ + b) / softcap) / temperature.
 
     Attributes:
-        weight_VH: the output embedding.
-        bias_V: its bias, if it has one.
+        weight_VH, bias_V: the output embedding's.
         softcap: logit soft-capping (Gemma), None for most models.
         temperature: logits are divided by it (the sampling temperature).
     """
@@ -114,8 +113,7 @@ def divergence(
         weight_N: what each token's divergence counts in the sum.
         sampler_logp_N: the log-probability with which each token was sampled, for ``settings.importance_clip``.
 
-    Returns:
-        The sum (a scalar with gradient), and the divergence of each token [N], importance weight included (without).
+    Returns the sum (a scalar with gradient), and the divergence of each token [N], importance weight included (without).
     """
     device = student_NH.device.type
     compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight_VH.dtype

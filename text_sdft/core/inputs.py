@@ -33,8 +33,7 @@ class MediaEncoder(Protocol):
     def for_weights(self, owner: str, version: int, fleeting: bool) -> MediaEncoder:
         """This encoder while the model has that owner's weights: features are kept until its version moves.
 
-        Args:
-            fleeting: it moves before the next step, so that no resumed run has to compute again what was kept.
+        ``fleeting`` is one that moves before the next step: no resumed run has to compute again what was kept.
         """
 
     def encoded_once(self, handles: Sequence[Any]) -> MediaEncoder:

@@ -45,8 +45,7 @@ def answers_loss(
         masks: the tokens [T] of each answer that are scored; an answer without any weighs nothing.
         loss: of a token; None: the divergence, or where nobody reads the negative log-likelihood.
 
-    Returns:
-        the sum, and the mean loss of each answer (0 without scored tokens).
+    Returns the sum, and the mean loss of each answer (0 without scored tokens).
     """
     device, dtype = student_NH.device, torch.promote_types(student_NH.dtype, torch.float32)
     keep_N = torch.cat(list(masks)).to(device)
@@ -73,8 +72,7 @@ def token_loss(
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of the tokens' losses, differentiated by autograd chunk by chunk: logits are computed twice.
 
-    Returns:
-        the sum, and the loss of each token [N], without gradient.
+    Returns the sum, and the loss of each token [N], without gradient.
     """
     if reading is None:
         head = replace(head, temperature=1.0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -30,29 +30,6 @@ SMALL_BATCH = 2048
 LEAST_FILLED = 0.9
 #: Hidden states are multiplied by it where logits are checked, so that caps show in half precision too.
 CHECK_FACTOR = 100.0
-
-
-class TeacherReader(Protocol):
-    """Reads completions for teachers, and may keep what it has read of their prompts."""
-
-    def completion_hidden_states(
-        self, module: Model, inputs: ModelInputs, completions: Sequence[Tensor], owner: str, version: int
-    ) -> Tensor:
-        """As the function `completion_hidden_states`, without gradient.
-
-        Args:
-            owner: whose weights the module has now; what is kept of one owner's is not used for another.
-            version: changes with those weights; what is kept of an older version is dropped.
-        """
-
-    def take_counts(self) -> tuple[int, int]:
-        """Prompt tokens that were not computed again, and all, since the last call."""
-
-    def state_dict(self, versions: dict[str, int]) -> dict[str, Tensor]:
-        """What a resumed run needs to read as this one would have; ``versions`` of the owners' weights now."""
-
-    def load_state_dict(self, state: dict[str, Tensor], versions: dict[str, int]) -> None:
-        """Restore what `state_dict` returned."""
 
 
 def completion_hidden_states(model: nn.Module, module: Model, inputs: ModelInputs, completions: Sequence[Tensor]) -> Tensor:

@@ -100,9 +100,7 @@ class EMATeacher(FrozenTeacher):
 
     Kept in fp32 whatever the model's dtype: at r = 0.01 a bf16 average is rounded away.
 
-    Args:
-        rate: r.
-        sync_steps: move every so many optimiser steps.
+    It moves at the ``rate`` r every ``sync_steps`` optimiser steps.
     """
 
     dtype = torch.float32

@@ -63,11 +63,8 @@ def render(
         privileged_context: a string or messages. Under ``"turns"`` a string becomes the beginning of the last user
             turn, and messages become earlier turns; a quoted template quotes either.
 
-    Returns:
-        New messages; the arguments are not changed. With nothing to show, the query itself.
-
-    Raises:
-        UserError: the template has no place for something that is given: nothing is dropped silently.
+    Returns new messages; with nothing to show, the query's own. Raises `UserError` where the template has no place for
+    something that is given: nothing is dropped silently.
     """
     if not demonstrations and not privileged_context:
         return list(query)

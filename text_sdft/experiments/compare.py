@@ -39,12 +39,8 @@ def compare(
         rates: the grid of learning rates, the same for every method.
         validation_seeds: by how many seeds' runs the rate is chosen, seeds 0 … validation_seeds - 1.
 
-    Returns:
-        What ``compare.json`` holds.
-
-    Raises:
-        UserError: an unknown method, nothing to measure, a row that a method cannot learn from, or the folder holds a
-            comparison with other settings.
+    Returns what ``compare.json`` holds. Raises `UserError` for an unknown method, a row that a method cannot learn from,
+    and where there is nothing to measure or the folder holds a comparison with other settings.
     """
     if experiment.args.world_size > 1:
         raise UserError("compare runs in one process: start it without `accelerate launch`.")

@@ -65,8 +65,7 @@ def step_cost(trainer: SDFTTrainer, warm: int = 2) -> dict[str, float]:
     What is kept from step to step (image features, prefixes) is there for the queries that the first ``warm`` ones read
     already, so an epoch's first steps take longer than predicted where images are large.
 
-    Returns:
-        ``seconds`` a step; ``peak`` bytes: of the device's allocator on a GPU, else of the whole process.
+    Returns ``seconds`` a step, and ``peak`` bytes: of the device's allocator on a GPU, else of the whole process.
     """
     args, device = trainer.args, trainer.args.device
     size = args.per_device_train_batch_size

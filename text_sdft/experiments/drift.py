@@ -38,7 +38,6 @@ class StartReading:
     Attributes:
         batches: for each batch of examples: the examples, the start's answers to them (id tensors [T_b]) and its hidden
             states [N, H] at the answers' tokens, on the CPU.
-        head: its output layer.
     """
 
     batches: list[tuple[list[Example], list[Tensor], Tensor]]
@@ -66,11 +65,8 @@ def start_reading(trainer: SDFTTrainer, sets: dict[str, list[Example]], batch_si
 
 @torch.no_grad()
 def drift(trainer: SDFTTrainer, start: StartReading) -> dict[str, float]:
-    """How far the trainer's model is from its start.
-
-    Returns:
-        ``kl``: nats a token, mean over all answers' tokens; ``perplexity`` of the references' tokens, left out where the
-        adapter writes no answers.
+    """How far the trainer's model is from its start: ``kl`` in nats a token, mean over all answers' tokens, and
+    ``perplexity`` of the references' tokens, left out where the adapter writes no answers.
     """
     tokens: list[Tensor] = []
     for examples, ids, before_NH in start.batches:

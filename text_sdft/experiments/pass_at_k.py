@@ -34,9 +34,7 @@ def measure_pass_at_k(
 ) -> tuple[dict[int, float], list[dict[str, Any]]]:
     """Sample answers to each example with a reference, in the student's view, at the temperature of training.
 
-    Returns:
-        {k: pass@k} for k = 1, 2, 4, … and ``samples``; and a record for each example: its answers and their scores.
-
+    Returns {k: pass@k} for k = 1, 2, 4, … and ``samples``; and a record for each example: its answers and their scores.
     Raises `UserError` with the remedy where no example has a reference.
     """
     known = with_reference(examples)

@@ -44,8 +44,7 @@ NOT_SHARED = "Prefixes of teacher prompts are read again for every prompt, which
 class PrefixStore:
     """Keys and values of shared prefixes, and the forward that continues from them.
 
-    Args:
-        max_bytes: memory for them on the model's device; the least recently used go first. 0 shares nothing.
+    They take ``max_bytes`` on the model's device, and the least recently used go first. 0 shares nothing.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -58,7 +57,10 @@ class PrefixStore:
         self._counts = (0, 0)
 
     def state_dict(self, versions: dict[str, int]) -> dict[str, Tensor]:
-        """What the next rows are compared with, as symbols [L]: a resumed run then cuts its prompts where this one did."""
+        """What the next rows are compared with, as symbols [L]: a resumed run then cuts its prompts where this one did.
+
+        ``versions`` are those of the owners' weights now.
+        """
         current = {owner for owner, version in self._owner_versions.items() if versions.get(owner) == version}
         stored = [(owner, prefix) for owner, prefix in self._stored if owner in current]
         state = {f"{owner}.stored.{i}": _tensor(prefix) for i, (owner, prefix) in enumerate(stored)}
@@ -76,14 +78,19 @@ class PrefixStore:
                 self._recent.setdefault(owner, []).append(symbols_L.numpy().tobytes())
 
     def take_counts(self) -> tuple[int, int]:
-        """See `TeacherReader.take_counts`."""
+        """Prompt tokens that were not computed again, and all, since the last call."""
         counts, self._counts = self._counts, (0, 0)
         return counts
 
     def completion_hidden_states(
         self, module: Model, inputs: ModelInputs, completions: Sequence[Tensor], owner: str, version: int
     ) -> Tensor:
-        """See `TeacherReader.completion_hidden_states`."""
+        """As the function `completion_hidden_states`, without gradient.
+
+        Args:
+            owner: whose weights the module has now; what is kept of one owner's is not used for another.
+            version: changes with those weights; what is kept of an older version is dropped.
+        """
         if self._owner_versions.get(owner) != version:
             for key in [key for key in self._stored if key[0] == owner]:
                 self._bytes -= _bytes(self._stored.pop(key))

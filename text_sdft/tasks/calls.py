@@ -82,11 +82,8 @@ def parse_calls(answer: str) -> list[Call] | None:
 def parse_gold(golden: Any) -> list[GoldCall]:
     """The right calls of a row.
 
-    Args:
-        golden: [{"Action": name, "Action_Input": JSON text or object, optionally "Accepted": {argument: [values]}}].
-
-    Raises:
-        ValueError: with what is wrong, as the end of a sentence.
+    They are [{"Action": name, "Action_Input": JSON text or object, optionally "Accepted": {argument: [values]}}]. Raises
+    `ValueError` with what is wrong, as the end of a sentence.
     """
     if not isinstance(golden, list) or not golden:
         raise ValueError("must be a list of {'Action', 'Action_Input'}")

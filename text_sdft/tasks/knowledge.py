@@ -26,10 +26,7 @@ DOCUMENT, ANSWER = "{privileged_context}\n\n", "\n\nThe right answer is: {answer
 class KnowledgeAdapter(TaskAdapter):
     """``adapter: knowledge``. The teacher reads the document that the student is asked about.
 
-    Args:
-        teacher_sees: see `KnowledgeDemonstrations`.
-        scoring: ``"strict"`` or ``"lenient"``, see `strict` and `lenient`.
-        settings: see `TaskAdapter`.
+    Answers are graded by `strict` or `lenient`, as ``scoring`` says. For the other settings see `TaskAdapter`.
     """
 
     def __init__(self, *, teacher_sees: str = "text_and_answer", scoring: Scoring = "strict", **settings: Any) -> None:

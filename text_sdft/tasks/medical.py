@@ -24,12 +24,7 @@ ANSWERS = ("Ground-True Answer", "answer")
 
 
 class MedicalAdapter(TaskAdapter):
-    """``adapter: medical``. A judge decides whether an answer means the same as the right one.
-
-    Args:
-        judge: by default exact match.
-        settings: see `TaskAdapter`.
-    """
+    """``adapter: medical``. A judge, by default exact match, decides whether an answer means the same as the right one."""
 
     answer = "Ground-True Answer"
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from text_sdft.core.errors import UserError
-from text_sdft.core.scoring import TeacherReader
 from text_sdft.core.sharding import whole
 from text_sdft.core.teachers import LiveTeacher
+from text_sdft.fast.prefix import PrefixStore
 from text_sdft.training.placement import whole_state_dict
 
 TEACHER_FILE = "teacher.safetensors"
@@ -34,7 +34,7 @@ class CheckpointedTrainer(Trainer):
 
     teacher: LiveTeacher
     start_teacher: LiveTeacher
-    reader: TeacherReader
+    reader: PrefixStore
 
     def teachers(self) -> dict[str, LiveTeacher]:
         """Those whose weights differ, by name."""

@@ -33,7 +33,6 @@ def write_rationales(
 
     Args:
         model: writes with the weights that it has now.
-        question: what is asked about the images.
         template: how a demonstration enters a prompt (`text_sdft.core.templates`).
     """
     distinct = {_key(d): d for d in demonstrations}

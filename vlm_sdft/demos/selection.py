@@ -33,8 +33,7 @@ class DemonstrationSelector:
         n_types: types shown.
         shots: images of each.
 
-    Raises:
-        UserError: there is nothing to choose from, or a number is out of range.
+    Raises `UserError` where there is nothing to choose from, or a number is out of range.
     """
 
     def __init__(
@@ -93,16 +92,14 @@ class DemonstrationSelector:
         most = max(len(indices) for indices in self._by_type.values())
         types = [n for n in (1, 2, 3) if n < min(self.n_types, len(self._by_type))]
         shots = [n for n in (1, 2, 4) if n != self.shots and n <= most][:2]
-        others: list[Selection] = [name for name in get_args(Selection) if name != self.selection]
-
-        def changed(**change: Any) -> DemonstrationSelector:
-            settings = {"selection": self.selection, "n_types": self.n_types, "shots": self.shots, **change}
-            return DemonstrationSelector(self.rows, self.embeddings_RD, **settings)
-
+        others = [name for name in get_args(Selection) if name != self.selection]
+        settings: dict[str, Any] = {"selection": self.selection, "n_types": self.n_types, "shots": self.shots}
+        changes = [("n_types", n) for n in types] + [("shots", n) for n in shots] + [("selection", name) for name in others]
         return {
-            **{f"--demonstrations.n_types {n}": changed(n_types=n) for n in types},
-            **{f"--demonstrations.shots {n}": changed(shots=n) for n in shots},
-            **{f"--demonstrations.selection {name}": changed(selection=name) for name in others},
+            f"--demonstrations.{key} {value}": DemonstrationSelector(
+                self.rows, self.embeddings_RD, **{**settings, key: value}
+            )
+            for key, value in changes
         }
 
     def _ranked(self, query: ImageRow, query_D: Tensor | None, rng: random.Random) -> dict[str, list[int]]:

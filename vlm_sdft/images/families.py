@@ -28,7 +28,6 @@ class Family:
     """How one family of models takes images.
 
     Attributes:
-        name: ``config.model_type``.
         count: images and placeholder tokens, from ``input_ids`` [L], a row's media and the processor; None: unknown.
         bound: sets the processor (and the model's config, where it must agree) so that one image costs at most about
             ``max_pixels`` pixels; None: cannot be bounded.

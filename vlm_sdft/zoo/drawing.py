@@ -20,7 +20,6 @@ def draw(kind: DrawnType, rng: np.random.Generator, size: int = 64, noise: float
 
     Args:
         rng: source of all that varies between pictures of one type; the same state gives the same picture.
-        size: width and height in pixels.
         noise: standard deviation of additional pixel noise, of 255: makes the picture harder to tell.
     """
     pixels = size * SUPERSAMPLING
