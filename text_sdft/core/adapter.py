@@ -27,11 +27,9 @@ class ModalityAdapter(Protocol):
     """Turns rows into examples, examples into the two views, and conversations into model inputs.
 
     What experiments may ask of it beyond training, all of it optional, is `ExperimentAdapter`.
-
-    Attributes:
-        processing_class: tokenizer or processor of the model that it is bound to; saved beside that model.
     """
 
+    #: Tokenizer or processor of the model that it is bound to; saved beside that model.
     processing_class: Any
 
     def load_model(self, name: str, **kwargs: Any) -> PreTrainedModel:
@@ -83,11 +81,9 @@ class ExperimentAdapter(ModalityAdapter, Protocol):
     """What experiments and methods may ask of an adapter beyond training. The bodies are the defaults: there is none.
 
     `ChatAdapter` inherits them; `with_defaults` gives them to any other adapter that leaves some out.
-
-    Attributes:
-        policy: ``"ladder"`` asks for hints that grow: each labelled query is shown the lowest rung that helps.
     """
 
+    #: "ladder" asks for hints that grow: each labelled query is shown the lowest rung that helps.
     policy: Literal["fixed", "ladder"] = "fixed"
 
     def rungs(self, example: Example) -> tuple[int, ...]:
@@ -137,11 +133,9 @@ class ExperimentAdapter(ModalityAdapter, Protocol):
 class ConfigurableAdapter(ExperimentAdapter, Protocol):
     """An adapter that a config file can name. The type hints of `from_config`'s arguments are dataclasses; their fields
     are the keys of its sections of the YAML, with their defaults and help (`text_sdft.core.settings.setting`).
-
-    Attributes:
-        train_defaults: settings of `SDFTConfig` that suit this modality better than the defaults.
     """
 
+    #: Settings of `SDFTConfig` that suit this modality better than the defaults.
     train_defaults: ClassVar[dict[str, Any]]
 
     @classmethod

@@ -39,11 +39,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Reader:
-    """Who reads the answers of a group, and what it is shown.
-
-    Attributes:
-        contexts: what the teacher is shown with each row; None: the student's own view.
-    """
+    """Who reads the answers of a group, and what it is shown with each row (``contexts`` None: the student's own view)."""
 
     teacher: LiveTeacher
     contexts: Sequence[TeacherContext] | None = None

@@ -23,10 +23,8 @@ TeacherKind = Literal["base", "ema", "live"]
 class LiveTeacher:
     """The student's current weights.
 
-    Args:
-        name: in checkpoints, and of what is kept for its weights.
-
     Attributes:
+        name: in checkpoints, and of what is kept for its weights.
         version: changes whenever the teacher's weights do; key every cache of what the teacher computed with it.
         fleeting: it changes after every optimiser step.
     """

@@ -45,12 +45,9 @@ def read_prefix(module: Model, inputs: ModelInputs) -> Layers | None:
 def continued_hidden_states(
     module: Model, rows: ModelInputs, completions: Sequence[Tensor], prefixes: Sequence[Layers]
 ) -> list[Tensor]:
-    """Hidden states [T, H] that predict each row's completion.
+    """Hidden states [T, H] that predict each row's completion [T] after its whole prompt.
 
-    Args:
-        rows: whole prompts.
-        completions: B id tensors [T].
-        prefixes: what each row begins with (the same object for equal ones, rows with equal ones side by side).
+    ``prefixes`` are what each row begins with (the same object for equal ones, rows with equal ones side by side).
     """
     lengths_B = torch.tensor([layers[0].get_seq_length() for layers in prefixes])
     rests = replace(rows, rows=[split(rows, i, int(n))[1] for i, n in enumerate(lengths_B)])

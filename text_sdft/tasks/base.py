@@ -26,12 +26,8 @@ class TaskAdapter(TextAdapter):
     Subclasses give `example` and `grade`. Examples of the task carry ``meta["gold"]``, what `grade` compares with; those
     without it are plain text rows, right where the answer states the reference.
 
-    Args:
-        teacher_sees: see `TaskDemonstrations`.
-        teacher_prompt_template: see `text_sdft.core.templates`; None: the paper's.
-        settings: as `TextAdapter` takes them.
-
-    Raises `UserError` where the template is unknown.
+    For ``teacher_sees`` see `TaskDemonstrations`, for other settings `TextAdapter`; the template is the paper's if none is
+    given. Raises `UserError` where it is unknown.
     """
 
     answer = "answer"

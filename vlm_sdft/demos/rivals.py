@@ -63,7 +63,10 @@ def rival_answers(
         return found
     candidates = [list(dict.fromkeys(map(answer_of, demonstrations))) for demonstrations in shown]
     names = list(dict.fromkeys([*answers, *(name for row in candidates for name in row)]))
-    names_CD = dict(zip(names, _name_embeddings(names, embedder), strict=True))
+    model, _, tokenize = load_open_clip(embedder)
+    with torch.no_grad():
+        embedded_CD = model.encode_text(tokenize([NAME_PROMPT.format(name) for name in names])).float()
+    names_CD = dict(zip(names, normalize(embedded_CD, dim=-1), strict=True))
     texts_CD = torch.stack([names_CD[answer] for answer in answers])
     found[f"Tip-Adapter ({by})"] = _best_names(tip_adapter(queries_RD, labelled_LD, index_L, texts_CD), answers)
     found[f"zero-shot by name ({by})"] = [
@@ -122,10 +125,3 @@ def tip_adapter(queries_RD: Tensor, labelled_LD: Tensor, index_L: Tensor, texts_
 
 def _best_names(scores_RC: Tensor, names: Sequence[str]) -> list[str]:
     return [names[i] for i in scores_RC.argmax(-1).tolist()]
-
-
-@torch.no_grad()
-def _name_embeddings(names: Sequence[str], embedder: str) -> Tensor:
-    """open_clip's embeddings [C, D] of the names, unit length."""
-    model, _, tokenize = load_open_clip(embedder)
-    return normalize(model.encode_text(tokenize([NAME_PROMPT.format(name) for name in names])).float(), dim=-1)

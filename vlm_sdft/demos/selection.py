@@ -66,7 +66,6 @@ class DemonstrationSelector:
         Args:
             query: never among its own demonstrations, neither itself nor a copy of its image.
             query_D: its embedding, for "retrieved" and "grouped".
-            seed: the same seed gives the same list.
             max_demonstrations: keep at most so many, the best of each type first, ``include_type`` before the others.
             include_type: the query's own type where it is known (labelled training queries): shown among the others.
             exclude_type: a type that is not shown (a control: the query's own).

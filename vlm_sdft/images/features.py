@@ -243,8 +243,7 @@ class _FromMemory:
         return getattr(self._own, name)
 
     def __call__(self, images: Any, **kwargs: Any) -> dict[str, Any]:
-        names = self._prepared[0]
-        parts = {name: [image[name] for image in self._prepared] for name in names}
+        parts = {name: [image[name] for image in self._prepared] for name in self._prepared[0]}
         return {
             name: torch.cat(values) if isinstance(values[0], Tensor) else [item for value in values for item in value]
             for name, values in parts.items()

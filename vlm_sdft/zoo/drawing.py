@@ -16,7 +16,7 @@ PATTERN_COLOURS = {"white": (248, 248, 244), "black": (24, 22, 26)}
 
 
 def draw(kind: DrawnType, rng: np.random.Generator, size: int = 64, noise: float = 0.0) -> Image.Image:
-    """A new RGB picture of the type.
+    """A new RGB picture of the type, ``size`` pixels wide and high.
 
     Args:
         rng: source of all that varies between pictures of one type; the same state gives the same picture.
