@@ -22,8 +22,6 @@ QUESTION = (
 )
 #: HTTP codes of an endpoint that may answer when it is asked again.
 BUSY = (408, 429, 500, 502, 503, 504)
-
-
 #: (question, reference, answer) -> how right the answer is, in [0, 1].
 Judge: TypeAlias = Callable[[str, str, str], float]
 

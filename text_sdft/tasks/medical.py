@@ -63,9 +63,7 @@ class MedicalAdapter(TaskAdapter):
 
     def grade(self, example: Example, answer: str) -> float:
         """The judge's verdict."""
-        content = example.messages[-1]["content"]
-        question = content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
-        return self.judge(question, example.meta["gold"], answer)
+        return self.judge(str(example.messages[-1]["content"]), example.meta["gold"], answer)
 
     def scoring_notes(self) -> list[str]:
         """What the judge could not judge."""

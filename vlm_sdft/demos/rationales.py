@@ -31,9 +31,7 @@ def write_rationales(
 ) -> dict[Key, str]:
     """The model's most probable answer to a question about each demonstration's images, asked after that demonstration.
 
-    Args:
-        model: writes with the weights that it has now.
-        template: how a demonstration enters a prompt (`text_sdft.core.templates`).
+    It writes with the weights that it has now. ``template`` is how a demonstration enters a prompt.
     """
     distinct = {_key(d): d for d in demonstrations}
     asked = []

@@ -40,11 +40,9 @@ def rival_answers(
     embed: Embed,
     embedder: str,
 ) -> dict[str, list[str]]:
-    """Each rival's answers to R queries.
+    """Each rival's answers to R queries, given by their images, and by the demonstrations that the teacher sees with them.
 
-    Args:
-        queries, shown: the images of each, and the demonstrations that the teacher sees with it.
-        embedder: whose embeddings they are, as in `ImageEmbedder`.
+    ``embedder`` says whose embeddings ``embed`` gives, as in `ImageEmbedder`.
     """
     by = "own features" if embedder == "model" else "open_clip"
     queries_RD = torch.stack([mean_embedding(images, embed) for images in queries])
