@@ -35,9 +35,8 @@ MOST = 300
 class StartReading:
     """How the starting model answered prompts of prior skills, and how it read its answers.
 
-    Attributes:
-        batches: for each batch of examples: the examples, the start's answers to them (id tensors [T_b]) and its hidden
-            states [N, H] at the answers' tokens, on the CPU.
+    A batch holds examples, the start's answers to them (id tensors [T_b]) and its hidden states [N, H] at the answers'
+    tokens, on the CPU; ``head`` is its output layer.
     """
 
     batches: list[tuple[list[Example], list[Tensor], Tensor]]

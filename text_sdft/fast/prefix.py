@@ -87,9 +87,8 @@ class PrefixStore:
     ) -> Tensor:
         """As the function `completion_hidden_states`, without gradient.
 
-        Args:
-            owner: whose weights the module has now; what is kept of one owner's is not used for another.
-            version: changes with those weights; what is kept of an older version is dropped.
+        ``owner`` is whose weights the module has now: what is kept of one owner's is not used for another, and what is kept
+        of an older ``version`` of them is dropped.
         """
         if self._owner_versions.get(owner) != version:
             for key in [key for key in self._stored if key[0] == owner]:

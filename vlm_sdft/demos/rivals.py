@@ -78,8 +78,7 @@ def nearest_answers(queries_RD: Tensor, shown: Sequence[Sequence[Demonstration]]
     """For each of R queries the answer of the demonstration whose image is nearest; empty where there is none."""
     answers = []
     for query_D, demonstrations in zip(queries_RD, shown, strict=True):
-        pictured = [(d, images_of(d.messages)) for d in demonstrations]
-        pictured = [(d, images) for d, images in pictured if images]
+        pictured = [(d, images) for d in demonstrations if (images := images_of(d.messages))]
         if not pictured:
             answers.append("")
             continue

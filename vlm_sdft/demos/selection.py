@@ -88,9 +88,8 @@ class DemonstrationSelector:
     def variants(self) -> dict[str, DemonstrationSelector]:
         """Selectors of the same rows with fewer types, another number of images a type, or another selection, by the option
         for it. The fewer types are shown, the more of the decision is the selection's."""
-        most = max(len(indices) for indices in self._by_type.values())
         types = [n for n in (1, 2, 3) if n < min(self.n_types, len(self._by_type))]
-        shots = [n for n in (1, 2, 4) if n != self.shots and n <= most][:2]
+        shots = [n for n in (1, 2, 4) if n != self.shots and n <= max(map(len, self._by_type.values()))][:2]
         others = [name for name in get_args(Selection) if name != self.selection]
         settings: dict[str, Any] = {"selection": self.selection, "n_types": self.n_types, "shots": self.shots}
         changes = [("n_types", n) for n in types] + [("shots", n) for n in shots] + [("selection", name) for name in others]

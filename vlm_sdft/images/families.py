@@ -80,8 +80,7 @@ def _count_internvl(ids_L: Tensor, media: Mapping[str, Tensor], processor: Any) 
 
 
 def _bound_qwen(processor: Any, model: PreTrainedModel, max_pixels: int) -> None:
-    size = dict(processor.image_processor.size)
-    shortest = min(size["shortest_edge"], max_pixels)
+    shortest = min(processor.image_processor.size["shortest_edge"], max_pixels)
     processor.image_processor.size = {"shortest_edge": shortest, "longest_edge": max_pixels}
 
 

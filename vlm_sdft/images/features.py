@@ -179,10 +179,9 @@ class ImageFeatures:
 
     def _prepare(self, handle: ImageHandle) -> Mapping[str, Any]:
         """One image through the processor's own image processor. Raises `UserError` where that refuses it."""
-        kwargs = dict(self._family.processor_kwargs or {})
         image = load_image(handle.source)
         try:
-            return self._processor.image_processor([image], return_tensors="pt", **kwargs)
+            return self._processor.image_processor([image], return_tensors="pt", **(self._family.processor_kwargs or {}))
         except ValueError as error:  # a side of 200 times the other, say
             raise UserError(
                 f"{image_name(handle.source)} ({image.width} × {image.height}) is refused by the model's image processor: "
