@@ -167,7 +167,7 @@ def test_what_is_missing_or_out_of_range_is_said(data, model, capsys):
         (["train", "--train.gradient_accumulation_steps", "0"], "gradient_accumulation_steps 0: use 1 or more"),
         (["train", "--train.seed", "-1"], "seed -1: use 0 or more"),
         (["train", "--lora.enabled", "true", "--lora.r", "0"], "lora.r 0: use 1 or more"),
-        (["train", "--lora.enabled", "true", "--lora.dropout", "2"], "lora.dropout 2.0: use a share in [0, 1)"),
+        (["train", "--lora.enabled", "true", "--lora.dropout", "2"], "lora.dropout 2.0: use at most 0.99"),
         (["train", "--data.types", "[]"], "data.types is empty"),
         (["eval", "run", "--samples", "0"], "--samples 0: give the number of answers"),
         (["compare", "--resume"], "`compare` goes on by itself"),
@@ -256,7 +256,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path, data, model, capsys):
 def test_a_wrong_value_is_named(data, model, tmp_path, capsys):
     for argv, expected in (
         (["--train.learning_rate", "fast"], ["train.learning_rate", "fast"]),
-        (["--train.distillation_alpha", "3"], ["distillation_alpha 3", "use 0 (forward KL)"]),
+        (["--train.distillation_alpha", "3"], ["distillation_alpha 3", "use at most 1"]),
         (["--train.temperature", "0"], ["temperature 0", "use more than 0"]),
         (
             ["--demonstrations.selection", "nearest"],

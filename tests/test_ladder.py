@@ -13,7 +13,7 @@ import torch
 
 from tests.tiers import further
 from tests.toy import EOS, ToyAdapter, toy_args, toy_model
-from text_sdft.core import RUNGS, Example, TeacherContext, answer
+from text_sdft.core import Example, TeacherContext, answer
 from text_sdft.experiments.report import plots
 from text_sdft.experiments.report.reading import Run
 from text_sdft.experiments.run import make_trainer
@@ -163,38 +163,11 @@ def test_the_config_chooses_it(tmp_path, monkeypatch):
     assert first["ladder/mean_rung"] > 0
     report = Path("runs/x/report.html").read_text()
     (words,) = re.findall(r'aria-label="Growing hints\. ([^"]*)"', report)
-    used = {rung for rung in RUNGS if f"ladder/rung_{rung}" in {**first, **last}}
-    for rung in used:
-        ends = [
-            f"{100 * log.get(f'ladder/rung_{rung}', 0.0):.3g} % at step {step}" for step, log in ((1, first), (2, last))
-        ]
-        assert re.search(rf"rung {rung} [a-z ]+: {re.escape(', '.join(ends))}", words), words
-    assert words.endswith(f"Mean rung {first['ladder/mean_rung']:.2f}, then {last['ladder/mean_rung']:.2f}.")
+    ends = (f"{log['ladder/mean_rung']:.3g} at step {log['step']}" for log in (first, last))
+    assert words == f"mean rung: {', '.join(ends)}."
 
 
-def test_shares_of_rungs_are_stacked_to_the_whole():
-    """Read from the drawing: each area begins where the one below ends, the last ends at 100 %; no run, no drawing."""
-    shares = [{0: 0.1, 2: 0.6, 5: 0.3}, {2: 1.0}, {0: 0.75, 4: 0.25}]
-    logs = [
-        {
-            "step": 5 * i,
-            "ladder/mean_rung": sum(r * s for r, s in rungs.items()),
-            **{f"ladder/rung_{r}": s for r, s in rungs.items()},
-        }
-        for i, rungs in enumerate(shares, start=1)
-    ]
-    drawn = str(plots.ladder_history(Run("x", {}, logs, [], None)))
-    heights: dict[str, list[float]] = {}
-    for path, colour in re.findall(r' d="([^"]*)"[^>]*/>\s*</defs>\s*<g[^>]*>\s*<use [^>]*style="fill: (#\w+)', drawn):
-        by_x: dict[str, list[float]] = {}
-        for x, y in re.findall(r"[ML] (-?[\d.]+) (-?[\d.]+)", path):
-            by_x.setdefault(x, []).append(float(y))
-        if len(by_x) == 3:
-            heights[colour.upper()] = [max(ys) - min(ys) for _, ys in sorted(by_x.items(), key=lambda item: float(item[0]))]
-    order = [heights[plots.COLOURS[rung].upper()] for rung in (0, 2, 4, 5)]
-    whole = [sum(column) for column in zip(*order, strict=True)]
-    assert whole == pytest.approx([whole[0]] * 3, abs=1e-3)
-    found = [[round(part / total, 3) for part, total in zip(parts, whole, strict=True)] for parts in order]
-    assert found == [[rungs.get(rung, 0.0) for rungs in shares] for rung in (0, 2, 4, 5)]
-    assert "4 with its own rationale" in drawn
+def test_the_report_draws_the_mean_rung_where_hints_grew():
+    logs = [{"step": 5 * i, "ladder/mean_rung": rung} for i, rung in enumerate((2.7, 2.0, 1.0), start=1)]
+    assert "mean rung: 2.7 at step 5, 1 at step 15." in str(plots.ladder_history(Run("x", {}, logs, [], None)))
     assert plots.ladder_history(Run("x", {}, [{"step": 1, "loss": 1.0}], [], None)) is None

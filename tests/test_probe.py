@@ -47,25 +47,26 @@ def bound(folder, **options) -> SDFTTrainer:
 
 def test_verdicts():
     good = verdict(Evidence(0.1, 0.9, CLEAR, kept={"blank images": (0.2, DOWN)}, rivals={"1-NN": 0.5}))
-    assert good.train and not good.notes and "teacher 90 %, student 10 %" in good.reason
+    assert good.decision == "train" and not good.notes and "teacher 90 %, student 10 %" in good.reason
     assert verdict(Evidence(0.1, 0.9, CLEAR, rivals={"1-NN": 0.9})).notes[0].startswith("1-NN is right in 90 %")
     blind = verdict(Evidence(0.1, 0.9, CLEAR, kept={"blank images": (0.6, UP), "shuffled labels": (0.1, DOWN)}))
     assert blind.decision == "do not train" and "blank images: 60 %" in blind.reason
     cued = verdict(Evidence(0.1, 0.9, CLEAR, others={"--demonstrations.rung 3": (1.0, CLEAR, UP)}))
-    assert cued.train and cued.option == "--demonstrations.rung 3" and "100 %" in cued.reason
+    assert cued.decision == "train" and cued.option == "--demonstrations.rung 3" and "100 %" in cued.reason
 
 
 def test_the_vote_of_disagreeing_draws_stands_for_the_teacher():
     voted = verdict(Evidence(0.5, 0.5, NONE, vote=(0.9, CLEAR, UP)))
     assert (
-        voted.train
+        voted.decision == "train"
         and "vote of its draws 90 %" in voted.reason
         and "Draws of the demonstrations disagree" in voted.notes[0]
     )
     told = verdict(Evidence(0.5, 0.5, NONE, vote=(0.9, CLEAR, UP), answer_alone=0.95))
     assert "demonstrations.rung 5" in told.notes[0] and "demonstrations.rung" not in voted.notes[0]
     agreed = verdict(Evidence(0.5, 0.5, NONE, vote=(0.51, NONE, NONE)))
-    assert not agreed.train and "vote" not in agreed.reason and not any("disagree" in note for note in agreed.notes)
+    assert agreed.decision != "train" and "vote" not in agreed.reason
+    assert not any("disagree" in note for note in agreed.notes)
 
 
 def test_where_every_step_shows_the_same_the_cheaper_method_is_named():

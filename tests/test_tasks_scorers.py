@@ -15,7 +15,7 @@ from text_sdft import SDFTTrainer, UserError
 from text_sdft.answers import quantities, same, states, tagged
 from text_sdft.experiments.scores import evaluate
 from text_sdft.tasks.calls import parse_calls, parse_gold, right
-from text_sdft.tasks.judges import EndpointJudge, ExactJudge
+from text_sdft.tasks.judges import EndpointJudge, exact_match
 from text_sdft.tasks.knowledge import lenient, strict
 
 # ---- every golden answer ----
@@ -344,7 +344,7 @@ def test_the_medical_adapter_asks_its_judge(endpoint):
     assert medical().score(example, "Well: Rest 2, I think.") == 0.0
     assert medical().score(example, "I think: <answer>rest 2.</answer>") == 1.0
     assert medical().score(adapter.examples(ROWS["medical"](""))[0], "Rest") is None
-    assert ExactJudge()("?", "Rest", "rest") == 1.0
+    assert exact_match("?", "Rest", "rest") == 1.0
 
 
 def test_unknown_columns_of_tool_rows_are_ignored():

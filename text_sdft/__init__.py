@@ -8,40 +8,22 @@ Names load when they are first used, so that ``import text_sdft`` itself costs n
 from importlib import import_module
 from typing import Any
 
-_HOME = {
-    "SDFTTrainer": "text_sdft.training",
-    "TextAdapter": "text_sdft.adapter",
-    **dict.fromkeys(["ChatAdapter", "answered"], "text_sdft.core.chat"),
-    "default_lora": "text_sdft.training",
-    **dict.fromkeys(
-        [
-            "Answer",
-            "ConfigurableAdapter",
-            "Demonstration",
-            "Example",
-            "Group",
-            "ModalityAdapter",
-            "ModelInputs",
-            "Reader",
-            "RowInputs",
-            "SDFTConfig",
-            "Splits",
-            "Step",
-            "TeacherContext",
-            "UserError",
-            "lora",
-            "paper",
-        ],
-        "text_sdft.core",
-    ),
+#: Module -> its public names.
+_NAMES = {
+    "adapter": "TextAdapter",
+    "core": "Answer ConfigurableAdapter Demonstration Example Group ModalityAdapter ModelInputs Reader RowInputs "
+    "SDFTConfig Splits Step TeacherContext UserError lora paper",
+    "core.chat": "ChatAdapter answered",
+    "training": "SDFTTrainer default_lora",
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'text_sdft' has no attribute '{name}'")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(f"text_sdft.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -55,11 +55,8 @@ class TextAdapter(ChatAdapter):
 
     @classmethod
     def from_config(cls, data: TextData, demonstrations: TextDemonstrations) -> tuple[Self, Splits]:
-        """The adapter and its rows from the YAML sections.
-
-        Raises:
-            UserError: a file or a row cannot be used, training rows have nothing to show the teacher, or no row to measure
-                has a reference.
+        """The adapter and its rows from the YAML sections. Raises `UserError`: a file or row cannot be used, no row has
+        anything to show the teacher, or no measured one a reference.
         """
         adapter = cls(system_prompt=data.system_prompt, **asdict(demonstrations))
         return adapter, adapter.splits(data)
@@ -142,14 +139,13 @@ def shown_nothing(file: str, examples: Sequence[Example]) -> list[str]:
     queries = [e for e in examples if not e.retain]
     bare = [e for e in queries if not (e.demonstrations or e.privileged_context or e.meta.get("teacher_messages"))]
     columns = "golden_response, privileged_context, demonstrations, teacher_prompt"
-    if not bare:
-        return []
-    if len(bare) == len(queries):
+    if bare and len(bare) == len(queries):
         raise UserError(
             f"{file}: no query has {columns}: the teacher would see what the student sees, and nothing be learnt. "
             "The expert's answers (in TRL's files: completion) go into golden_response."
         )
-    return [f"{len(bare)} of {len(queries)} queries of {file} have none of {columns}: from these nothing is learnt."]
+    told = f"{len(bare)} of {len(queries)} queries of {file} have none of {columns}: from these nothing is learnt."
+    return [told] if bare else []
 
 
 def not_scored(file: str, examples: Sequence[Example], column: str = "reference") -> list[str]:
@@ -164,6 +160,5 @@ def trained_on(name: str, measured: Sequence[Example], trained: Sequence[Example
     """A sentence where rows of the set ``name`` ask what is asked in training."""
     asked = {repr(example.messages) for example in trained if not example.retain}
     both = sum(repr(example.messages) in asked for example in measured)
-    if not both:
-        return []
-    return [f"{both} of {len(measured)} rows of '{name}' have a prompt that is trained on: they measure memory alone."]
+    told = f"{both} of {len(measured)} rows of '{name}' have a prompt that is trained on: they measure memory alone."
+    return [told] if both else []

@@ -1,18 +1,4 @@
-"""Dataset rows as examples: the columns that are understood, under the names that users of TRL know.
-
-| column | what |
-|---|---|
-| ``prompt`` | the query: a string, or messages ending in a user turn |
-| ``privileged_context`` | what only the teacher sees: a string or messages |
-| ``demonstrations`` | a list of {"prompt", "answer"}, or of message lists |
-| ``golden_response`` | an expert's answer to this very prompt: a string, or a list of them |
-| ``teacher_prompt`` | a whole teacher prompt (string or messages), instead of all of the above |
-| ``reference`` | the right answer: for evaluation only, never trained on |
-| ``retain`` | true for a retention prompt |
-| ``id`` | a stable name; unset: the row's number |
-
-Other columns are ignored, but for near misses of these names.
-"""
+"""Dataset rows as examples: the columns of docs/your-own-text.md, under the names that users of TRL know."""
 
 from __future__ import annotations
 
@@ -28,15 +14,9 @@ from text_sdft.core.errors import UserError, does_not_exist
 from text_sdft.row_files import read_rows
 
 COLUMNS = (
-    "prompt",
-    "privileged_context",
-    "demonstrations",
-    "golden_response",
-    "teacher_prompt",
-    "reference",
-    "retain",
-    "id",
-)
+    "prompt", "privileged_context", "demonstrations", "golden_response",
+    "teacher_prompt", "reference", "retain", "id",
+)  # fmt: skip
 KINDS = (".jsonl", ".json", ".parquet", ".csv")
 
 
@@ -63,11 +43,10 @@ def load_rows(path: str) -> list[dict[str, Any]]:
             raise UserError(f"{file} cannot be read as parquet: {error}") from error
     name, _, split = (path, "", "") if file.exists() else path.partition(":")
     try:
-        if (Path(name) / "dataset_info.json").is_file():
-            return list(datasets.load_from_disk(name))
-        if (Path(name) / "dataset_dict.json").is_file():
-            return list(datasets.load_from_disk(name)[split or "train"])
-        return list(datasets.load_dataset(name, split=split or "train"))
+        if not any((Path(name) / saved).is_file() for saved in ("dataset_info.json", "dataset_dict.json")):
+            return list(datasets.load_dataset(name, split=split or "train"))
+        found = datasets.load_from_disk(name)
+        return list(found[split or "train"] if isinstance(found, Mapping) else found)
     except Exception as error:
         raise UserError(
             f"'{path}' is neither a file ({', '.join(KINDS)}) nor a data set that can be loaded: {error}"
@@ -83,10 +62,8 @@ def file_examples(file: str, read: Callable[[Sequence[dict[str, Any]]], list[Exa
 
 
 def to_example(row: Any, number: int, system_prompt: str | None = None) -> Example:
-    """One row as an example; a ready example passes through.
-
-    Raises:
-        UserError: the prompt is missing or empty, a column has another form, or a name is nearly a known one.
+    """One row as an example; a ready example passes through. Raises `UserError`: the prompt is missing or empty, a column
+    has another form, or a name is nearly a known one.
     """
     if isinstance(row, Example):
         return row
@@ -105,23 +82,26 @@ def to_example(row: Any, number: int, system_prompt: str | None = None) -> Examp
         raise UserError(f"Row {number}: 'demonstrations' must be a list of {{'prompt', 'answer'}}.")
     shown = [_demonstration(given, number) for given in given_shown]
     shown += [answered(messages[-1], answer) for answer in answers]
-    teacher_prompt, reference = row.get("teacher_prompt"), row.get("reference")
+    teacher = row.get("teacher_prompt") or None
+    if teacher is not None:
+        teacher = with_system(messages_of(teacher, "teacher_prompt", number), system_prompt)
+    reference = row.get("reference")
     if isinstance(reference, list | Mapping):
         raise UserError(f"Row {number}: 'reference' is a {type(reference).__name__}; it must be one right answer.")
     return Example(
-        id=str(row["id"]) if row.get("id") is not None else f"row {number}",
+        id=row_id(row, number),
         messages=messages,
         demonstrations=shown,
         privileged_context=_context(row.get("privileged_context"), number),
         reference=None if reference is None else str(reference),
         retain=_flag(row.get("retain"), number),
-        meta={
-            "teacher_messages": with_system(messages_of(teacher_prompt, "teacher_prompt", number), system_prompt)
-            if teacher_prompt
-            else None,
-            "golden": len(answers),  # the last of the demonstrations
-        },
+        meta={"teacher_messages": teacher, "golden": len(answers)},  # the golden ones are the last demonstrations
     )
+
+
+def row_id(row: Mapping[str, Any], number: int) -> str:
+    """The row's id, or its number."""
+    return str(row["id"]) if row.get("id") is not None else f"row {number}"
 
 
 def to_examples(rows: Iterable[Any], system_prompt: str | None = None) -> list[Example]:
@@ -156,10 +136,8 @@ def messages_of(given: Any, column: str, number: int) -> Conversation:
 
 
 def _context(given: Any, number: int) -> str | Conversation | None:
-    if given is None or given == "" or given == []:
-        return None
-    if isinstance(given, str):
-        return given
+    if given is None or given == [] or isinstance(given, str):
+        return given or None
     if _are_messages(given):
         return _texts(given, "privileged_context", number)
     raise UserError(f"Row {number}: 'privileged_context' must be a string, or messages with role and content.")

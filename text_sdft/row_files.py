@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,10 +16,8 @@ PlacedRow = tuple[str, Row]
 
 
 def read_rows(file: Path) -> list[Row]:
-    """Rows of a .jsonl, .json or .csv file (UTF-8). Cells of CSV are strings, empty ones None.
-
-    Raises:
-        UserError: the file holds no rows, or one that cannot be read; names its line.
+    """Rows of a .jsonl, .json or .csv file (UTF-8). Cells of CSV are strings, empty ones None. Raises `UserError`: the file
+    holds no rows, or one that cannot be read; names its line.
     """
     rows = [row for _, row in placed_rows(file)]
     if not rows:
@@ -28,14 +26,12 @@ def read_rows(file: Path) -> list[Row]:
 
 
 def placed_rows(file: Path) -> list[PlacedRow]:
-    """Each row of such a file after its place, as "line 3"; a file may hold none, and of any other name it is JSON.
-
-    Raises:
-        UserError: a row cannot be read; names its line.
+    """Each row of such a file after its place, as "line 3"; a file may hold none, and of any other name it is JSON. Raises
+    `UserError`: a row cannot be read; names its line.
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:  # Excel and Notepad begin files with a mark
-            return list(READERS.get(file.suffix, _json_rows)(stream))
+            return list(_csv_rows(stream) if file.suffix == ".csv" else _json_rows(stream))
     except UnicodeDecodeError as error:
         raise UserError(f"{file} cannot be read: {error}. Save it as UTF-8.") from error
     except _Unreadable as error:
@@ -95,10 +91,3 @@ def _csv_rows(stream: TextIO) -> Iterator[PlacedRow]:
             line = reader.line_num + 1
     except csv.Error as error:
         raise _Unreadable(f"the row from line {line} on: {error}. Check its double quotes.") from error
-
-
-READERS: dict[str, Callable[[TextIO], Iterator[PlacedRow]]] = {
-    ".jsonl": _json_rows,
-    ".json": _json_rows,
-    ".csv": _csv_rows,
-}

@@ -35,7 +35,7 @@ from vlm_sdft.demos.retention import pictured
 from vlm_sdft.demos.rivals import rival_answers
 from vlm_sdft.demos.selection import DemonstrationSelector, Selection
 from vlm_sdft.demos.sets import DemoSet, ImageRow
-from vlm_sdft.images.embedding import ImageEmbedder, mean_embedding
+from vlm_sdft.images.embedding import Embed, ImageEmbedder, mean_embedding
 from vlm_sdft.images.encoding import RowEncoder, check_by_forward
 from vlm_sdft.images.families import FAMILIES, Family, bound_images, find_family, vision_modules
 from vlm_sdft.images.features import ImageFeatures
@@ -47,9 +47,7 @@ class ImageAdapter(ChatAdapter):
 
     Args:
         demos: the demo set; None: the adapter only reads queries, and has nothing to demonstrate with.
-        selection: how demonstrations are chosen: see `DemonstrationSelector`.
-        n_types: types of objects among a query's demonstrations.
-        shots: demonstrations a type.
+        selection, n_types, shots: how demonstrations are chosen: see `DemonstrationSelector`.
         rung: how much the teacher is shown (`text_sdft.core.RUNGS`), where a query has that rung; 5: of training rows.
         policy: ``"fixed"``, or ``"ladder"`` for hints that grow (`text_sdft.methods.hints`).
         template: ``"turns"`` or a quoted template (see `text_sdft.core.templates`).
@@ -107,14 +105,8 @@ class ImageAdapter(ChatAdapter):
     def from_config(cls, data: ImageData, demonstrations: ImageDemonstrations) -> tuple[ImageAdapter, Splits]:
         """The adapter and its data from the YAML sections. Rows of ``old`` without a type are ``old skills``."""
         demos = load_demos(data)
-        adapter = cls(
-            demos,
-            **asdict(demonstrations),
-            max_pixels=data.max_pixels,
-            system_prompt=data.system_prompt,
-            train_vision=data.train_vision,
-            image_features_gib=data.image_features_gib,
-        )
+        shared = ("max_pixels", "system_prompt", "train_vision", "image_features_gib")
+        adapter = cls(demos, **asdict(demonstrations), **{name: getattr(data, name) for name in shared})
         evals = {
             "new": demos.test,
             "old": [row for row in demos.old if row.type is not None],
@@ -123,11 +115,7 @@ class ImageAdapter(ChatAdapter):
         return adapter, Splits(demos.train, evals, demos.report)
 
     def load_model(self, name: str, **kwargs: Any) -> PreTrainedModel:
-        """The vision-language model of that name or folder; ``kwargs`` go to ``from_pretrained``.
-
-        Raises:
-            UserError: there is no such model, or it takes no images.
-        """
+        """See `load_vlm`."""
         self._trust = {key: value for key, value in kwargs.items() if key == "trust_remote_code"}
         return load_vlm(name, **kwargs)
 
@@ -136,10 +124,8 @@ class ImageAdapter(ChatAdapter):
         return [] if self._train_vision else vision_modules(model)
 
     def bind(self, model: Model, processing_class: Any | None = None) -> ImageAdapter:
-        """A copy for this model: finds its family, checks its processor, and bounds its images.
-
-        Raises:
-            UserError: the model takes no images, or its processor cannot be loaded or loses images.
+        """A copy for this model: finds its family, checks its processor, and bounds its images. Raises `UserError`: the
+        model takes no images, or its processor cannot be loaded or loses images.
         """
         # peft hides the signatures that the checks read; its layers sit in the base model too.
         base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
@@ -267,11 +253,11 @@ class ImageAdapter(ChatAdapter):
         """Answers of `vlm_sdft.demos.rivals` by the model's own vision features, and by an open_clip embedder's."""
         shown = [self.demonstrations(e, context) for e, context in zip(examples, contexts, strict=True)]
         queries = [self.example_images(example) for example in examples]
-        own = ImageEmbedder("model", self._features)
-        answers = rival_answers(queries, shown, self.demos.labelled, own, "model")
+        embeds: dict[str, Embed] = {"model": ImageEmbedder("model", self._features)}
         if self._embedder_name != "model":
-            answers |= rival_answers(queries, shown, self.demos.labelled, self.embed, self._embedder_name)
-        return answers
+            embeds[self._embedder_name] = self.embed
+        found = [rival_answers(queries, shown, self.demos.labelled, embed, name) for name, embed in embeds.items()]
+        return {rival: answers for given in found for rival, answers in given.items()}
 
     def rivals_left_out(self) -> dict[str, str]:
         """Rivals that cannot run, and why."""

@@ -79,10 +79,8 @@ class ImageData:
     cache: str = setting("runs/data", "Where builtin and hub data is written, as image files to look at.")
 
     def split(self, count: int) -> list[dict[str, Any]]:
-        """What differs in this section between so many tasks: each gets its share of the new types, in their order.
-
-        Raises:
-            UserError: there are fewer types than tasks.
+        """What differs in this section between so many tasks: each gets its share of the new types, in their order. Raises
+        `UserError`: there are fewer types than tasks.
         """
         made = next((kind for prefix, kind in MADE_BY.items() if self.path.startswith(prefix)), None)
         names = [] if made else list(dict.fromkeys(str(row.type) for row in load_demos(self).labelled if row.type))
@@ -127,11 +125,7 @@ class ImageDemonstrations:
 
 
 def data_folder(name: str, cache_dir: Path, **options: Any) -> Path:
-    """The folder of data of the hub (``hub:OWNER/NAME``, ``hub:./folder``), or as `vlm_sdft.zoo.resolve_data`.
-
-    Raises:
-        ValueError: options that cannot be fulfilled, or data that cannot be loaded.
-    """
+    """The folder of data of the hub (see `write_hub_types`), or as `vlm_sdft.zoo.resolve_data`. Raises `ValueError`."""
     if name.startswith("hub:"):
         return write_hub_types(name.removeprefix("hub:"), cache_dir, **options)
     return resolve_data(name, cache_dir, **options)
@@ -144,14 +138,8 @@ def load_demos(data: ImageData) -> DemoSet:
     except (ValueError, TypeError) as error:
         raise UserError(f"data.path {data.path}, data.options {data.options}: {error}") from error
     made = data.retain is not None and is_made(data.retain)
-    folder_only = {
-        "question": data.question,
-        "retain_questions": data.retain_questions,
-        "retain": None if made else data.retain,
-        "holdout": data.holdout,
-        "on_bad_image": data.on_bad_image,
-    }
-    demos = DemoSet.load(path, **folder_only)
+    names = ("question", "retain_questions", "holdout", "on_bad_image")
+    demos = DemoSet.load(path, retain=None if made else data.retain, **{name: getattr(data, name) for name in names})
     demos = demos if data.types is None else demos.of_types(data.types)
     if made:
         demos = retain_made(demos, str(data.retain), data.retain_questions or [data.question])

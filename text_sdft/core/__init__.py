@@ -10,13 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same once more, for what checks types
-    from text_sdft.core.adapter import (
-        ENTRY_POINT_GROUP,
-        ConfigurableAdapter,
-        ExperimentAdapter,
-        ModalityAdapter,
-        adapter_class,
-    )
+    from text_sdft.core.adapter import ConfigurableAdapter, ExperimentAdapter, ModalityAdapter, adapter_class
     from text_sdft.core.chat import ChatAdapter
     from text_sdft.core.config import SDFTConfig, lora, paper
     from text_sdft.core.data import RUNGS, Conversation, Demonstration, Example, Message, Model, Splits, TeacherContext
@@ -29,7 +23,7 @@ if TYPE_CHECKING:  # the same once more, for what checks types
 
 #: File -> its public names; none may be called like a file of this folder.
 _NAMES = {
-    "adapter": "ENTRY_POINT_GROUP ConfigurableAdapter ExperimentAdapter ModalityAdapter adapter_class",
+    "adapter": "ConfigurableAdapter ExperimentAdapter ModalityAdapter adapter_class",
     "chat": "ChatAdapter",
     "config": "SDFTConfig lora paper",
     "data": "RUNGS Conversation Demonstration Example Message Model Splits TeacherContext",

@@ -1,8 +1,8 @@
 """The one seam between the engine and a modality, and how adapters are found.
 
-The core calls the methods of `ModalityAdapter` and nothing else, so a new modality or data format is one class; what chat
-models have in common is written down in `text_sdft.core.chat.ChatAdapter`. A third party registers its class in the
-entry-point group ``vlm_sdft.adapters``; ``adapter: NAME`` in a config then finds it.
+The core calls the methods of `ModalityAdapter` and nothing else; what chat models have in common is in
+`text_sdft.core.chat.ChatAdapter`. A third party registers its class in the entry-point group ``vlm_sdft.adapters``;
+``adapter: NAME`` in a config then finds it.
 """
 
 from __future__ import annotations
@@ -27,28 +27,19 @@ class ModalityAdapter(Protocol):
     """Turns rows into examples, examples into the two views, and conversations into model inputs.
 
     What experiments may ask of it beyond training, all of it optional, is `ExperimentAdapter`.
-
-    Attributes:
-        processing_class: tokenizer or processor of the model that it is bound to; saved beside that model.
     """
 
+    #: Tokenizer or processor of the model that it is bound to; saved beside that model.
     processing_class: Any
 
     def load_model(self, name: str, **kwargs: Any) -> PreTrainedModel:
         """The model of that name or folder, loaded with this modality's Auto class.
 
-        Args:
-            name: what a user writes in a config.
-            kwargs: passed to ``from_pretrained``.
-
-        Raises:
-            UserError: there is no such model, or it is of another modality.
+        ``kwargs`` are ``from_pretrained``'s. Raises `UserError` where there is none, or it is of another modality.
         """
-        ...
 
     def frozen_modules(self, model: Model) -> list[str]:
         """Names of submodules that training leaves untouched (a vision tower, say), as in ``named_modules()``."""
-        ...
 
     def bind(self, model: Model, processing_class: Any | None = None) -> ModalityAdapter:
         """An adapter with the same settings and data that reads for this model; this one stays as it is.
@@ -56,56 +47,43 @@ class ModalityAdapter(Protocol):
         Each trainer binds one of its own: what was computed with a model goes when its trainer goes. (An adapter that keeps
         nothing of a model may return itself.)
 
-        Args:
-            model: the loaded model (unwrapped).
-            processing_class: tokenizer or processor; None loads the one that belongs to ``model.name_or_path``.
-
-        Raises:
-            UserError: the model cannot take what this adapter feeds it (say, a text model and images).
+        ``model`` is unwrapped. Without a ``processing_class`` (tokenizer or processor) the one that belongs to
+        ``model.name_or_path`` is loaded. Raises `UserError` where the model cannot take what this adapter feeds it (say, a
+        text model and images).
         """
-        ...
 
     def examples(self, rows: Iterable[Any]) -> list[Example]:
         """Examples from dataset rows (mappings) or from ready examples. Raises `UserError` naming a bad row."""
-        ...
 
     def student_messages(self, example: Example) -> Conversation:
         """The student's view; never contains ``example.reference``."""
-        ...
 
     def demonstrations(self, example: Example, context: TeacherContext) -> list[Demonstration]:
         """The demonstrations that `teacher_messages` shows under the same context, in their order."""
-        ...
 
     def teacher_messages(self, example: Example, context: TeacherContext) -> Conversation:
         """The teacher's view: the same query, with demonstrations or privileged context before it."""
-        ...
 
     def encode(self, conversations: Sequence[Conversation]) -> ModelInputs:
         """Token ids and media of each conversation, with the generation prompt appended.
 
         Raises `UserError` naming the file when an image cannot be read; never drops one.
         """
-        ...
 
     def decode(self, ids: Tensor) -> str:
         """Completion ids [T] as text, special tokens left out."""
-        ...
 
     def score(self, example: Example, answer: str) -> float | None:
         """How right an answer is, in [0, 1]; None where the example has no reference."""
-        ...
 
 
 class ExperimentAdapter(ModalityAdapter, Protocol):
     """What experiments and methods may ask of an adapter beyond training. The bodies are the defaults: there is none.
 
     `ChatAdapter` inherits them; `with_defaults` gives them to any other adapter that leaves some out.
-
-    Attributes:
-        policy: ``"ladder"`` asks for hints that grow: each labelled query is shown the lowest rung that helps.
     """
 
+    #: "ladder" asks for hints that grow: each labelled query is shown the lowest rung that helps.
     policy: Literal["fixed", "ladder"] = "fixed"
 
     def rungs(self, example: Example) -> tuple[int, ...]:
@@ -164,29 +142,20 @@ class ExperimentAdapter(ModalityAdapter, Protocol):
 
 
 class ConfigurableAdapter(ExperimentAdapter, Protocol):
-    """An adapter that a config file can name: it also reads its own sections of the YAML.
-
-    The type hints of `from_config`'s arguments are dataclasses; their fields are the section's keys, with their defaults
-    and help (`text_sdft.core.settings.setting`).
-
-    Attributes:
-        train_defaults: settings of `SDFTConfig` that suit this modality better than the defaults.
+    """An adapter that a config file can name. The type hints of `from_config`'s arguments are dataclasses; their fields
+    are the keys of its sections of the YAML, with their defaults and help (`text_sdft.core.settings.setting`).
     """
 
+    #: Settings of `SDFTConfig` that suit this modality better than the defaults.
     train_defaults: ClassVar[dict[str, Any]]
 
     @classmethod
     def from_config(cls, data: Any, demonstrations: Any) -> tuple[ConfigurableAdapter, Splits]:
         """The adapter and its data from the sections ``data`` (with a field ``path``) and ``demonstrations``."""
-        ...
 
 
 def adapter_class(name: str) -> type[ConfigurableAdapter]:
-    """The adapter class registered under ``name`` in the entry-point group ``vlm_sdft.adapters``.
-
-    Raises:
-        UserError: no such adapter; the message lists the known ones and the nearest.
-    """
+    """The adapter class registered under ``name``. Raises `UserError` with the known ones where there is none."""
     found = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
     if name not in found:
         installed = ", ".join(sorted(found)) or "none (pip install -e . again)"
@@ -197,33 +166,24 @@ def adapter_class(name: str) -> type[ConfigurableAdapter]:
     return found[name].load()
 
 
-def missing_methods(adapter: Any) -> list[str]:
-    """The methods of `ModalityAdapter` that an object does not have."""
-    return [name for name in _members(ModalityAdapter) if not hasattr(adapter, name)]
+def missing_methods(adapter: Any, protocol: type = ModalityAdapter) -> list[str]:
+    """The methods of a protocol that an object does not have."""
+    return sorted(name for name in vars(protocol) if not name.startswith("_") and not hasattr(adapter, name))
 
 
 def with_defaults(adapter: ModalityAdapter) -> ExperimentAdapter:
     """The adapter, given the defaults of what it leaves out of `ExperimentAdapter`."""
-    left_out = [name for name in _members(ExperimentAdapter) if not hasattr(adapter, name)]
-    defaults = {name: getattr(ExperimentAdapter, name) for name in left_out}
+    defaults = {name: getattr(ExperimentAdapter, name) for name in missing_methods(adapter, ExperimentAdapter)}
     vars(adapter).update({name: MethodType(d, adapter) if callable(d) else d for name, d in defaults.items()})
     return cast(ExperimentAdapter, adapter)
 
 
 def bound_adapter(adapter: ModalityAdapter, model: Model, processing_class: Any | None = None) -> ExperimentAdapter:
-    """The adapter that reads for this model (`ModalityAdapter.bind`), `with_defaults`.
-
-    Raises:
-        UserError: as its ``bind``, or that gives nothing back.
-    """
+    """The adapter that reads for this model, `with_defaults`. Raises `UserError` as ``bind``, or where that is None."""
     bound = adapter.bind(model, processing_class)
     if bound is None:
         raise UserError(f"{type(adapter).__name__}.bind returns None: return the adapter that reads for the model.")
     return with_defaults(bound)
-
-
-def _members(protocol: type) -> list[str]:
-    return sorted(name for name in vars(protocol) if not name.startswith("_"))
 
 
 def with_unique_ids(examples: list[Example]) -> list[Example]:

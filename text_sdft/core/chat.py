@@ -26,7 +26,7 @@ MARKS = " \t\n\r\"'`´‘’“”«».,;:!?()[]{}*_"
 
 
 class ChatAdapter(ExperimentAdapter):
-    """A `ModalityAdapter` but for `example`: what a row of the data asks. A modality overrides what else is its own.
+    """A `ModalityAdapter` but for `example`. A modality overrides what else is its own.
 
     The student's view is the query. The teacher is shown the row's demonstrations and privileged context before it (or what
     `chosen_demonstrations` finds), at rung 0 nothing, at rung 5 the known answer. Texts go through the chat template of a
@@ -38,8 +38,7 @@ class ChatAdapter(ExperimentAdapter):
         system_prompt: first message of both views, for rows without one.
         chat_options: given to the chat template, for both views alike.
 
-    Raises:
-        UserError: the template is unknown.
+    Raises `UserError` where the template is unknown.
     """
 
     train_defaults: ClassVar[dict[str, Any]] = {}
@@ -52,8 +51,6 @@ class ChatAdapter(ExperimentAdapter):
         self.template, self.system_prompt, self.chat_options = template, system_prompt, chat_options
         self.processing_class: Any = None
         self._trust: dict[str, Any] = {}  # the model's own code was trusted: so is its tokenizer's
-
-    # ---- the model ----
 
     def load_model(self, name: str, **kwargs: Any) -> PreTrainedModel:
         """The causal language model of that name or folder. Raises `UserError`."""
@@ -74,18 +71,17 @@ class ChatAdapter(ExperimentAdapter):
 
     def bind(self, model: Model, processing_class: Any | None = None) -> Self:
         """A copy with the tokenizer that belongs to the model, unless one is given. Raises `UserError` if there is none."""
-        bound = copy.copy(self)
-        bound.processing_class = self._load_tokenizer(model) if processing_class is None else processing_class
-        return bound
-
-    def _load_tokenizer(self, model: Model) -> Any:
         from transformers import AutoTokenizer
 
-        name = model.config.name_or_path
-        try:
-            return AutoTokenizer.from_pretrained(name, **self._trust)
-        except (OSError, ValueError) as error:
-            raise UserError(f"No tokenizer could be loaded from '{name}': {error} Pass processing_class.") from error
+        if processing_class is None:
+            name = model.config.name_or_path
+            try:
+                processing_class = AutoTokenizer.from_pretrained(name, **self._trust)
+            except (OSError, ValueError) as error:
+                raise UserError(f"No tokenizer could be loaded from '{name}': {error} Pass processing_class.") from error
+        bound = copy.copy(self)
+        bound.processing_class = processing_class
+        return bound
 
     @property
     def tokenizer(self) -> Any:
@@ -94,27 +90,22 @@ class ChatAdapter(ExperimentAdapter):
             raise RuntimeError(f"This {type(self).__name__} is bound to no model: bind(model) returns one that is.")
         return tokenizer_of(self.processing_class)
 
-    # ---- the two views ----
-
     def examples(self, rows: Iterable[Any]) -> list[Example]:
         """Examples from mappings (see `example`); ready ones stay as they are. Raises `UserError` naming a bad row."""
-        made = [row if isinstance(row, Example) else self._example(row, number) for number, row in enumerate(rows)]
+        made = []
+        for number, row in enumerate(rows):
+            if isinstance(row, Mapping):
+                example = self.example(row, number)
+                row = replace(example, messages=with_system(example.messages, self.system_prompt))
+            elif not isinstance(row, Example):
+                raise UserError(f"Row {number} is a {type(row).__name__}; it must be a mapping of columns to values.")
+            made.append(row)
         return with_unique_ids(made)
 
-    def _example(self, row: Any, number: int) -> Example:
-        if not isinstance(row, Mapping):
-            raise UserError(f"Row {number} is a {type(row).__name__}; it must be a mapping of columns to values.")
-        example = self.example(row, number)
-        return replace(example, messages=with_system(example.messages, self.system_prompt))
-
     def example(self, row: Mapping[str, Any], number: int) -> Example:
-        """One row as an example, without the adapter's system prompt.
+        """One row as an example, without the adapter's system prompt; ``number`` is for its id where it brings none.
 
-        Args:
-            number: of the row, for its id where it brings none.
-
-        Raises:
-            UserError: it cannot be used; names row, column and remedy.
+        Raises `UserError` naming row, column and remedy where it cannot be used.
         """
         raise NotImplementedError(f"{type(self).__name__} takes ready examples only: it has no `example(row, number)`")
 
@@ -167,8 +158,6 @@ class ChatAdapter(ExperimentAdapter):
             template = "context" if isinstance(privileged, str) and not shown else "turns"
         return render(example.messages, shown, privileged, template)
 
-    # ---- tokens ----
-
     def encode(self, conversations: Sequence[Conversation]) -> ModelInputs:
         """See `encode_row`; every conversation becomes one unpadded row."""
         return ModelInputs([self.encode_row(conversation) for conversation in conversations], self.pad_token_id)
@@ -179,8 +168,7 @@ class ChatAdapter(ExperimentAdapter):
         A tokenizer without a chat template (a base model's) reads the turns' texts joined by blank lines. A modality with
         media overrides this: their tensors go into ``RowInputs.media``.
 
-        Raises:
-            UserError: a message holds other parts than texts, or the chat template refuses the conversation.
+        Raises `UserError` where a message holds other parts than texts, or the chat template refuses the conversation.
         """
         from jinja2 import TemplateError
 
@@ -209,8 +197,6 @@ class ChatAdapter(ExperimentAdapter):
     def decode(self, ids: Tensor) -> str:
         """Completion ids [T] as text, special tokens left out, stripped."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-    # ---- answers ----
 
     def expert_answer(self, example: Example) -> str | None:
         """The answer of the first demonstration that answers this very query, if there is one."""
@@ -253,8 +239,7 @@ def with_system(messages: Conversation, system_prompt: str | None) -> Conversati
 def with_text(message: Message, where: str = "A prompt", remedy: str = "Use an adapter for images.") -> Message:
     """The message with its content in one text where that is a list of parts: a template would print it as Python does.
 
-    Raises:
-        UserError: a part is no text; says ``where``, and of an image the ``remedy``.
+    Raises `UserError` where a part is no text; says ``where``, and of an image the ``remedy``.
     """
     if not isinstance(message.get("content"), list):
         return message

@@ -7,28 +7,30 @@ vocabulary, EMA teacher at rate 0.01 moved every step, 3 tokens skipped, 1 compl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
-from numbers import Integral, Real
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
 from text_sdft.core.divergence import DivergenceSettings
-from text_sdft.core.settings import setting
+from text_sdft.core.settings import Bounds, setting, wrong_value
 from text_sdft.core.teachers import TeacherKind
 
 #: Answers of at most so many tokens are labels: no token of theirs is skipped, and cut ones still count.
 SHORT_ANSWER = 16
 
 
+#: Of transformers' own settings.
+BOUNDS = {
+    "num_train_epochs": Bounds(least=0, above=True, most=1_000_000),
+    "max_steps": Bounds(),
+    "seed": Bounds(0, 2**32 - 1),
+}
 #: Setting -> what holds of a good value, and what to use instead of a bad one.
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "output_dir": (lambda v: bool(str(v)), "name the run's folder, such as runs/mine"),
-    "learning_rate": (lambda v: v >= 0, "use 0 or more"),
     "max_steps": (lambda v: v == -1 or v >= 1, "use 1 or more, or -1 for epochs"),
-    "per_device_train_batch_size": (lambda v: v >= 1, "use 1 or more"),
-    "gradient_accumulation_steps": (lambda v: v >= 1, "use 1 or more"),
     "metric_for_best_model": (
         lambda v: v not in ("loss", "eval_loss"),
         "answers are measured by their accuracy: use accuracy",
@@ -38,23 +40,6 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "rows have no tokens before a step; use random or sequential (a forward pads little, as it takes rows of similar "
         "length together)",
     ),
-    "seed": (lambda v: v >= 0, "use 0 or more"),
-    "distillation_alpha": (lambda v: 0 <= v <= 1, "use 0 (forward KL) … 1"),
-    "distillation_topk": (lambda v: v is None or v >= 1, "use 1 or more, or leave it unset for the full vocabulary"),
-    "distillation_is_clip": (lambda v: v is None or v > 0, "use more than 0, or null for no weights"),
-    "distillation_chunk_size": (lambda v: v is None or v >= 1, "use 1 or more, or leave it unset"),
-    "teacher_model_kind": (lambda v: v in ("base", "ema", "live"), "use base (frozen), ema or live"),
-    "teacher_update_rate": (lambda v: 0 < v <= 1, "use a rate in (0, 1]"),
-    "teacher_sync_steps": (lambda v: v >= 1, "use 1 or more"),
-    "teacher_prefix_gib": (lambda v: v >= 0, "use 0 (off) or more"),
-    "num_generations": (lambda v: v >= 1, "use 1 or more"),
-    "max_completion_length": (lambda v: v >= 1, "use 1 or more"),
-    "temperature": (lambda v: v > 0, "use more than 0 (greedy completions teach nothing new)"),
-    "top_p": (lambda v: 0 < v <= 1, "use a share in (0, 1]"),
-    "sampler": (lambda v: v in ("transformers", "vllm"), "use transformers or vllm"),
-    "vllm_cache_gib": (lambda v: v > 0, "use more than 0"),
-    "retain_ratio": (lambda v: 0 <= v <= 1, "use 0 … 1 retention prompts for each query"),
-    "retain_weight": (lambda v: v >= 0, "use 0 or more"),
     "bf16_full_eval": (lambda v: not v, "must stay off: answers come from the model as it is trained"),
     "fp16_full_eval": (lambda v: not v, "must stay off: answers come from the model as it is trained"),
     "model_init_kwargs": (lambda v: not isinstance(v, str), "use a mapping, such as {'attn_implementation': 'sdpa'}"),
@@ -72,18 +57,22 @@ class SDFTConfig(TrainingArguments):
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # JSON too  # noqa: RUF012
 
-    learning_rate: float = setting(2e-5, "Peak learning rate. Full fine-tuning 5e-6 … 5e-5, LoRA 1e-4 … 5e-4.")
-    per_device_train_batch_size: int = setting(8, "Queries in one forward pass of one device.")
+    learning_rate: float = setting(
+        2e-5, "Peak learning rate. Full fine-tuning 5e-6 … 5e-5, LoRA 1e-4 … 5e-4.", least=0, most=1e38
+    )
+    per_device_train_batch_size: int = setting(8, "Queries in one forward pass of one device.", least=1, most=65_536)
     gradient_accumulation_steps: int = setting(
-        4, "Forward passes of one optimiser step; with 8 queries each and one device, 32 a step."
+        4, "Forward passes of one optimiser step; with 8 queries each and one device, 32 a step.", least=1, most=65_536
     )
     lr_scheduler_type: str = setting("cosine", "Learning-rate schedule.")
-    warmup_steps: float = setting(0.1, "Warm-up: steps, or below 1 the share of all steps.")
-    logging_steps: float = setting(10, "Log every so many optimiser steps.")
+    warmup_steps: float = setting(0.1, "Warm-up: steps, or below 1 the share of all steps.", least=0)
+    logging_steps: float = setting(10, "Log every so many optimiser steps.", least=0, above=True)
     save_steps: float = setting(
         0.2,
         "A checkpoint every so many optimiser steps; below 1: after that share of all, and the newest alone is "
         "kept, unless save_total_limit is set.",
+        least=0,
+        above=True,
     )
     dataloader_pin_memory: bool = setting(False, "Batches hold no tensors: nothing to pin.")
     remove_unused_columns: bool = setting(False, "Must stay off: rows are read by the adapter.")
@@ -94,53 +83,60 @@ class SDFTConfig(TrainingArguments):
     )
 
     distillation_alpha: float = setting(
-        0.0, "0 forward KL(teacher‖student), 1 reverse KL, between generalised Jensen-Shannon."
+        0.0, "0 forward KL(teacher‖student), 1 reverse KL, between generalised Jensen-Shannon.", least=0, most=1
     )
     distillation_topk: int | None = setting(
-        None, "Compare the student's k most probable tokens only; unset: the full vocabulary."
+        None, "Compare the student's k most probable tokens only; unset: the full vocabulary.", least=1
     )
     distillation_is_clip: float | None = setting(
-        2.0, "Token weights p_trainer / p_sampler, clipped here (they are 1 unless another engine samples)."
+        2.0,
+        "Token weights p_trainer / p_sampler, clipped here (they are 1 unless another engine samples).",
+        least=0,
+        above=True,
     )
     distillation_chunk_size: int | None = setting(
-        None, "Tokens whose logits exist at once; unset: as many as fit into 64 MiB (GPU: 512)."
+        None, "Tokens whose logits exist at once; unset: as many as fit into 64 MiB (GPU: 512).", least=1
     )
     num_loss_tokens_to_skip: int | None = setting(
-        None, "First completion tokens left out of the loss. Unset: 3, or 0 for answers of at most 16 tokens."
+        None, "First completion tokens left out of the loss. Unset: 3, or 0 for answers of at most 16 tokens.", least=0
     )
     mask_truncated_completions: bool | None = setting(
         None, "Leave completions cut by the length limit out. Unset: yes, but no for answers of at most 16 tokens."
     )
 
     teacher_model_kind: TeacherKind = setting("ema", "The teacher's weights: base (frozen at the start), ema or live.")
-    teacher_update_rate: float = setting(0.01, "EMA rate r: φ ← (1-r)·φ + r·θ.")
-    teacher_sync_steps: int = setting(1, "Move an EMA teacher every so many optimiser steps.")
+    teacher_update_rate: float = setting(0.01, "EMA rate r: φ ← (1-r)·φ + r·θ.", least=0, above=True, most=1)
+    teacher_sync_steps: int = setting(1, "Move an EMA teacher every so many optimiser steps.", least=1)
 
     teacher_prefix_gib: float = setting(
         2.0,
         "Memory (GiB) for what teacher prompts have in common at their beginning: it is read once, and again "
         "only when the teacher has moved. 0 reads every prompt whole.",
+        least=0,
     )
 
-    num_generations: int = setting(1, "Completions sampled of each query (the paper: 1).")
+    num_generations: int = setting(1, "Completions sampled of each query (the paper: 1).", least=1, most=1_024)
     max_prompt_length: int | None = setting(
         None,
         "Longest prompt in tokens; unset: the model's context less the completion. Longer teacher "
         "prompts drop whole demonstrations, longer queries are an error.",
+        least=1,
     )
-    max_completion_length: int = setting(1024, "Longest completion in tokens.")
-    temperature: float = setting(1.0, "Sampling temperature; both sides' logits are divided by it.")
-    top_p: float = setting(1.0, "Nucleus sampling; 1 samples from the whole distribution.")
+    max_completion_length: int = setting(1024, "Longest completion in tokens.", least=1, most=1_048_576)
+    temperature: float = setting(1.0, "Sampling temperature; both sides' logits are divided by it.", least=0, above=True)
+    top_p: float = setting(1.0, "Nucleus sampling; 1 samples from the whole distribution.", least=0, above=True, most=1)
 
     sampler: Literal["transformers", "vllm"] = setting(
         "transformers", "What samples: transformers, or vllm (to be installed beside it; one process)."
     )
     vllm_cache_gib: float = setting(
-        4.0, "With sampler vllm: memory (GiB) for its keys and values, beside a copy of the weights."
+        4.0, "With sampler vllm: memory (GiB) for its keys and values, beside a copy of the weights.", least=0, above=True
     )
 
-    retain_weight: float = setting(1.0, "Weight of retention prompts beside queries (there must be some in the data).")
-    retain_ratio: float = setting(1.0, "Retention prompts for each query, at most 1.")
+    retain_weight: float = setting(
+        1.0, "Weight of retention prompts beside queries (there must be some in the data).", least=0
+    )
+    retain_ratio: float = setting(1.0, "Retention prompts for each query, at most 1.", least=0, most=1)
 
     model_init_kwargs: dict[str, Any] | str | None = setting(
         None, "Passed to from_pretrained where the model is given by name."
@@ -153,7 +149,7 @@ class SDFTConfig(TrainingArguments):
             self.load_best_model_at_end or self.save_strategy == "best" or by_metric
         ):
             self.metric_for_best_model = "accuracy"  # what `SDFTTrainer.evaluate` reports; there is no eval_loss
-        if wrong := _wrong_number(self):
+        if wrong := wrong_value(self, inherited=BOUNDS):
             raise ValueError(wrong)
         if self.save_strategy == "steps" and self.save_steps < 1 and self.save_total_limit is None:
             self.save_total_limit = 1
@@ -169,8 +165,6 @@ class SDFTConfig(TrainingArguments):
         for name, (good, remedy) in RULES.items():
             if not good(getattr(self, name)):
                 raise ValueError(f"{name} {getattr(self, name)!r}: {remedy}")
-        if self.max_steps < 1 and self.num_train_epochs <= 0:
-            raise ValueError(f"num_train_epochs {self.num_train_epochs}: use more than 0")
         if not 0 <= self.loss_tokens_to_skip < self.max_completion_length:
             raise ValueError(
                 f"num_loss_tokens_to_skip {self.num_loss_tokens_to_skip} leaves nothing of max_completion_length "
@@ -181,10 +175,7 @@ class SDFTConfig(TrainingArguments):
     def divergence_settings(self) -> DivergenceSettings:
         """How the two views of a completion are compared."""
         return DivergenceSettings(
-            self.distillation_alpha,
-            self.distillation_topk,
-            self.distillation_chunk_size,
-            self.distillation_is_clip,
+            self.distillation_alpha, self.distillation_topk, self.distillation_chunk_size, self.distillation_is_clip
         )
 
     @property
@@ -205,21 +196,6 @@ class SDFTConfig(TrainingArguments):
         if self.mask_truncated_completions is not None:
             return self.mask_truncated_completions
         return not self.short_answers
-
-
-def _wrong_number(config: SDFTConfig) -> str:
-    """What is wrong with the first of `SDFTConfig`'s own numbers that is none; empty where all are.
-
-    (Of its own fields alone the annotations are strings; transformers checks the others.)
-    """
-    for own in fields(config):
-        value, (kind, _, other) = getattr(config, own.name), str(own.type).partition(" | ")
-        number = {"int": Integral, "float": Real}.get(kind)
-        if number is None or (value is None and other) or (isinstance(value, number) and not isinstance(value, bool)):
-            continue
-        hint = "a whole number" if number is Integral else "a number (in YAML 1.0e-4, since 1e-4 is read as a string)"
-        return f"{own.name} {value!r}: use {hint}"
-    return ""
 
 
 def _unusable_logger(names: Iterable[str]) -> str:

@@ -20,11 +20,7 @@ Model: TypeAlias = PreTrainedModel | PeftModel
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What an expert showed: a user turn and the assistant turn that answers it (images allowed).
-
-    Attributes:
-        messages: usually two messages, user then assistant.
-    """
+    """What an expert showed: messages, usually a user turn and the assistant turn that answers it (images allowed)."""
 
     messages: Sequence[Message]
 

@@ -32,8 +32,7 @@ class Head:
     """How hidden states become logits: z = softcap·tanh((h Wᵀ + b) / softcap) / temperature.
 
     Attributes:
-        weight_VH: the output embedding.
-        bias_V: its bias, if it has one.
+        weight_VH, bias_V: the output embedding's.
         softcap: logit soft-capping (Gemma), None for most models.
         temperature: logits are divided by it (the sampling temperature).
     """
@@ -62,10 +61,6 @@ class Head:
         if self.softcap is not None:
             grad_RV = grad_RV * (1 - (logits_RV * self.temperature / self.softcap) ** 2)
         return grad_RV
-
-    def computing_in(self, dtype: torch.dtype) -> Head:
-        """The same layer with its weights in this dtype."""
-        return replace(self, weight_VH=self.weight_VH.to(dtype))
 
 
 @dataclass(frozen=True)
@@ -112,17 +107,13 @@ def divergence(
     dtype; matrix products in the dtype of the head, or of autocast.
 
     Args:
-        student_NH: the student's hidden states at the scored positions.
-        teacher_NH: the teacher's at the same tokens.
-        head: the student's output layer.
-        teacher_head: the teacher's (another tensor where the teacher's weights differ).
-        settings: which divergence.
+        student_NH, teacher_NH: hidden states at the scored positions.
+        head, teacher_head: output layers (other tensors where the teacher's weights differ).
         ids_N: the sampled token at each position.
         weight_N: what each token's divergence counts in the sum.
         sampler_logp_N: the log-probability with which each token was sampled, for ``settings.importance_clip``.
 
-    Returns:
-        The sum (a scalar with gradient), and the divergence of each token [N], importance weight included (without).
+    Returns the sum (a scalar with gradient), and the divergence of each token [N], importance weight included (without).
     """
     device = student_NH.device.type
     compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight_VH.dtype
@@ -151,9 +142,10 @@ class _Divergence(torch.autograd.Function):
         ids_N, weight_N, sampler_logp_N = tokens
         dtype = torch.promote_types(student_NH.dtype, torch.float32)
         need_hidden, need_weight, need_bias = (learns and need for need in ctx.needs_input_grad[:3])
-        head = head.computing_in(compute)
+        head = replace(head, weight_VH=head.weight_VH.to(compute))
         same = teacher_head.weight_VH.data_ptr() == weight_VH.data_ptr()
-        teacher_head = replace(teacher_head, weight_VH=head.weight_VH) if same else teacher_head.computing_in(compute)
+        cast_VH = head.weight_VH if same else teacher_head.weight_VH.to(compute)
+        teacher_head = replace(teacher_head, weight_VH=cast_VH)
         loss_N = torch.empty(len(student_NH), dtype=dtype, device=student_NH.device)
         grad_NH = torch.empty_like(student_NH) if need_hidden else None
         # The head's gradient sums over all tokens: fp32, so that small contributions are not rounded away.

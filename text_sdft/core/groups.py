@@ -1,8 +1,7 @@
 """What a step consumes: groups of rows, each of which learns in one way.
 
-A *method* is a function from a step's queries to groups (`text_sdft.core` knows none by name). Self-distillation is two
-groups: queries that the student answers and the teacher reads with demonstrations in context, and retention prompts that
-the student answers and the model at the start reads as they are.
+A *method* is a function from a step's queries to groups. Self-distillation is two groups: queries that the student answers
+and the teacher reads with demonstrations in context, and retention prompts that the model at the start reads as they are.
 
 Shapes: T tokens of an answer.
 """
@@ -40,12 +39,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Reader:
-    """Who reads the answers of a group, and what it is shown.
-
-    Attributes:
-        teacher: whose weights read.
-        contexts: what it is shown with each row; None: the student's own view.
-    """
+    """Who reads the answers of a group, and what it is shown with each row (``contexts`` None: the student's own view)."""
 
     teacher: LiveTeacher
     contexts: Sequence[TeacherContext] | None = None
@@ -56,7 +50,6 @@ class Group:
     """Rows of a step that learn in one way.
 
     Attributes:
-        examples: the rows.
         seeds: of each row's randomness.
         name: under which its loss is logged (``NAME/loss``).
         answers: what the rows learn from; None: the student answers now.
@@ -83,8 +76,6 @@ class Step:
     Attributes:
         examples: the queries of a micro-batch.
         number, total: of the optimiser step (from 0), and of all.
-        args: the run's settings.
-        adapter: the modality.
         teacher: as ``args.teacher_model_kind`` says.
         start: the model as it was at the start.
         retained: rows to be answered as before, to draw from.

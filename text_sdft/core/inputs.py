@@ -1,8 +1,7 @@
 """`ModelInputs`: a batch of prompts as a model takes it, kept row by row until the moment it is needed.
 
-Rows stay unpadded, so splitting a batch, putting it in another order and appending completions are list operations, and
-no padding from one micro-batch can leak into another. Media tensors travel with their row: Qwen-VL packs the patches of
-all images of a batch into one tensor, and here that packing happens last.
+Rows stay unpadded, so splitting a batch, ordering it and appending completions are list operations. Media tensors travel
+with their row: Qwen-VL packs the patches of all images of a batch into one tensor, and here that happens last.
 
 Shapes: B rows · L tokens of one row · P longest prompt · T longest completion · K leading size of a row's media tensor.
 """
@@ -24,27 +23,21 @@ class MediaEncoder(Protocol):
 
     def encode(self, handles: Sequence[Any]) -> dict[str, Any]:
         """What the model's forward takes instead of raw media, for these images in this order."""
-        ...
 
     def lengths(self, handles: Sequence[Any]) -> list[int]:
         """Placeholder tokens that each image fills."""
-        ...
 
     def load(self, handles: Sequence[Any]) -> list[Any]:
         """The images themselves, for an engine that encodes them on its own."""
-        ...
 
     def for_weights(self, owner: str, version: int, fleeting: bool) -> MediaEncoder:
         """This encoder while the model has that owner's weights: features are kept until its version moves.
 
-        Args:
-            fleeting: it moves before the next step, so that no resumed run has to compute again what was kept.
+        ``fleeting`` is one that moves before the next step: no resumed run has to compute again what was kept.
         """
-        ...
 
     def encoded_once(self, handles: Sequence[Any]) -> MediaEncoder:
         """This encoder after one run over all these images, with gradient if it is trained; gives what that run gave."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -111,12 +104,12 @@ class ModelInputs:
         return replace(self, rows=[self.rows[i] for i in indices])
 
     def for_weights(self, owner: str, version: int, fleeting: bool) -> ModelInputs:
-        """The same rows, for a model that has a teacher's weights: see `MediaEncoder.for_weights`."""
+        """See `MediaEncoder.for_weights`."""
         encoder = self.media_encoder
         return self if encoder is None else replace(self, media_encoder=encoder.for_weights(owner, version, fleeting))
 
     def encoded_once(self) -> ModelInputs:
-        """The same rows, their images encoded with the weights and gradient of now: see `MediaEncoder.encoded_once`."""
+        """See `MediaEncoder.encoded_once`."""
         encoder, images = self.media_encoder, [image for row in self.rows for image in row.images]
         return self if encoder is None else replace(self, media_encoder=encoder.encoded_once(images))
 
@@ -133,7 +126,6 @@ class ModelInputs:
 
         Args:
             completions: B id tensors (length ≤ T) to append as ids, never as decoded text.
-            device: where the tensors go.
             padding_side: "right" moves a prompt's padding behind its completion: [prompt | completion | padding].
 
         Returns:
@@ -143,9 +135,7 @@ class ModelInputs:
         """
         if completions is not None and len(completions) != len(self.rows):
             raise ValueError(f"{len(completions)} completions for {len(self.rows)} rows")
-        P = max(self.lengths)
-        T = max((len(c) for c in completions), default=0) if completions is not None else 0
-        B = len(self.rows)
+        B, P, T = len(self.rows), max(self.lengths), max(map(len, completions or []), default=0)
         names = dict.fromkeys(name for row in self.rows for name in row.tokens)
         out: dict[str, Any] = {name: torch.zeros(B, P + T, dtype=torch.long) for name in names}
         out["input_ids"].fill_(self.pad_token_id)

@@ -41,15 +41,11 @@ def answers_loss(
 
     Args:
         student_NH: the student's hidden states at all tokens of the answers, with gradient.
-        head: the student's output layer.
         reading: a teacher's states at the same tokens; None: nobody reads, and temperatures do not count.
-        rollout: the answers.
         masks: the tokens [T] of each answer that are scored; an answer without any weighs nothing.
-        settings: which divergence, and how many tokens make a chunk.
         loss: of a token; None: the divergence, or where nobody reads the negative log-likelihood.
 
-    Returns:
-        the sum, and the mean loss of each answer (0 without scored tokens).
+    Returns the sum, and the mean loss of each answer (0 without scored tokens).
     """
     device, dtype = student_NH.device, torch.promote_types(student_NH.dtype, torch.float32)
     keep_N = torch.cat(list(masks)).to(device)
@@ -76,25 +72,19 @@ def token_loss(
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of the tokens' losses, differentiated by autograd chunk by chunk: logits are computed twice.
 
-    Returns:
-        the sum, and the loss of each token [N], without gradient.
+    Returns the sum, and the loss of each token [N], without gradient.
     """
     if reading is None:
         head = replace(head, temperature=1.0)
 
-    def chunk_loss(states_CH: Tensor, read_CH: Tensor | None, ids_C: Tensor) -> Tensor:
+    def chunk_loss(states_CH: Tensor, chunk: slice) -> Tensor:
         reader_CV = None
-        if reading is not None and read_CH is not None:
+        if reading is not None:
             with torch.no_grad():
-                reader_CV = reading[1].logits(read_CH).log_softmax(-1)
-        return loss(head.logits(states_CH).log_softmax(-1), reader_CV, ids_C)
+                reader_CV = reading[1].logits(reading[0][chunk]).log_softmax(-1)
+        return loss(head.logits(states_CH).log_softmax(-1), reader_CV, ids_N[chunk])
 
     # Without any token too, the loss hangs on every weight: data parallelism waits for the gradient of each.
     chunks = settings.chunks(len(ids_N), len(head.weight_VH), student_NH.device.type) or [slice(0, 0)]
-    read = [None if reading is None else reading[0][chunk] for chunk in chunks]
-    parts = [
-        checkpoint(chunk_loss, student_NH[chunk], read_CH, ids_N[chunk], use_reentrant=False)
-        for chunk, read_CH in zip(chunks, read, strict=True)
-    ]
-    loss_N = torch.cat(parts)
+    loss_N = torch.cat([checkpoint(chunk_loss, student_NH[chunk], chunk, use_reentrant=False) for chunk in chunks])
     return (weight_N.to(loss_N) * loss_N).sum(), loss_N.detach()

@@ -1,8 +1,7 @@
 """Completions sampled from the student, each row from its own seeded stream.
 
-A row's randomness depends on its seed alone: not on its place in the batch, the batch's size, the process or what was
-sampled before. So micro-batches, several processes and a resumed run sample the same completions, and no generator state
-has to be saved.
+A row's randomness depends on its seed alone. So micro-batches, several processes and a resumed run sample the same
+completions, and no generator state has to be saved.
 
 Shapes: B rows · T completion tokens · V vocabulary.
 """
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import SuppressTokensLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
@@ -24,6 +22,7 @@ from transformers.generation.logits_process import SuppressTokensLogitsProcessor
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.data import Example, Model, TeacherContext
 from text_sdft.core.inputs import ModelInputs
+from text_sdft.core.scoring import base_model
 from text_sdft.core.sharding import gathered
 from text_sdft.core.views import encode_view
 
@@ -57,7 +56,6 @@ class Sampler(Protocol):
 
     def sample(self, model: Model, inputs: ModelInputs, seeds: Sequence[int] | None) -> Rollout:
         """One completion a row; ``seeds`` one a row, or None to take the most probable token each time."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -85,11 +83,14 @@ class TransformersSampler:
         processors = LogitsProcessorList()
         if inputs.placeholder_ids:
             processors.append(SuppressTokensLogitsProcessor(inputs.placeholder_ids, device=str(model.device)))
+        uniform_BT = None
         if seeds is not None:
             processors.append(TemperatureLogitsWarper(float(self.temperature)))
             if self.top_p < 1.0:
                 processors.append(TopPLogitsWarper(self.top_p))
-        uniform_BT = None if seeds is None else _uniform(seeds, self.max_completion_length)
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # [0, 1), row b from its seed alone
+            rows = [torch.rand(self.max_completion_length, generator=g, dtype=torch.float64) for g in generators]
+            uniform_BT = torch.stack(rows)
         processors.append(choice := _Choice(uniform_BT, start))
         eos = eos_ids(model)
         config = GenerationConfig(
@@ -151,15 +152,9 @@ class _Choice(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(-1, ids_B1, 0.0)  # type: ignore[return-value]
 
 
-def _uniform(seeds: Sequence[int], tokens: int) -> Tensor:
-    """[B, T] numbers in [0, 1), row b from ``seeds[b]`` alone."""
-    rows = [torch.rand(tokens, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
-    return torch.stack(rows)
-
-
 def eos_ids(model: Model) -> set[int]:
     """The tokens that end a completion; none where the model names none."""
-    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
+    eos = getattr(model.generation_config, "eos_token_id", None)
     eos = model.config.get_text_config().eos_token_id if eos is None else eos
     return set() if eos is None else set(eos) if isinstance(eos, list) else {eos}
 
@@ -170,7 +165,7 @@ def _generation_config(model: Model, config: GenerationConfig) -> Iterator[None]
 
     peft generates with the model inside, and copies the outer settings onto it only for some task types.
     """
-    owners: list[Any] = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
+    owners = [model, base_model(model)]
     before = [owner.generation_config for owner in owners]
     for owner in owners:
         owner.generation_config = config
@@ -189,12 +184,7 @@ def answer(
     limit: int,
     contexts: Sequence[TeacherContext] | None = None,
 ) -> list[str]:
-    """The most probable answer to each example, as text.
-
-    Args:
-        limit: tokens that a prompt may have.
-        contexts: one an example: answer in the teacher's view; None: in the student's.
-    """
+    """The most probable answer to each example, as text, to prompts of at most ``limit`` tokens (see `encode_view`)."""
     with gathered(model):
         inputs = encode_view(adapter, examples, contexts, limit)
         return [adapter.decode(ids) for ids in sampler.sample(model, inputs, seeds=None).ids]

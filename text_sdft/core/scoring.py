@@ -1,8 +1,7 @@
 """Hidden states of given completions under one view: what both student and teacher are compared on.
 
 The same completion ids are appended to each view's prompt and run once. Only positions that predict a completion token
-are returned, and the output layer is not applied: `divergence` does that in chunks. What can be computed once for many
-rows or steps (a common prefix, image features) belongs behind `completion_hidden_states`.
+are returned, and the output layer is not applied: `divergence` does that in chunks.
 
 Shapes: B rows · P prompt · T longest completion · N = Σ T_b scored tokens · H hidden size · V vocabulary.
 """
@@ -11,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -32,33 +32,6 @@ LEAST_FILLED = 0.9
 CHECK_FACTOR = 100.0
 
 
-class TeacherReader(Protocol):
-    """Reads completions for teachers, and may keep what it has read of their prompts."""
-
-    def completion_hidden_states(
-        self, module: Model, inputs: ModelInputs, completions: Sequence[Tensor], owner: str, version: int
-    ) -> Tensor:
-        """As the function `completion_hidden_states`, without gradient.
-
-        Args:
-            owner: whose weights the module has now; what is kept of one owner's is not used for another.
-            version: changes with those weights; what is kept of an older version is dropped.
-        """
-        ...
-
-    def take_counts(self) -> tuple[int, int]:
-        """Prompt tokens that were not computed again, and all, since the last call."""
-        ...
-
-    def state_dict(self, versions: dict[str, int]) -> dict[str, Tensor]:
-        """What a resumed run needs to read as this one would have; ``versions`` of the owners' weights now."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Tensor], versions: dict[str, int]) -> None:
-        """Restore what `state_dict` returned."""
-        ...
-
-
 def completion_hidden_states(model: nn.Module, module: Model, inputs: ModelInputs, completions: Sequence[Tensor]) -> Tensor:
     """Hidden states [N, H] at the positions that predict the completions' tokens, row after row.
 
@@ -69,23 +42,22 @@ def completion_hidden_states(model: nn.Module, module: Model, inputs: ModelInput
         completions: B id tensors [T_b], the same in every view.
     """
     lengths = [prompt + len(c) - 1 for prompt, c in zip(inputs.lengths, completions, strict=True)]
-    states: dict[int, Tensor] = {}
+    states: dict[int, Tensor] = {}  # [T_b, H] of each row
     # In shards all processes have to run equally many forwards.
     batches = [list(range(len(lengths)))] if is_sharded(module) else by_length(lengths)
     for i, rows in enumerate(batches):
         # A wrapper exchanges buffers in each forward, and its hooks fire once in the backward: one call, the last, will do.
         called = model if i == len(batches) - 1 else module
-        given = [completions[row] for row in rows]
-        states.update(zip(rows, _forward(called, module, inputs.select(rows), given), strict=True))
+        fed = [completions[row][:-1] for row in rows]  # the last token predicts nothing that is scored
+        batch = inputs.select(rows).batch(fed, device=module.device, padding_side="right")
+        with without_head(module):
+            hidden_BLH = called(**batch, use_cache=False).logits
+        states |= {row: hidden_BLH[b, len(inputs.rows[row]) - 1 : lengths[row]] for b, row in enumerate(rows)}
     return torch.cat([states[i] for i in range(len(inputs))])
 
 
 def by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Rows in batches of similar length: at most a tenth of a batch is padding, unless all of it is small.
-
-    Args:
-        lengths: tokens of each row.
-    """
+    """Rows, by their tokens, in batches of similar length: at most a tenth is padding, unless all of a batch is small."""
     batches: list[list[int]] = []
     longest = total = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -99,22 +71,13 @@ def by_length(lengths: Sequence[int]) -> list[list[int]]:
     return batches
 
 
-def _forward(model: nn.Module, module: Model, inputs: ModelInputs, completions: Sequence[Tensor]) -> list[Tensor]:
-    """Hidden states [T_b, H] of each row."""
-    fed = [completion[:-1] for completion in completions]  # the last token predicts nothing that is scored
-    batch = inputs.batch(fed, device=module.device, padding_side="right")
-    with without_head(module):
-        hidden_BLH = model(**batch, use_cache=False).logits
-    firsts = [length - 1 for length in inputs.lengths]
-    return [hidden_BLH[b, n : n + len(c)] for b, (n, c) in enumerate(zip(firsts, completions, strict=True))]
+def base_model(model: Model) -> Any:
+    """The transformers model inside a peft one; any other is its own."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def head_of(module: Model, temperature: float) -> Head:
-    """The output layer as it is now (inside ``teacher.applied()``: the teacher's).
-
-    Raises:
-        UserError: the output layer is not a plain linear layer (LoRA or a quantised layer on it).
-    """
+    """The output layer as it is now (the teacher's inside ``applied()``). Raises `UserError` if it is not linear."""
     layer = module.get_output_embeddings()
     if isinstance(layer, FSDPModule):  # a plain one, as it was before it was sharded
         layer.unshard()
@@ -129,13 +92,9 @@ def head_of(module: Model, temperature: float) -> Head:
 
 @torch.no_grad()
 def check_logits(module: Model, inputs: ModelInputs) -> None:
-    """Compare the model's own logits with what `Head` makes of its hidden states.
+    """Compare the logits of an evaluating model for one prompt with what `Head` makes of its hidden states.
 
-    Args:
-        inputs: one prompt; the model is evaluating.
-
-    Raises:
-        UserError: the model caps, masks or cuts its logits behind the output layer in a way that `Head` does not know.
+    Raises `UserError` where it caps, masks or cuts its logits behind the output layer in a way that `Head` does not know.
     """
     batch = {**inputs.batch(device=module.device), "use_cache": False, "logits_to_keep": 1}
     layer = module.get_output_embeddings()
@@ -149,22 +108,21 @@ def check_logits(module: Model, inputs: ModelInputs) -> None:
         except (IndexError, RuntimeError, TypeError):  # what stands behind the layer needs a vocabulary, or a cap
             agree = False
     if not agree:
-        name = type(module.get_base_model() if isinstance(module, PeftModel) else module).__name__
         raise UserError(
-            f"{name} changes its logits behind the output layer in a way that the divergence does not know (it knows a "
-            "factor, and a config's final_logit_softcapping), so that other distributions would be compared than are "
-            "sampled from. Choose another model."
+            f"{type(base_model(module)).__name__} changes its logits behind the output layer in a way that the divergence "
+            "does not know (it knows a factor, and a config's final_logit_softcapping), so that other distributions would "
+            "be compared than are sampled from. Choose another model."
         )
 
 
 def frozen_head(module: Model, temperature: float) -> Head:
     """The output layer as it is now, without gradient, unaffected when a teacher's weights are swapped out again."""
     head = head_of(module, temperature)
-    weight_VH, bias_V = (None if t is None else t.detach() for t in (head.weight_VH, head.bias_V))
-    if isinstance(module, FSDPModule):  # what was gathered is freed
-        weight_VH, bias_V = (None if t is None else t.clone() for t in (weight_VH, bias_V))
-    assert weight_VH is not None
-    return Head(weight_VH, bias_V, head.softcap, temperature)
+
+    def kept(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone() if isinstance(module, FSDPModule) else tensor.detach()  # what was gathered is freed
+
+    return replace(head, weight_VH=kept(head.weight_VH), bias_V=None if head.bias_V is None else kept(head.bias_V))
 
 
 @contextmanager

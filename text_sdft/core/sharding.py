@@ -1,8 +1,8 @@
 """FSDP: weights lie in shards, one a process, and a forward joins each layer's while it runs.
 
-Every process then has to run the same forwards in the same order. Sampling and the teacher's reading do not: completions
-end at different tokens, and prefixes are shared by different rows. So the weights are `gathered` for them, once, and only
-the student's forward with gradient goes layer by layer.
+Every process then has to run the same forwards in the same order. Completions end at different tokens, and prefixes are
+shared by different rows: so the weights are `gathered` for sampling and the teacher's reading, once, and only the student's
+forward with gradient goes layer by layer.
 """
 
 from __future__ import annotations

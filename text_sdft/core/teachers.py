@@ -1,9 +1,8 @@
 """The teacher is the student's own module, read with other weights: frozen, averaged over time (EMA), or the live ones.
 
 A teacher holds copies of the *trainable* tensors only (all of them under full fine-tuning, the adapter's under LoRA) and
-swaps them into the module while its context manager is open. So there is no second model, nothing is loaded again from a
-path, and it starts as an exact copy of the student in memory, whatever that is. A student in shards (FSDP) has a teacher in
-shards.
+swaps them into the module while its context manager is open. So there is no second model, and it starts as an exact copy
+of the student in memory, whatever that is. A student in shards (FSDP) has a teacher in shards.
 """
 
 from __future__ import annotations
@@ -24,10 +23,8 @@ TeacherKind = Literal["base", "ema", "live"]
 class LiveTeacher:
     """The student's current weights.
 
-    Args:
-        name: in checkpoints, and of what is kept for its weights.
-
     Attributes:
+        name: in checkpoints, and of what is kept for its weights.
         version: changes whenever the teacher's weights do; key every cache of what the teacher computed with it.
         fleeting: it changes after every optimiser step.
     """
@@ -101,9 +98,7 @@ class EMATeacher(FrozenTeacher):
 
     Kept in fp32 whatever the model's dtype: at r = 0.01 a bf16 average is rounded away.
 
-    Args:
-        rate: r.
-        sync_steps: move every so many optimiser steps.
+    It moves at the ``rate`` r every ``sync_steps`` optimiser steps.
     """
 
     dtype = torch.float32
@@ -138,11 +133,7 @@ def _put(parameter: nn.Parameter, values: Tensor) -> Tensor:
 
 
 def make_teacher(kind: TeacherKind, model: nn.Module, rate: float, sync_steps: int) -> LiveTeacher:
-    """The teacher of a config: ``base``, ``ema`` or ``live``."""
-    if kind == "base":
-        return FrozenTeacher(model)
+    """The teacher of a config."""
     if kind == "ema":
         return EMATeacher(model, rate, sync_steps)
-    if kind == "live":
-        return LiveTeacher(model)
-    raise ValueError(f"teacher_model_kind '{kind}': use base (frozen), ema or live")
+    return {"base": FrozenTeacher, "live": LiveTeacher}[kind](model)

@@ -45,14 +45,9 @@ def check_template(template: str) -> None:
         raise UserError(f"Template {template!r}: {error}. Write {{{{ for a literal brace.") from error
     unknown = [name for name in fields if name not in PLACEHOLDERS]
     if unknown or "question" not in fields:
-        names = ", ".join(["turns", *TEMPLATES])
-        raise UserError(
-            f"Template {template!r}: "
-            + (f"unknown placeholder {{{unknown[0]}}}" if unknown else "it lacks {question}")
-            + f". Use one of {names}, or a string with "
-            + ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
-            + "."
-        )
+        problem = f"unknown placeholder {{{unknown[0]}}}" if unknown else "it lacks {question}"
+        names, places = ", ".join(["turns", *TEMPLATES]), ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+        raise UserError(f"Template {template!r}: {problem}. Use one of {names}, or a string with {places}.")
 
 
 def render(
@@ -65,16 +60,11 @@ def render(
 
     Args:
         query: messages ending in a user turn; a leading system message stays first.
-        demonstrations: in the order in which they are to stand.
         privileged_context: a string or messages. Under ``"turns"`` a string becomes the beginning of the last user
             turn, and messages become earlier turns; a quoted template quotes either.
-        template: see the module's docstring.
 
-    Returns:
-        New messages; the arguments are not changed. With nothing to show, the query itself.
-
-    Raises:
-        UserError: the template has no place for something that is given: nothing is dropped silently.
+    Returns new messages; with nothing to show, the query's own. Raises `UserError` where the template has no place for
+    something that is given: nothing is dropped silently.
     """
     if not demonstrations and not privileged_context:
         return list(query)
@@ -88,12 +78,17 @@ def render(
             turns = [*privileged_context, *turns]
         return [*system, *turns, *history, last]
     template = TEMPLATES.get(template, template)
-    _check_shown(template, demonstrations, privileged_context)
+    if demonstrations and not shows_demonstrations(template):
+        raise UserError(f"Template {template!r} shows no demonstrations, but there are some: add {{demonstrations}}.")
+    if privileged_context and "{privileged_context}" not in template:
+        raise UserError(f"Template {template!r} shows no privileged context, but there is one: add {{privileged_context}}.")
+    given = privileged_context or []
+    context = [given] if isinstance(given, str) else [message["content"] for message in given]
     fillings = {
         "question": _parts(last["content"]),
         "demonstrations": _joined([_question_and_answer(d) for d in demonstrations]),
         "answers": _joined([_parts(d.messages[-1]["content"]) for d in demonstrations]),
-        "privileged_context": _context_parts(privileged_context),
+        "privileged_context": _joined([_parts(content) for content in context]),
     }
     parts: list[Part] = []
     for literal, name, _, _ in string.Formatter().parse(template):
@@ -107,13 +102,6 @@ def shows_demonstrations(template: str) -> bool:
     """Whether a template has a place for demonstrations or their answers."""
     quoted = TEMPLATES.get(template, template)
     return template == "turns" or "{demonstrations}" in quoted or "{answers}" in quoted
-
-
-def _check_shown(template: str, demonstrations: Sequence[Demonstration], privileged_context: Any) -> None:
-    if demonstrations and not shows_demonstrations(template):
-        raise UserError(f"Template {template!r} shows no demonstrations, but there are some: add {{demonstrations}}.")
-    if privileged_context and "{privileged_context}" not in template:
-        raise UserError(f"Template {template!r} shows no privileged context, but there is one: add {{privileged_context}}.")
 
 
 def _text(text: str) -> Part:
@@ -132,12 +120,6 @@ def _joined(blocks: Sequence[list[Part]]) -> list[Part]:
 def _question_and_answer(demonstration: Demonstration) -> list[Part]:
     parts = [part for message in demonstration.messages[:-1] for part in _parts(message["content"])]
     return [*parts, _text("\n"), *_parts(demonstration.messages[-1]["content"])]
-
-
-def _context_parts(context: str | Conversation | None) -> list[Part]:
-    if not context:
-        return []
-    return _parts(context) if isinstance(context, str) else _joined([_parts(m["content"]) for m in context])
 
 
 def _message(like: Message, parts: Sequence[Part]) -> Message:

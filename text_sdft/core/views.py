@@ -27,14 +27,7 @@ def encode_view(
 
 
 def encode_student(adapter: ModalityAdapter, examples: Sequence[Example], limit: int) -> ModelInputs:
-    """The student's prompts.
-
-    Args:
-        limit: tokens a prompt may have.
-
-    Raises:
-        UserError: a prompt is longer; names the example.
-    """
+    """The student's prompts. Raises `UserError` naming the example where one has more than ``limit`` tokens."""
     inputs = _encoded(adapter, [adapter.student_messages(e) for e in examples if e.prompt_ids is None])
     rest = iter(inputs.rows)
     rows = [next(rest) if e.prompt_ids is None else RowInputs({"input_ids": torch.tensor(e.prompt_ids)}) for e in examples]
@@ -53,8 +46,7 @@ def encode_teacher(
 ) -> tuple[ModelInputs, int]:
     """The teacher's prompts, and how many demonstrations had to be left out of them in all.
 
-    Raises:
-        UserError: a prompt is too long although it shows at most one demonstration.
+    Raises `UserError` where a prompt is too long although it shows at most one demonstration.
     """
     pairs = list(zip(examples, contexts, strict=True))
     inputs = _encoded(adapter, [adapter.teacher_messages(example, context) for example, context in pairs])
@@ -78,13 +70,9 @@ def encode_teacher(
 def checked_views(
     adapter: ModalityAdapter, examples: Sequence[Example], contexts: Sequence[TeacherContext] | None, limit: int
 ) -> tuple[int, bool]:
-    """Encode each example in the student's view and, unless ``contexts`` is None, in the teacher's.
+    """How many demonstrations the teacher's views lack, and whether it reads the student's tokens in all examples.
 
-    Returns:
-        how many demonstrations had to be left out, and whether the teacher reads the student's tokens in all examples.
-
-    Raises:
-        UserError: as `encode_student` and `encode_teacher`.
+    Each example is encoded in the student's view and, unless ``contexts`` is None, in the teacher's.
     """
     dropped, alike = 0, contexts is not None
     for i, example in enumerate(examples):

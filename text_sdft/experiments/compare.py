@@ -39,12 +39,8 @@ def compare(
         rates: the grid of learning rates, the same for every method.
         validation_seeds: by how many seeds' runs the rate is chosen, seeds 0 … validation_seeds - 1.
 
-    Returns:
-        What ``compare.json`` holds.
-
-    Raises:
-        UserError: an unknown method, nothing to measure, a row that a method cannot learn from, or the folder holds a
-            comparison with other settings.
+    Returns what ``compare.json`` holds. Raises `UserError` for an unknown method, a row that a method cannot learn from,
+    and where there is nothing to measure or the folder holds a comparison with other settings.
     """
     if experiment.args.world_size > 1:
         raise UserError("compare runs in one process: start it without `accelerate launch`.")
@@ -54,16 +50,9 @@ def compare(
     cells = experiment.folder / "cells"
     _check_same(cells / "settings.json", experiment)
     validation, test, how = split_sets(eval_sets(experiment))
-    comparison = Comparison(
-        {
-            "methods": list(chosen),
-            "seeds": seeds,
-            "validation_seeds": validation_seeds,
-            "learning_rates": sorted(set(rates)),
-            "steps": _steps(experiment),
-            "validation": how,
-        }
-    )
+    plan = {"methods": list(chosen), "seeds": seeds, "validation_seeds": validation_seeds}
+    plan |= {"learning_rates": sorted(set(rates)), "steps": _steps(experiment), "validation": how}
+    comparison = Comparison(plan)
     runner = CellRunner(experiment, comparison, cells, validation, test)
     for name, method in list(chosen.items()):
         try:
@@ -83,8 +72,7 @@ def split_sets(sets: Sets) -> tuple[Sets, Sets, str]:
     The set "validation" stands for "new" where the data has one with references. Of all others a third, always the same, is
     held out of the test for choosing the learning rate.
 
-    Raises:
-        UserError: there are too few rows of "new" to measure on.
+    Raises `UserError` where there are too few rows of "new" to measure on.
     """
     measured = {name: with_reference(examples) for name, examples in sets.items()}
     own = measured.pop(VALIDATION, [])

@@ -87,9 +87,7 @@ class CellRunner:
     def check(self, method: Method) -> None:
         """Look at a method's rows, and make its trainer if it has anything to do yet, before any method is trained.
 
-        Raises:
-            Unsupported: the data has nothing that this method could learn from.
-            UserError: a row cannot be trained on; names the method.
+        Raises `Unsupported` where the data lacks what it learns from, `UserError` where a row cannot be trained on.
         """
         method.rows(self.experiment.adapter, self.experiment.adapter.examples(self.experiment.splits.train))
         plan = self.comparison.plan

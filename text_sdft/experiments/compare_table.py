@@ -13,13 +13,10 @@ from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.cost import FLOPS_FORMULA
 from text_sdft.experiments.folder import write_json
 from text_sdft.experiments.pages import filled
+from text_sdft.experiments.report.plots import series_style
 from text_sdft.experiments.scores import of_prior_skills
 from text_sdft.experiments.stats import Accuracy, Interval, Paired, mean, pareto_front
 from text_sdft.methods.table import METHODS, find_method
-
-#: Okabe and Ito's colours, told apart by colour-blind readers too; markers differ as well.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
-MARKERS = "osD^vPX*<>"
 
 
 def write_tables(comparison: Comparison, experiment: Experiment, folder: Path) -> dict[str, Any]:
@@ -105,11 +102,7 @@ def _paired(cells: list[dict[str, Any]], reference: list[dict[str, Any]], parts:
 def plot_pareto(validation: dict[str, dict[float, dict[str, float]]], chosen: dict[str, float], file: Path) -> bool:
     """New task against prior skills, one point a method and learning rate, and the Pareto front of what is trained.
 
-    Returns False where nothing is known of prior skills: there is no plot then.
-
-    Args:
-        validation: method -> rate -> {set: accuracy}.
-        chosen: method -> its rate, drawn filled.
+    The rate that is chosen for a method is filled. False where nothing is known of prior skills: there is no plot then.
     """
     points = [
         (name, rate, mean(prior.values()), accuracy[NEW])
@@ -125,14 +118,10 @@ def plot_pareto(validation: dict[str, dict[float, dict[str, float]]], chosen: di
     front = [trained[i] for i in pareto_front([(x, y) for _, _, x, y in trained])]
     axes.plot([100 * x for *_, x, _ in front], [100 * y for *_, y in front], color="0.7", zorder=1, label="Pareto front")
     for i, name in enumerate(validation):
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         for _, rate, x, y in (point for point in points if point[0] == name):
             filled = rate == chosen.get(name)
-            face = colour if filled else "none"
-            axes.scatter(
-                100 * x, 100 * y, s=60, marker=marker, zorder=2, edgecolors=colour, facecolors=face,
-                label=name if filled else None,
-            )  # fmt: skip
+            look: Any = {"fillstyle": "full", "label": name} if filled else {"fillstyle": "none"}
+            axes.plot(100 * x, 100 * y, linestyle="", markersize=8, zorder=2, **series_style(i), **look)
             if rate:
                 axes.annotate(f"{rate:g}", (100 * x, 100 * y), (5, 4), textcoords="offset points", fontsize=7, color="0.35")
     axes.set(xlabel="prior skills, accuracy in % (mean of their sets)", ylabel="new task, accuracy in %")

@@ -16,22 +16,12 @@ if TYPE_CHECKING:  # at runtime the command line reads the sections before it lo
 
 @dataclass
 class LoRASettings:
-    """Section ``lora``: whether an adapter is trained instead of all weights.
-
-    Raises:
-        ValueError: a value out of range, with what to use instead.
-    """
+    """Section ``lora``: whether an adapter is trained instead of all weights."""
 
     enabled: bool | None = setting(None, "Train a LoRA adapter. Unset: yes, except for builtin models.")
-    r: int = setting(16, "Rank.")
-    alpha: int = setting(32, "Scale: updates are multiplied by alpha / r.")
-    dropout: float = setting(0.0, "Dropout on the adapter's input.")
-
-    def __post_init__(self) -> None:
-        if self.r < 1:
-            raise ValueError(f"lora.r {self.r}: use 1 or more")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout {self.dropout}: use a share in [0, 1)")
+    r: int = setting(16, "Rank.", least=1, most=65_536)
+    alpha: int = setting(32, "Scale: updates are multiplied by alpha / r.", least=0)
+    dropout: float = setting(0.0, "Dropout on the adapter's input.", least=0, most=0.99)
 
     def trains_adapter(self, model: str) -> bool:
         """Whether a LoRA adapter of this model is trained, rather than all weights."""
@@ -48,21 +38,11 @@ class LoRASettings:
 
 @dataclass
 class EvalSettings:
-    """Section ``eval``: what is measured before and after training.
+    """Section ``eval``: what is measured before and after training."""
 
-    Raises:
-        ValueError: a value out of range, with what to use instead.
-    """
-
-    max_examples: int | None = setting(None, "Rows of each set at most; unset: all.")
+    max_examples: int | None = setting(None, "Rows of each set at most; unset: all.", least=0)
     teacher: bool = setting(True, "Also measure the model's in-context accuracy: the teacher, at the start and after.")
-    batch_size: int = setting(16, "Answers generated at once.")
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"eval.batch_size {self.batch_size}: use 1 or more")
-        if self.max_examples is not None and self.max_examples < 0:
-            raise ValueError(f"eval.max_examples {self.max_examples}: use 0 or more, or leave it unset for all")
+    batch_size: int = setting(16, "Answers generated at once.", least=1, most=65_536)
 
 
 @dataclass

@@ -36,8 +36,7 @@ def memory(
     """Bytes of what lies in memory at the worst moment, the student's backward pass.
 
     Args:
-        module: the model, wherever it is ("meta" too).
-        device: where the run will be.
+        module: the model, wherever it is ("meta" too); ``device`` is where the run will be.
         rows: of a micro-batch, retention prompts included.
         student_tokens, teacher_tokens: of the longest prompt in each view.
         copies: the teachers' own weights.
@@ -50,10 +49,10 @@ def memory(
     mlp = getattr(text, "intermediate_size", None) or 4 * text.hidden_size  # what GPT-2 and its like have
     per_layer = text.hidden_size if args.activation_checkpointing else 16 * text.hidden_size + 3 * mlp
     return {
-        "weights": sum(p.numel() * p.element_size() for p in module.parameters()),
-        "gradients": sum(p.numel() * p.element_size() for p in trained),
-        "optimiser states (AdamW)": sum(2 * p.numel() * p.element_size() for p in trained),
-        "teacher's copies": sum(tensor.numel() * tensor.element_size() for tensor in copies),
+        "weights": sum(p.nbytes for p in module.parameters()),
+        "gradients": sum(p.nbytes for p in trained),
+        "optimiser states (AdamW)": sum(2 * p.nbytes for p in trained),
+        "teacher's copies": sum(tensor.nbytes for tensor in copies),
         "two chunks of logits": 2 * CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]),
         "activations": text.num_hidden_layers * per_layer * tokens * width,
         "teacher's forward": 8 * text.hidden_size * rows * (teacher_tokens + args.max_completion_length) * width,
@@ -63,14 +62,10 @@ def memory(
 def step_cost(trainer: SDFTTrainer, warm: int = 2) -> dict[str, float]:
     """Seconds and peak memory of an optimiser step, predicted from single micro-batches; no weight is changed.
 
-    What is kept from step to step (image features, prefixes) is there for the queries that the first ones read already,
-    so an epoch's first steps take longer than predicted where images are large.
+    What is kept from step to step (image features, prefixes) is there for the queries that the first ``warm`` ones read
+    already, so an epoch's first steps take longer than predicted where images are large.
 
-    Args:
-        warm: micro-batches before the one that is timed.
-
-    Returns:
-        ``seconds`` a step; ``peak`` bytes: of the device's allocator on a GPU, else of the whole process.
+    Returns ``seconds`` a step, and ``peak`` bytes: of the device's allocator on a GPU, else of the whole process.
     """
     args, device = trainer.args, trainer.args.device
     size = args.per_device_train_batch_size
@@ -91,16 +86,12 @@ def step_cost(trainer: SDFTTrainer, warm: int = 2) -> dict[str, float]:
         seconds = time.perf_counter() - started
     for parameter in trainer.module.parameters():
         parameter.grad = None
-    trained = sum(2 * p.numel() * p.element_size() for p in trainer.module.parameters() if p.requires_grad)
-    return {"seconds": seconds * args.gradient_accumulation_steps, "peak": peak_bytes(device) + trained}
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Most memory used so far: by tensors on a GPU, else by this process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+        peak = torch.cuda.max_memory_allocated(device)
+    else:  # in KiB, on macOS in bytes
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    trained = sum(2 * p.nbytes for p in trainer.module.parameters() if p.requires_grad)
+    return {"seconds": seconds * args.gradient_accumulation_steps, "peak": peak + trained}
 
 
 def training_flops(trainer: SDFTTrainer) -> float:

@@ -35,10 +35,8 @@ MOST = 300
 class StartReading:
     """How the starting model answered prompts of prior skills, and how it read its answers.
 
-    Attributes:
-        batches: for each batch of examples: the examples, the start's answers to them (id tensors [T_b]) and its hidden
-            states [N, H] at the answers' tokens, on the CPU.
-        head: its output layer.
+    A batch holds examples, the start's answers to them (id tensors [T_b]) and its hidden states [N, H] at the answers'
+    tokens, on the CPU; ``head`` is its output layer.
     """
 
     batches: list[tuple[list[Example], list[Tensor], Tensor]]
@@ -46,11 +44,9 @@ class StartReading:
 
 
 def start_reading(trainer: SDFTTrainer, sets: dict[str, list[Example]], batch_size: int) -> StartReading | None:
-    """To be called with the starting model; None where no prior skill is measured.
+    """To be called with the starting model and all sets by name; of prior skills `MOST` examples are taken at most.
 
-    Args:
-        sets: all that are measured, by name: of prior skills `MOST` examples are taken at most.
-            References are only used for the perplexity.
+    None where no prior skill is measured. References are only used for the perplexity.
     """
     examples = sample([example for rows in of_prior_skills(sets).values() for example in rows], MOST)
     if not examples:
@@ -68,11 +64,8 @@ def start_reading(trainer: SDFTTrainer, sets: dict[str, list[Example]], batch_si
 
 @torch.no_grad()
 def drift(trainer: SDFTTrainer, start: StartReading) -> dict[str, float]:
-    """How far the trainer's model is from its start.
-
-    Returns:
-        ``kl``: nats a token, mean over all answers' tokens; ``perplexity`` of the references' tokens, left out where the
-        adapter writes no answers.
+    """How far the trainer's model is from its start: ``kl`` in nats a token, mean over all answers' tokens, and
+    ``perplexity`` of the references' tokens, left out where the adapter writes no answers.
     """
     tokens: list[Tensor] = []
     for examples, ids, before_NH in start.batches:

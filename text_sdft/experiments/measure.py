@@ -28,12 +28,11 @@ from text_sdft.training import SDFTTrainer
 def right_answer_reading(
     trainer: SDFTTrainer, examples: Sequence[Example], contexts: Contexts, size: int
 ) -> dict[str, float] | None:
-    """How a view reads the right answer, teacher-forced, its end token included.
+    """How a view reads the right answer, teacher-forced, its end token included; None where the adapter writes no answers.
 
     Returns:
         ``logp_answer`` (mean over examples of the answer's log-probability, nats), ``logp_token`` (mean over all tokens),
-        ``entropy`` (mean over those tokens of the next token's distribution, nats), ``tokens`` (of the prompt, mean); None
-        where the adapter writes no answers (`encode_answer`).
+        ``entropy`` (mean over those tokens of the next token's distribution, nats), ``tokens`` (of the prompt, mean).
     """
     adapter = trainer.adapter
     logps: list[Tensor] = []

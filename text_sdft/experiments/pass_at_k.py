@@ -17,13 +17,7 @@ from text_sdft.training import SDFTTrainer
 def pass_at_k(n: int, right: int, k: int) -> float:
     """The unbiased estimator of arXiv 2107.03374, eq. 1: 1 - C(n - right, k) / C(n, k).
 
-    Args:
-        n: answers sampled for one question.
-        right: how many of them are right.
-        k: answers that may be tried, at most n.
-
-    Raises:
-        ValueError: a count that cannot be.
+    Of ``n`` answers to one question so many are right, and ``k`` may be tried. Raises `ValueError` where that cannot be.
     """
     if not (0 <= right <= n and 1 <= k <= n):
         raise ValueError(f"pass_at_k({n=}, {right=}, {k=}): needs 0 <= right <= n and 1 <= k <= n")
@@ -31,11 +25,7 @@ def pass_at_k(n: int, right: int, k: int) -> float:
 
 
 def mean_pass_at_k(scores: Sequence[Sequence[float]], k: int) -> float:
-    """Mean of `pass_at_k` over questions.
-
-    Args:
-        scores: one list a question, one score a sampled answer; 1 is right.
-    """
+    """Mean of `pass_at_k` over questions, of each the scores of its sampled answers; 1 is right."""
     return sum(pass_at_k(len(s), sum(score == 1.0 for score in s), k) for s in scores) / len(scores)
 
 
@@ -44,16 +34,8 @@ def measure_pass_at_k(
 ) -> tuple[dict[int, float], list[dict[str, Any]]]:
     """Sample answers to each example with a reference, in the student's view, at the temperature of training.
 
-    Args:
-        samples: answers to each example.
-        batch_size: answers sampled at once.
-        remedy: what to do where no example has a reference.
-
-    Returns:
-        {k: pass@k} for k = 1, 2, 4, … and ``samples``; and a record for each example: its answers and their scores.
-
-    Raises:
-        UserError: no example has a reference.
+    Returns {k: pass@k} for k = 1, 2, 4, … and ``samples``; and a record for each example: its answers and their scores.
+    Raises `UserError` with the remedy where no example has a reference.
     """
     known = with_reference(examples)
     if not known:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-import statistics
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
-from text_sdft.core import Example, ExperimentAdapter, ModelInputs, TeacherContext, UserError
+from text_sdft.core import Example, ExperimentAdapter, ModelInputs, UserError
 from text_sdft.core.chat import tokenizer_of
+from text_sdft.core.groups import contexts_of
 from text_sdft.core.sampling import draw_seed
 from text_sdft.core.views import encode_student, encode_teacher
 from text_sdft.experiments.config import Experiment
@@ -34,17 +35,16 @@ def preview(experiment: Experiment, measure: bool = False) -> dict[str, Any]:
         ``examples`` (id, set, student, teacher and a given answer {text, tokens}, images), ``tokens`` ({view: min, median,
         max, image_median}), ``dropped`` demonstrations, ``limit``, ``trained``, ``memory`` ({what: bytes}).
 
-    Raises:
-        UserError: as `run_training`.
+    Raises `UserError` as `run_training`.
     """
     if measure:
         check_trains(experiment)
     trainer = make_trainer(experiment)
-    adapter, limit = trainer.adapter, trainer.prompt_limit
-    queries = [*trainer.queries[:COUNTED]]
+    args, adapter, limit = trainer.args, trainer.adapter, trainer.prompt_limit
+    queries = trainer.queries[:COUNTED]
     if not queries:
         raise UserError("There are no training queries (retention prompts alone teach nothing).")
-    contexts = [TeacherContext(draw_seed(trainer.args.seed, 0, example.id, 0)) for example in queries]
+    contexts = contexts_of([draw_seed(args.seed, 0, query.id, 0) for query in queries])
     student = encode_student(adapter, queries, limit)
     teacher, dropped = encode_teacher(adapter, queries, contexts, limit)
     shown = []
@@ -57,7 +57,7 @@ def preview(experiment: Experiment, measure: bool = False) -> dict[str, Any]:
         prompt = _prompt(trainer, encode_student(adapter, [example], limit), 0)
         shown.append({"id": example.id, "set": "retain", "student": prompt, "images": _media(adapter, example)})
     if measure:
-        first = trainer.queries[: MEASURED * trainer.args.per_device_train_batch_size]
+        first = trainer.queries[: MEASURED * args.per_device_train_batch_size]
         trainer.answers |= answers_by_id(trainer.sampled_answers(first)) if trainer.method.stores_answers else {}
     step = step_cost(trainer, warm=MEASURED - 1) if measure else None
     return {
@@ -68,10 +68,10 @@ def preview(experiment: Experiment, measure: bool = False) -> dict[str, Any]:
         "limit": limit,
         "trained": training_summary(trainer.module, adapter.frozen_modules(trainer.module)),
         "memory": memory(
-            trainer.args,
+            args,
             trainer.module,
-            trainer.args.device,
-            rows=trainer.args.per_device_train_batch_size * trainer.args.num_generations * (1 + bool(trainer.retained)),
+            args.device,
+            rows=args.per_device_train_batch_size * args.num_generations * (1 + bool(trainer.retained)),
             student_tokens=max(student.lengths),
             teacher_tokens=max(teacher.lengths),
             copies=[tensor for teacher in trainer.teachers().values() for tensor in teacher.state_dict().values()],
@@ -99,10 +99,5 @@ def _media(adapter: ExperimentAdapter, example: Example) -> list[str]:
 
 def _counts(inputs: ModelInputs) -> dict[str, int]:
     images = [int((row.tokens.get("mm_token_type_ids", torch.zeros(1)) > 0).sum()) for row in inputs.rows]
-    lengths = inputs.lengths
-    return {
-        "min": min(lengths),
-        "median": round(statistics.median(lengths)),
-        "max": max(lengths),
-        "image_median": round(statistics.median(images)),
-    }
+    median_length, longest = round(median(inputs.lengths)), max(inputs.lengths)
+    return {"min": min(inputs.lengths), "median": median_length, "max": longest, "image_median": round(median(images))}

@@ -20,13 +20,7 @@ from text_sdft.core.sampling import draw_seed
 from text_sdft.experiments.answers import bare_answer, completions, score_all, slices
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.measure import answer_positions, mean_tokens, right_answer_reading
-from text_sdft.experiments.scores import (
-    contexts_for,
-    sample,
-    tell_scoring_notes,
-    with_reference,
-    with_teacher,
-)
+from text_sdft.experiments.scores import contexts_for, sample, tell_scoring_notes, with_reference, with_teacher
 from text_sdft.experiments.stats import Accuracy, Gap
 from text_sdft.experiments.verdict import SHARE, Evidence, Verdict, verdict
 from text_sdft.training import SDFTTrainer
@@ -193,7 +187,7 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
     compared = (VOTE, *RUNGS.values(), *(name for option in variants for name in (option, vote_of(option))))
     views = {"student": None, "teacher": contexts}
     places = answer_positions(adapter, examples, contexts, list(run.texts["teacher"].values()))
-    found = _evidence(run, rivals, variants, places)
+    found = replace(_evidence(run, rivals, variants), position_p=places["p"] if places else None)
     drawn = verdict(found)
     tell_scoring_notes(adapter)
     return {
@@ -205,7 +199,7 @@ def probe(trainer: SDFTTrainer, experiment: Experiment, sweep: bool = False) -> 
         "positions": places,
         "tokens": {view: mean_tokens(trainer, examples, shown, run.size) for view, shown in views.items()},
         "seconds": run.seconds,
-        "verdict": {**asdict(drawn), "train": drawn.train},
+        "verdict": {**asdict(drawn), "train": drawn.decision == "train"},
         "notes": _notes_on_partial_views(run),
     }
 
@@ -227,7 +221,7 @@ def short_probe(trainer: SDFTTrainer, experiment: Experiment) -> Verdict | None:
     if run.gap("teacher", "student").low <= 0:
         run.measure_vote()
     run.measure_controls(first=True)
-    return verdict(_evidence(run, (), {}, None))
+    return verdict(_evidence(run, (), ()))
 
 
 def _scorable_rows(experiment: Experiment) -> list[Example]:
@@ -241,7 +235,7 @@ def _examples_with_teacher(trainer: SDFTTrainer, known: list[Example], limit: in
     return sample(with_teacher(trainer, known), limit) if alike else drawn
 
 
-def _evidence(run: Probe, rivals: Iterable[str], variants: Iterable[str], places: dict[str, Any] | None) -> Evidence:
+def _evidence(run: Probe, rivals: Iterable[str], variants: Iterable[str]) -> Evidence:
     """The measured scores as the verdict takes them."""
     controls = {name for e in run.examples for name in run.adapter.controls(e)}
     spoilt = [name for name in run.scores if name in controls or name == RUNGS[1]]
@@ -261,7 +255,6 @@ def _evidence(run: Probe, rivals: Iterable[str], variants: Iterable[str], places
         answer_alone=mean(RUNGS[5]),
         rivals={name: run.accuracy(name).accuracy for name in rivals},
         permuted=mean("permuted label words"),
-        position_p=places["p"] if places else None,
         alike=run.alike,
     )
 

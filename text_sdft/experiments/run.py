@@ -63,8 +63,7 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
         a run was resumed: from the step ``resumed_at``), ``settings``, ``versions``.
 
     Raises:
-        UserError: the folder holds another run, or one with other settings or numbers of rows, or something in the data,
-            model or settings cannot work.
+        UserError: the folder holds another run, or something in the data, model or settings cannot work.
         NotWorthTraining: the short probe's verdict is not to train; nothing was written.
     """
     check_trains(experiment)
@@ -121,8 +120,6 @@ def run_evaluation(experiment: Experiment, folder: Path, samples: int = 0, skill
     """Measure a finished run's model again; also written to ``eval.json``.
 
     Args:
-        experiment: as read from the run's ``config.yaml``.
-        folder: the run's folder.
         samples: answers sampled to each row of the set ``new``, whose pass@k goes to ``pass_at_k.json``; 0: none.
         skills: tasks of `prior_skills`, measured of the starting model and of the run's; written to ``skills.json``.
 
@@ -164,12 +161,9 @@ def check_trains(experiment: Experiment) -> None:
 
 
 def make_trainer(experiment: Experiment, full_batches: bool = False) -> SDFTTrainer:
-    """The trainer of an experiment's method; ``full_batches`` as in `SDFTTrainer`.
+    """The trainer of an experiment's method; with ``eval_strategy: steps`` it logs ``eval_SET_accuracy`` of each set.
 
-    With ``eval_strategy: steps`` it logs ``eval_SET_accuracy`` of each set.
-
-    Raises:
-        UserError: ``eval_strategy`` asks for accuracies, and the data has no set to measure; or as `SDFTTrainer`.
+    Raises `UserError` where there is no set to measure then, or as `SDFTTrainer`.
     """
     args, sets = _local(experiment.args), eval_sets(experiment)
     if args.eval_strategy != IntervalStrategy.NO and not sets:
@@ -205,8 +199,8 @@ def trained_model(experiment: Experiment, folder: Path) -> Model:
 def eval_sets(experiment: Experiment) -> dict[str, list[Example]]:
     """What is measured, by name; of each set at most ``eval.max_examples``."""
     limit = experiment.eval.max_examples
-    evals = experiment.splits.evals
-    return {name: sample(experiment.adapter.examples(rows), limit) for name, rows in evals.items() if len(rows)}
+    sets = experiment.splits.evals.items()
+    return {name: sample(experiment.adapter.examples(rows), limit) for name, rows in sets if len(rows)}
 
 
 def measuring_trainer(model: Model, experiment: Experiment) -> SDFTTrainer:

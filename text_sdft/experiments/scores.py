@@ -42,11 +42,7 @@ def sample(examples: list[Example], limit: int | None) -> list[Example]:
 
 
 def contexts_for(trainer: SDFTTrainer, examples: Sequence[Example], seed: int | None = None) -> list[TeacherContext]:
-    """The teacher's contexts for measuring: drawn by the run's seed and the example, the same at each measurement.
-
-    Args:
-        seed: of another run.
-    """
+    """The teacher's contexts for measuring, drawn by the run's seed (or this one) and the example."""
     seed = trainer.args.seed if seed is None else seed
     return [TeacherContext(draw_seed(seed, "eval", example.id)) for example in examples]
 
@@ -68,7 +64,6 @@ def evaluate(
     """Greedy answers to every set, scored by the adapter; rows without a reference are left out.
 
     Args:
-        sets: examples by name.
         teacher: also answer the set ``new`` in the teacher's view, with the model as it is now: those of its rows for which
             that is not the student's.
         phase: what this measurement is called in the records; ``"before"`` also keeps what the teacher saw.
@@ -82,7 +77,13 @@ def evaluate(
     known = {name: with_reference(examples) for name, examples in sets.items()}
     jobs: list[tuple[str, str, list[Example], Contexts]] = [(name, name, rows, None) for name, rows in known.items()]
     if teacher:
-        shown = _with_teacher_alone(trainer, known.get("new", []))
+        rows = known.get("new", [])
+        shown = with_teacher(trainer, rows)
+        if 0 < len(shown) < len(rows):
+            logger.warning_once(
+                f"The teacher is measured on {len(shown)} of the {len(rows)} rows of 'new' alone: in the others it sees "
+                "what the student sees."
+            )
         jobs.append(("teacher", "new", shown, contexts_for(trainer, shown)))
     for result, name, examples, contexts in jobs:
         texts = map(trainer.adapter.decode, completions(trainer, examples, contexts, batch_size, f"{phase}: {result}"))
@@ -113,17 +114,6 @@ def tell_scoring_notes(adapter: ExperimentAdapter) -> None:
     """Log what the adapter has to say of the scores that it gave."""
     for note in adapter.scoring_notes():
         logger.warning(note)
-
-
-def _with_teacher_alone(trainer: SDFTTrainer, examples: Sequence[Example]) -> list[Example]:
-    """As `with_teacher`; says so where there are others."""
-    kept = with_teacher(trainer, examples)
-    if 0 < len(kept) < len(examples):
-        logger.warning_once(
-            f"The teacher is measured on {len(kept)} of the {len(examples)} rows of 'new' alone: in the others it sees "
-            "what the student sees."
-        )
-    return kept
 
 
 def _shown(trainer: SDFTTrainer, example: Example) -> dict[str, Any]:

@@ -42,7 +42,6 @@ def run_sequence(
         tasks: at least two; each one's ``args.output_dir`` is its run's folder. The first one's sets of prior
             skills are what the model knew before, and are measured after every task.
         folder: of ``sequence.json``.
-        resume: go on with the sequence in this folder.
         joint: all tasks' data at once: an upper bound, trained and measured after the sequence.
         retain_earlier: so many queries of each earlier task, drawn by the seed, are retention prompts of those after it,
             without answers or demonstrations.
@@ -53,8 +52,7 @@ def run_sequence(
         ``retain_earlier``, ``settings``.
 
     Raises:
-        UserError: fewer than two tasks, a task without anything to measure, another sequence in this folder, or as
-            `run_training`.
+        UserError: a task without anything to measure, another sequence in this folder, or as `run_training`.
     """
     if len(tasks) < 2:
         raise UserError("A sequence needs at least two tasks.")

@@ -33,18 +33,13 @@ METRICS = ("acc", "exact_match", "pass@1")
 def prior_skills(
     trainer: SDFTTrainer, tasks: Sequence[str], batch_size: int, limit: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Measure the trainer's model as it is now.
+    """{task: {"metric", "score", "stderr" (None where the harness gives none)}} of the trainer's model as it is now.
 
     Args:
         tasks: names or YAML files; "paper" stands for the paper's six.
-        batch_size: requests at once.
         limit: items of each task at most.
 
-    Returns:
-        {task: {"metric", "score", "stderr" (None where the harness gives none)}}.
-
-    Raises:
-        UserError: the harness is not installed, does not know a task, or cannot reach a task's data.
+    Raises `UserError` where the harness is not installed, does not know a task, or cannot reach a task's data.
     """
     try:
         from lm_eval import simple_evaluate

@@ -23,12 +23,9 @@ def mean(values: Iterable[float]) -> float:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Mean score with a 95 % interval: Wilson's where every score is 0 or 1, else the normal approximation.
+    """Mean score of n examples, in [0, 1], with its 95 % interval.
 
-    Attributes:
-        accuracy: mean, in [0, 1].
-        n: examples scored.
-        low, high: interval.
+    It is Wilson's where every score is 0 or 1, else the normal approximation.
     """
 
     accuracy: float
@@ -114,14 +111,15 @@ class Paired:
         p = 1.0  # of one item too: its sign is as far from 0 either way
         if len(moved) > 1:
             drawn = stats.permutation_test(
-                (moved,), _total, permutation_type="samples", n_resamples=FLIPS, batch=1_000, rng=np.random.default_rng(0)
+                (moved,),
+                lambda flipped, axis: flipped.sum(axis).round(DIGITS),  # ties must stay ties
+                permutation_type="samples",
+                n_resamples=FLIPS,
+                batch=1_000,
+                rng=np.random.default_rng(0),
             )
             p = float(drawn.pvalue)
         return cls(int((moved > 0).sum()), int((moved < 0).sum()), p)
-
-
-def _total(differences: np.ndarray, axis: int) -> np.ndarray:
-    return differences.sum(axis).round(DIGITS)  # ties must stay ties
 
 
 def _wilson(right: int, n: int) -> tuple[float, float]:

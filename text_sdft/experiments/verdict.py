@@ -79,11 +79,6 @@ class Verdict:
     option: str | None = None
     notes: tuple[str, ...] = ()
 
-    @property
-    def train(self) -> bool:
-        """Whether the answer is to train."""
-        return self.decision == "train"
-
 
 def verdict(found: Evidence) -> Verdict:
     """The rule: train where the teacher is better beyond the gap's interval, and only through its demonstrations.

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
@@ -26,7 +25,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from text_sdft.core.data import Model
 from text_sdft.core.inputs import ModelInputs, RowInputs
-from text_sdft.core.scoring import without_head
+from text_sdft.core.scoring import base_model, without_head
 
 #: One entry a decoder layer.
 Layers = list[DynamicLayer]
@@ -46,12 +45,9 @@ def read_prefix(module: Model, inputs: ModelInputs) -> Layers | None:
 def continued_hidden_states(
     module: Model, rows: ModelInputs, completions: Sequence[Tensor], prefixes: Sequence[Layers]
 ) -> list[Tensor]:
-    """Hidden states [T, H] that predict each row's completion.
+    """Hidden states [T, H] that predict each row's completion [T] after its whole prompt.
 
-    Args:
-        rows: whole prompts.
-        completions: B id tensors [T].
-        prefixes: what each row begins with (the same object for equal ones, rows with equal ones side by side).
+    ``prefixes`` are what each row begins with (the same object for equal ones, rows with equal ones side by side).
     """
     lengths_B = torch.tensor([layers[0].get_seq_length() for layers in prefixes])
     rests = replace(rows, rows=[split(rows, i, int(n))[1] for i, n in enumerate(lengths_B)])
@@ -129,6 +125,5 @@ def _shared(runs: list[tuple[DynamicLayer, int]]) -> DynamicLayer:
 
 def _cache_argument(module: Model, cache: DynamicCache) -> dict[str, DynamicCache]:
     """The cache under the name that the model's forward gives it (another one since transformers 5.23)."""
-    base: Any = module.get_base_model() if isinstance(module, PeftModel) else module
-    name = "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
-    return {name: cache}
+    names = inspect.signature(base_model(module).forward).parameters
+    return {"cache" if "cache" in names else "past_key_values": cache}

@@ -14,13 +14,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from text_sdft.core.data import Model
 from text_sdft.core.inputs import ModelInputs, RowInputs
+from text_sdft.core.scoring import base_model
 from text_sdft.fast.continuation import read_prefix, split
 from text_sdft.fast.prefix import FORWARD_COST, MIN_PREFIX
 
@@ -56,7 +56,8 @@ def common_tokens_read_once(model: Model, inputs: ModelInputs) -> Iterator[None]
         own = {**batch} if positions is None else {**batch, "position_ids": positions[..., firsts_D, :]}
         if common is not None:
             own = {name: value[..., K:] for name, value in own.items()}
-            own["attention_mask"] = _mask(pads_D, K, K + own["input_ids"].shape[1])
+            places_P = torch.arange(K + own["input_ids"].shape[1], device=pads_D.device)
+            own["attention_mask"] = ((places_P < K) | (places_P >= K + pads_D[:, None])).long()  # [common | padding | rest]
             for layer, kept in zip(_cache(kwargs).layers, common, strict=True):
                 layer.update(*(t.expand(len(firsts_D), -1, -1, -1) for t in (kept.keys, kept.values)))
         return args, {**kwargs, **own}
@@ -74,7 +75,7 @@ def common_tokens_read_once(model: Model, inputs: ModelInputs) -> Iterator[None]
         for handle in handles:
             handle.remove()
 
-    called: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    called = base_model(model)
     handles = [
         called.register_forward_pre_hook(before, with_kwargs=True),
         called.register_forward_hook(after, with_kwargs=True),
@@ -95,8 +96,7 @@ def _cache(kwargs: dict[str, Any]) -> Any:
 
 
 def _common_beginning(model: Model, distinct: ModelInputs) -> list[Any] | None:
-    """Keys and values of what all prompts begin with; None where that is too short to be worth a forward, or where the
-    model cannot go on from it."""
+    """Keys and values of what all prompts begin with; None where that is not worth a forward or the model cannot go on."""
     if any(set(row.tokens) != {"input_ids"} or row.images or row.media for row in distinct.rows):
         return None
     shortest = min(distinct.lengths) - 1
@@ -106,14 +106,7 @@ def _common_beginning(model: Model, distinct: ModelInputs) -> list[Any] | None:
         return None
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=model.config.get_text_config()).layers):
         return None
-    layers: list[Any] | None = read_prefix(model, replace(distinct, rows=[split(distinct, 0, K)[0]]))
-    return layers
-
-
-def _mask(pads_D: Tensor, K: int, P: int) -> Tensor:
-    """[D, P]: rows as they are read, [common | padding | rest]."""
-    places_P = torch.arange(P, device=pads_D.device)
-    return ((places_P < K) | (places_P >= K + pads_D[:, None])).long()
+    return read_prefix(model, replace(distinct, rows=[split(distinct, 0, K)[0]]))
 
 
 def _pad_first(cache: Any, pads_D: Tensor, K: int) -> None:

@@ -36,14 +36,15 @@ RECENT_PROMPTS = 64
 #: Largest difference from the plain forward, relative to the largest hidden state, at which sharing is trusted.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 HALF_TOLERANCE = 0.1
+#: By row: whether there are images in its prefix, and behind it.
+Kinds = dict[int, tuple[bool, bool]]
 NOT_SHARED = "Prefixes of teacher prompts are read again for every prompt, which is slower"
 
 
 class PrefixStore:
     """Keys and values of shared prefixes, and the forward that continues from them.
 
-    Args:
-        max_bytes: memory for them on the model's device; the least recently used go first. 0 shares nothing.
+    They take ``max_bytes`` on the model's device, and the least recently used go first. 0 shares nothing.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -58,8 +59,7 @@ class PrefixStore:
     def state_dict(self, versions: dict[str, int]) -> dict[str, Tensor]:
         """What the next rows are compared with, as symbols [L]: a resumed run then cuts its prompts where this one did.
 
-        Args:
-            versions: of the owners' weights now; what an older version read would be dropped before it is used.
+        ``versions`` are those of the owners' weights now.
         """
         current = {owner for owner, version in self._owner_versions.items() if versions.get(owner) == version}
         stored = [(owner, prefix) for owner, prefix in self._stored if owner in current]
@@ -68,11 +68,7 @@ class PrefixStore:
         return state | {f"{owner}.recent.{i}": _tensor(prompt) for owner, i, prompt in kept}
 
     def load_state_dict(self, state: dict[str, Tensor], versions: dict[str, int]) -> None:
-        """Restore what `state_dict` returned; prefixes are read when they are first needed.
-
-        Args:
-            versions: of the owners' weights now.
-        """
+        """Restore what `state_dict` returned; prefixes are read when they are first needed."""
         self._owner_versions.update(versions)
         for name, symbols_L in sorted(state.items(), key=lambda item: int(item[0].rpartition(".")[2])):
             owner, kind, _ = name.split(".")
@@ -89,31 +85,34 @@ class PrefixStore:
     def completion_hidden_states(
         self, module: Model, inputs: ModelInputs, completions: Sequence[Tensor], owner: str, version: int
     ) -> Tensor:
-        """As `scoring.completion_hidden_states`, without gradient.
+        """As the function `completion_hidden_states`, without gradient.
 
-        Args:
-            owner: whose weights the module has now; prefixes of one owner are not used for another.
-            version: changes with those weights; prefixes of an older version are dropped.
+        ``owner`` is whose weights the module has now: what is kept of one owner's is not used for another, and what is kept
+        of an older ``version`` of them is dropped.
         """
         if self._owner_versions.get(owner) != version:
-            self._forget(owner)
+            for key in [key for key in self._stored if key[0] == owner]:
+                self._bytes -= _bytes(self._stored.pop(key))
+            self._recent.pop(owner, None)
             self._owner_versions[owner] = version
         symbols = [_symbols(row, inputs) if self._max_bytes else None for row in inputs.rows]
         groups, alone = self._grouped(symbols, owner)
-        prefixes: dict[int, Layers] = {}  # by row; equal ones side by side
+        prefixes: dict[int, Layers] = {}  # by row, as what follows; equal ones side by side
         reused: dict[int, int] = {}
+        kinds: Kinds = {}
         for prefix, numbers in groups:
             stored = self._stored.get((owner, prefix)) is not None
             layers = self._layers(module, inputs.select(numbers), prefix, owner)
             if layers is None:
                 alone += numbers
                 continue
-            prefixes.update(dict.fromkeys(numbers, layers))
-            reused.update(dict.fromkeys(numbers, len(prefix) // 8))
+            for i in numbers:
+                head, rest = split(inputs, i, len(prefix) // 8)
+                kinds[i] = bool(head.images), bool(rest.images)
+                prefixes[i], reused[i] = layers, len(prefix) // 8
             if not stored:
                 reused[numbers[0]] = 0  # it was read for this one
         states: dict[int, Tensor] = {}
-        kinds = {i: _kind(inputs, i, layers) for i, layers in prefixes.items()}
         numbers = [i for i in prefixes if self._trusted.get(kinds[i], True)]
         if numbers:
             given = [completions[i] for i in numbers]
@@ -149,29 +148,22 @@ class PrefixStore:
     def _layers(self, module: Model, rows: ModelInputs, prefix: bytes, owner: str) -> Layers | None:
         """The prefix's keys and values; None where this model's cannot be shared."""
         key = (owner, prefix)
-        stored = self._stored.get(key)
-        if stored is not None:
-            self._stored.move_to_end(key)
-            return stored
-        layers = read_prefix(module, replace(rows, rows=[split(rows, 0, len(prefix) // 8)[0]]))
+        layers = self._stored.get(key)
         if layers is None:
-            logger.warning_once(f"{NOT_SHARED}: this model's cache cannot serve several prompts.")
-            self._max_bytes = 0
-            return None
-        self._stored[key] = layers
+            layers = read_prefix(module, replace(rows, rows=[split(rows, 0, len(prefix) // 8)[0]]))
+            if layers is None:
+                logger.warning_once(f"{NOT_SHARED}: this model's cache cannot serve several prompts.")
+                self._max_bytes = 0
+                return None
+            self._stored[key] = layers
+            self._bytes += _bytes(layers)
         self._stored.move_to_end(key)
-        self._bytes += _bytes(layers)
         while self._bytes > self._max_bytes and len(self._stored) > 1:
             self._bytes -= _bytes(self._stored.popitem(last=False)[1])
         return layers
 
     def _check(
-        self,
-        module: Model,
-        inputs: ModelInputs,
-        completions: Sequence[Tensor],
-        states: dict[int, Tensor],
-        kinds: dict[int, tuple[bool, bool]],
+        self, module: Model, inputs: ModelInputs, completions: Sequence[Tensor], states: dict[int, Tensor], kinds: Kinds
     ) -> None:
         """Compare with the plain forward, once with and once without images on either side, before it is trusted."""
         fresh = [i for i, kind in kinds.items() if kind not in self._trusted]
@@ -185,11 +177,6 @@ class PrefixStore:
         self._trusted.update((kinds[i], agrees) for i in fresh)
         if not agrees:
             logger.warning(f"{NOT_SHARED}: this model's results would differ by {gap:.2g} (relative).")
-
-    def _forget(self, owner: str) -> None:
-        for key in [key for key in self._stored if key[0] == owner]:
-            self._bytes -= _bytes(self._stored.pop(key))
-        self._recent.pop(owner, None)
 
 
 def _symbols(row: RowInputs, inputs: ModelInputs) -> bytes | None:
@@ -208,21 +195,11 @@ def _symbols(row: RowInputs, inputs: ModelInputs) -> bytes | None:
     return symbols_L.tobytes()
 
 
-def _kind(inputs: ModelInputs, i: int, layers: Layers) -> tuple[bool, bool]:
-    """Whether there are images in a row's prefix, and behind it."""
-    head, rest = split(inputs, i, layers[0].get_seq_length())
-    return bool(head.images), bool(rest.images)
-
-
 def shared_prefixes(rows: Sequence[bytes], kept: Collection[bytes]) -> list[tuple[bytes, list[int]]]:
-    """Rows by the prefix that they go on from (b"": none), so that as few tokens as can be are read.
+    """Rows (8 bytes a token) by the prefix that they go on from (b"": none), so that as few tokens as can be are read.
 
-    Prefixes nest; the longest are looked at first, and a shorter one takes over what it serves better. All of ``rows``
-    count, so that recent ones stand for those that will come.
-
-    Args:
-        rows: prompts, 8 bytes a token.
-        kept: prefixes that need not be read.
+    Prefixes nest; the longest are looked at first, and a shorter one takes over what it serves better. Those that are
+    ``kept`` need not be read.
     """
     order = sorted(range(len(rows)), key=rows.__getitem__)
     by_text = [rows[i] for i in order]
@@ -266,4 +243,4 @@ def _tensor(symbols: bytes) -> Tensor:
 
 
 def _bytes(layers: Layers | None) -> int:
-    return sum(t.numel() * t.element_size() for layer in layers or () for t in (layer.keys, layer.values) if t is not None)
+    return sum(t.nbytes for layer in layers or () for t in (layer.keys, layer.values) if t is not None)

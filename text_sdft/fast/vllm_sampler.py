@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
@@ -29,6 +28,7 @@ from text_sdft.core.data import Model
 from text_sdft.core.errors import UserError
 from text_sdft.core.inputs import ModelInputs, RowInputs
 from text_sdft.core.sampling import Rollout, Sampler, TransformersSampler, eos_ids
+from text_sdft.core.scoring import base_model
 from text_sdft.fast.prefill import common_tokens_read_once
 
 REMEDY = "Set train.sampler to transformers."
@@ -51,8 +51,7 @@ class VLLMSampler:
         cache_bytes: memory of the device for the engine's keys and values, beside its own copy of the weights.
         dtype: the engine's; None: the module's.
 
-    Raises:
-        UserError: vLLM is not installed.
+    Raises `UserError` where vLLM is not installed.
     """
 
     def __init__(
@@ -76,11 +75,7 @@ class VLLMSampler:
 
     @torch.no_grad()
     def sample(self, model: Model, inputs: ModelInputs, seeds: Sequence[int] | None) -> Rollout:
-        """One completion a row.
-
-        Raises:
-            UserError: vLLM cannot take the model or its images.
-        """
+        """One completion a row. Raises `UserError` where vLLM cannot take the model or its images."""
         from vllm import SamplingParams
 
         ends = eos_ids(model)
@@ -112,7 +107,7 @@ class VLLMSampler:
     def _engine(self, model: Model) -> Any:
         """The engine, with the weights that the model has now (a teacher's may be swapped in)."""
         hashes = torch.stack([torch.hash_tensor(p) for p in model.parameters() if p.requires_grad]).tolist()
-        config = _inner(model).config.to_json_string()
+        config = base_model(model).config.to_json_string()
         key = f"{config} {self._processor!r} {self._dtype or model.dtype} {self._cache_bytes}"
         engine, held = ENGINES.get(key, (None, None))
         if held != (self, hashes):
@@ -139,7 +134,7 @@ class VLLMSampler:
             def load_weights(self, model: Any, model_config: Any) -> None:
                 model.load_weights(iter(weights.items()))
 
-        inner = _inner(model)
+        inner = base_model(model)
         config = type(inner.config).from_dict({**inner.config.to_dict(), "architectures": [type(inner).__name__]})
         config.save_pretrained(self._folder)
         if self._processor is not None:
@@ -183,17 +178,13 @@ def _prompt(inputs: ModelInputs, row: RowInputs) -> dict[str, Any]:
     }
 
 
-def _inner(model: Model) -> Any:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
 @contextmanager
 def _weights(model: Model) -> Iterator[dict[str, Tensor]]:
     """All weights by their names in a checkpoint, adapters added in.
 
     They are added to copies, and the weights themselves come back after it: nothing is subtracted, so nothing is rounded.
     """
-    inner = _inner(model)
+    inner = base_model(model)
     own: list[tuple[nn.Parameter, Tensor]] = []
     layers: list[Any] = [layer for layer in inner.modules() if isinstance(layer, BaseTunerLayer)]
     try:
@@ -239,14 +230,7 @@ OWN_SAMPLERS = (TransformersSampler, VLLMSampler)
 
 
 def make_sampler(args: SDFTConfig, processor: Any, autocast: Callable[[], AbstractContextManager[None]]) -> Sampler:
-    """The sampler of a config (``sampler``).
-
-    Args:
-        autocast: see `TransformersSampler`.
-
-    Raises:
-        UserError: vLLM is not installed, or there is more than one process.
-    """
+    """The sampler of a config. Raises `UserError` where vLLM is wanted, and missing or in one of several processes."""
     settings = (args.max_completion_length, args.temperature, args.top_p)
     if args.sampler == "transformers":
         return TransformersSampler(*settings, autocast, common_tokens_read_once)

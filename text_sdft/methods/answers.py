@@ -21,14 +21,7 @@ ANSWERS_FILE = "answers.jsonl"
 
 
 def expert_answers(model: Model, adapter: ExperimentAdapter, examples: Sequence[Example], limit: int) -> dict[str, Answer]:
-    """The experts' answers by their query's id.
-
-    Args:
-        limit: tokens that an answer may have.
-
-    Raises:
-        UserError: an answer is longer, or the adapter writes none.
-    """
+    """The experts' answers by their query's id. Raises `UserError` where one has more than ``limit`` tokens, or no ids."""
     answers = {}
     for example in examples:
         text = adapter.expert_answer(example)
@@ -46,23 +39,17 @@ def expert_answers(model: Model, adapter: ExperimentAdapter, examples: Sequence[
 
 
 def answer_ids(model: Model, adapter: ExperimentAdapter, example: Example, text: str) -> Tensor | None:
-    """The ids [T] of an answer to this example as the model would write it, with the token that ends it.
+    """The ids [T] of an answer to this example as the model would write it; None where the adapter writes no answers.
 
-    None where the adapter writes no answers.
+    The last is the token with which the chat template ends this answer, if the model stops there, else the model's own.
     """
-    ids_T = adapter.encode_answer(text)
+    ids_T, end = adapter.encode_answer(text), list(ends := eos_ids(model))
     if ids_T is None:
         return None
-    return torch.cat([ids_T, torch.tensor(_end_of(model, adapter, example, text), dtype=torch.long)])
-
-
-def _end_of(model: Model, adapter: ModalityAdapter, example: Example, text: str) -> list[int]:
-    """The token with which the chat template ends this answer, if the model stops there, else the model's own (or none)."""
-    ends = eos_ids(model)
-    if len(ends) < 2:  # no choice, so no need to encode the query's images
-        return list(ends)
-    turn = adapter.encode([[*example.messages, {"role": "assistant", "content": text}]]).rows[0]
-    return [i for i in turn.tokens["input_ids"].tolist() if i in ends][-1:] or sorted(ends)[:1]
+    if len(ends) > 1:  # else there is no choice, and no need to encode the query's images
+        turn = adapter.encode([[*example.messages, {"role": "assistant", "content": text}]]).rows[0]
+        end = [i for i in turn.tokens["input_ids"].tolist() if i in ends][-1:] or sorted(ends)[:1]
+    return torch.cat([ids_T, torch.tensor(end, dtype=torch.long)])
 
 
 def answer_records(adapter: ModalityAdapter, queries: Sequence[Example], answers: Sequence[Answer]) -> list[dict[str, Any]]:

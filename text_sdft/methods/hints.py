@@ -59,10 +59,8 @@ class Hints:
         self._rungs |= {id_: max(adapter.rungs(q)) for id_, q in todo.items()}
         for rung in sorted({rung for q in todo.values() for rung in adapter.rungs(q)}):
             asked = [q for q in todo.values() if rung in adapter.rungs(q)]
-            if not asked:
-                continue
             contexts = [_context(q, step.args.seed, rung) for q in asked]
-            answers = step.ask(step.teacher, asked, contexts, greedy=True)
+            answers = step.ask(step.teacher, asked, contexts, greedy=True) if asked else []
             for q, answer in zip(asked, answers, strict=True):
                 if (adapter.score(q, adapter.decode(answer.ids)) or 0.0) >= 1.0:
                     self._rungs[q.id] = rung
@@ -71,11 +69,7 @@ class Hints:
 
 
 def contexts_asked(adapter: Any, query: Example, seed: int) -> list[TeacherContext]:
-    """What the teacher may be shown when it is asked which rung of this query is enough; nothing for unlabelled ones.
-
-    Args:
-        seed: of the run.
-    """
+    """What the teacher may be shown when it is asked which rung of this query is enough; nothing for unlabelled ones."""
     return [] if query.reference is None else [_context(query, seed, rung) for rung in adapter.rungs(query)]
 
 

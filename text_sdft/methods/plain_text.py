@@ -18,9 +18,8 @@ from text_sdft.core.groups import Answer
 def windows(processing_class: Any, examples: Sequence[Example], length: int) -> list[tuple[Example, Answer]]:
     """The examples' privileged contexts, each text once, cut into windows of at most ``length`` tokens.
 
-    Returns:
-        for each window a query that holds the token before it, and its ids [T] as the answer. Every token of a text but
-        its first (the beginning-of-text token of models that have one) is learnt once.
+    A window is a query that holds the token before it, and its ids [T] as the answer. Every token of a text but its first
+    (the beginning-of-text token of models that have one) is learnt once.
     """
     tokenizer = tokenizer_of(processing_class)
     named = {_text(example): example.id for example in reversed(examples)}

@@ -95,11 +95,7 @@ class Method:
         return args
 
     def rows(self, adapter: ExperimentAdapter, examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-        """The queries and the retention rows that are trained on.
-
-        Raises:
-            Unsupported: the data has nothing that this method could learn from; says what is missing.
-        """
+        """The queries and the retention rows that are trained on. Raises `Unsupported` naming what the data lacks."""
         queries = [example for example in examples if not example.retain]
         retained = [example for example in examples if example.retain]
         if self.answers == "expert" or self.labelled:
@@ -195,11 +191,7 @@ METHODS = {
 
 
 def find_method(name: str) -> Method:
-    """The method of that name, with its variants.
-
-    Raises:
-        UserError: no such method or variant (names the nearest), or a variant that does not go with the method.
-    """
+    """The method of that name, with its variants. Raises `UserError` where one does not exist or go with the method."""
     base, *variants = name.strip().split("/")
     for given, known, kind in [(base, list(METHODS), "method"), *((v, list(VARIANTS), "variant") for v in variants)]:
         if given not in known:

@@ -26,13 +26,8 @@ class TaskAdapter(TextAdapter):
     Subclasses give `example` and `grade`. Examples of the task carry ``meta["gold"]``, what `grade` compares with; those
     without it are plain text rows, right where the answer states the reference.
 
-    Args:
-        teacher_sees: see `TaskDemonstrations`.
-        teacher_prompt_template: see `text_sdft.core.templates`; None: the paper's.
-        settings: as `TextAdapter` takes them.
-
-    Raises:
-        UserError: the template is unknown.
+    For ``teacher_sees`` see `TaskDemonstrations`, for other settings `TextAdapter`; the template is the paper's if none is
+    given. Raises `UserError` where it is unknown.
     """
 
     answer = "answer"
@@ -45,14 +40,8 @@ class TaskAdapter(TextAdapter):
         self._others: Sequence[Example] = ()  # training examples, whose demonstrations are wrong for any other row
 
     @classmethod
-    def from_config(  # type: ignore[override]
-        cls, data: TaskData, demonstrations: TaskDemonstrations
-    ) -> tuple[Self, Splits]:
-        """The adapter and its rows from the YAML sections.
-
-        Raises:
-            UserError: a file or a row cannot be used, or a training row has nothing to show the teacher.
-        """
+    def from_config(cls, data: TaskData, demonstrations: TaskDemonstrations) -> tuple[Self, Splits]:  # type: ignore[override]
+        """See `TextAdapter`; every training row must have something to show the teacher."""
         adapter, splits = super().from_config(data, demonstrations)
         if any(not e.demonstrations and not e.privileged_context for e in splits.evals.get("new", ())):
             told = "Rows of data.test without a demonstration: there the teacher sees their right answer instead."
@@ -145,8 +134,3 @@ def required(row: Mapping[str, Any], column: str, number: int) -> Any:
     if value is None or value == "" or value == []:
         raise UserError(f"Row {number}: '{column}' is missing or empty; its columns are {', '.join(map(str, row))}.")
     return value
-
-
-def row_id(row: Mapping[str, Any], number: int) -> str:
-    """The row's id, or its number."""
-    return str(row["id"]) if row.get("id") is not None else f"row {number}"

@@ -24,12 +24,7 @@ Pairs = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True)
 class Call:
-    """One call.
-
-    Attributes:
-        action: the tool's name.
-        arguments: (name, value) in the order of names; values are comparable (see `comparable`).
-    """
+    """A tool's name, and its arguments in the order of their names, with values that compare (see `comparable`)."""
 
     action: str
     arguments: Pairs
@@ -40,7 +35,6 @@ class GoldCall:
     """A right call: its own arguments are right, and so are those that ``accepted`` allows.
 
     Attributes:
-        call: the call.
         accepted: argument -> further values that are right for it; the empty string stands for leaving it out.
         optional: the call may be left out (ToolAlpaca writes "[Optional]" before such an action's name).
     """
@@ -76,7 +70,7 @@ def parse_calls(answer: str) -> list[Call] | None:
         arguments: Pairs = ()
         if given and answer[position : position + 1] not in ("", "\n"):
             try:
-                (arguments, position) = _decoder().raw_decode(answer, position)
+                (arguments, position) = DECODER.raw_decode(answer, position)
             except ValueError:
                 return None
             if not isinstance(arguments, _Object):
@@ -88,11 +82,8 @@ def parse_calls(answer: str) -> list[Call] | None:
 def parse_gold(golden: Any) -> list[GoldCall]:
     """The right calls of a row.
 
-    Args:
-        golden: [{"Action": name, "Action_Input": JSON text or object, optionally "Accepted": {argument: [values]}}].
-
-    Raises:
-        ValueError: with what is wrong, as the end of a sentence.
+    They are [{"Action": name, "Action_Input": JSON text or object, optionally "Accepted": {argument: [values]}}]. Raises
+    `ValueError` with what is wrong, as the end of a sentence.
     """
     if not isinstance(golden, list) or not golden:
         raise ValueError("must be a list of {'Action', 'Action_Input'}")
@@ -112,22 +103,20 @@ def parse_gold(golden: Any) -> list[GoldCall]:
 
 def right(calls: Sequence[Call] | None, gold: Sequence[GoldCall]) -> bool:
     """Whether the calls are the golden ones, each once, in any order; optional ones may be missing."""
-    import numpy as np  # here: scipy takes long to import, and a task's settings are read without it
+    from scipy.sparse import csr_matrix  # here: scipy takes long to import, and a task's settings are read without it
+    from scipy.sparse.csgraph import maximum_bipartite_matching
 
     if not calls:
         return False
-    allowed = np.array([[g.allows(call) for g in gold] for call in calls], dtype=np.int8)
-    required = allowed[:, [not g.optional for g in gold]]
+
+    def matched(golden: Sequence[GoldCall]) -> int:
+        """Size of the largest matching of the calls with golden ones."""
+        allowed = csr_matrix([[int(g.allows(call)) for g in golden] for call in calls])
+        return int((maximum_bipartite_matching(allowed, perm_type="column") >= 0).sum())
+
+    required = [g for g in gold if not g.optional]
     # A matching that covers all calls, and one that covers all required ones: then one covers both.
-    return _matched(allowed) == len(calls) and _matched(required) == required.shape[1]
-
-
-def _matched(allowed: Any) -> int:
-    """Size of the largest matching of a 0/1 matrix's rows with its columns."""
-    from scipy.sparse import csr_matrix
-    from scipy.sparse.csgraph import maximum_bipartite_matching
-
-    return int((maximum_bipartite_matching(csr_matrix(allowed), perm_type="column") >= 0).sum()) if allowed.size else 0
+    return matched(gold) == len(calls) and (not required or matched(required) == len(required))
 
 
 def comparable(value: Any) -> Any:
@@ -147,9 +136,8 @@ def _pairs(pairs: list[tuple[str, Any]]) -> _Object:
     return _Object(sorted(((name, comparable(value)) for name, value in pairs), key=lambda pair: pair[0]))
 
 
-def _decoder() -> json.JSONDecoder:
-    """``strict=False``: models put real line breaks into strings."""
-    return json.JSONDecoder(object_pairs_hook=_pairs, strict=False)
+#: Not strict: models put real line breaks into strings.
+DECODER = json.JSONDecoder(object_pairs_hook=_pairs, strict=False)
 
 
 def _object(given: Any, what: str) -> Pairs:
@@ -158,7 +146,7 @@ def _object(given: Any, what: str) -> Pairs:
         return ()
     text = given if isinstance(given, str) else json.dumps({k: v for k, v in dict(given).items() if v is not None})
     try:
-        value = _decoder().decode(text.strip())
+        value = DECODER.decode(text.strip())
     except ValueError as error:
         raise ValueError(f"has an {what} that is not JSON ({error}): {text[:80]}") from error
     if not isinstance(value, _Object):

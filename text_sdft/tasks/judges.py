@@ -8,8 +8,9 @@ import re
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from text_sdft.answers import same, tagged, without_reasoning
 from text_sdft.core.errors import UserError
@@ -21,25 +22,13 @@ QUESTION = (
 )
 #: HTTP codes of an endpoint that may answer when it is asked again.
 BUSY = (408, 429, 500, 502, 503, 504)
+#: (question, reference, answer) -> how right the answer is, in [0, 1].
+Judge: TypeAlias = Callable[[str, str, str], float]
 
 
-class Judge(Protocol):
-    """Judges one answer."""
-
-    def __call__(self, question: str, reference: str, answer: str) -> float:
-        """How right the answer is, in [0, 1]."""
-        ...
-
-
-class ExactJudge:
-    """Right where the answer is the reference word by word, letter case and punctuation aside.
-
-    Where an answer has <answer> tags, what they hold is the answer.
-    """
-
-    def __call__(self, question: str, reference: str, answer: str) -> float:
-        """1 or 0."""
-        return float(same(tagged(answer) or answer, reference))
+def exact_match(question: str, reference: str, answer: str) -> float:
+    """1 where the answer (what its <answer> tags hold, if it has some) is the reference, as `same` compares; else 0."""
+    return float(same(tagged(answer) or answer, reference))
 
 
 @dataclass(frozen=True)
@@ -48,7 +37,6 @@ class EndpointJudge:
 
     Attributes:
         url: up to and including the version, such as http://localhost:8000/v1.
-        model: its name there.
         key_variable: the environment variable that holds the key; unset or empty, none is sent.
         timeout: seconds that one request may take.
         pauses: seconds before an answer is asked for again, where the endpoint was busy or did not reply.
@@ -80,12 +68,11 @@ class EndpointJudge:
         """A sentence on replies that said neither yes nor no, since this was asked before."""
         replies = self.unclear.copy()
         self.unclear.clear()
-        if not replies:
-            return []
-        return [
+        told = (
             f"The judge at {self.url} said neither yes nor no to {len(replies)} answers, which count as wrong (the last "
-            f"time: {replies[-1]!r}). If these are many, take another judge model."
-        ]
+            f"time: {''.join(replies[-1:])!r}). If these are many, take another judge model."
+        )
+        return [told] if replies else []
 
     def check(self) -> None:
         """Ask for the endpoint's models. Raises `UserError` where it cannot be reached or does not know the model."""

@@ -11,30 +11,22 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from text_sdft.answers import MONTH, quantities, states
-from text_sdft.columns import messages_of
+from text_sdft.columns import messages_of, row_id
 from text_sdft.config import KnowledgeData, KnowledgeDemonstrations, Scoring
 from text_sdft.core.chat import answered
 from text_sdft.core.data import Conversation, Demonstration, Example, Splits, TeacherContext
 from text_sdft.core.errors import UserError
 from text_sdft.core.templates import render
-from text_sdft.tasks.base import TaskAdapter, required, row_id
+from text_sdft.tasks.base import TaskAdapter, required
 
-#: Teacher prompts by what there is to see: (the document, the answer).
-TEMPLATES = {
-    (True, True): "{privileged_context}\n\n{question}\n\nThe right answer is: {answers}\n\nNow answer in your own words.",
-    (True, False): "{privileged_context}\n\n{question}",
-    (False, True): "{question}\n\nThe right answer is: {answers}\n\nNow answer in your own words.",
-    (False, False): "{question}",
-}
+#: What the teacher is shown before the question and behind it, where it sees the document and the answer.
+DOCUMENT, ANSWER = "{privileged_context}\n\n", "\n\nThe right answer is: {answers}\n\nNow answer in your own words."
 
 
 class KnowledgeAdapter(TaskAdapter):
     """``adapter: knowledge``. The teacher reads the document that the student is asked about.
 
-    Args:
-        teacher_sees: see `KnowledgeDemonstrations`.
-        scoring: ``"strict"`` or ``"lenient"``, see `strict` and `lenient`.
-        settings: see `TaskAdapter`.
+    Answers are graded by `strict` or `lenient`, as ``scoring`` says. For the other settings see `TaskAdapter`.
     """
 
     def __init__(self, *, teacher_sees: str = "text_and_answer", scoring: Scoring = "strict", **settings: Any) -> None:
@@ -43,9 +35,7 @@ class KnowledgeAdapter(TaskAdapter):
         self.scoring = scoring
 
     @classmethod
-    def from_config(  # type: ignore[override]
-        cls, data: KnowledgeData, demonstrations: KnowledgeDemonstrations
-    ) -> tuple[Self, Splits]:
+    def from_config(cls, data: KnowledgeData, demonstrations: KnowledgeDemonstrations) -> tuple[Self, Splits]:  # type: ignore[override]
         """See `TaskAdapter`; the set ``ood`` is measured too."""
         adapter, splits = super().from_config(data, demonstrations)
         adapter.scoring = data.scoring
@@ -79,8 +69,8 @@ class KnowledgeAdapter(TaskAdapter):
         shown = self.demonstrations(example, context)
         source = self._wrong(example, context.seed) if "wrong" in choices else example
         article = None if "answer" in choices or "nothing" in choices else source.privileged_context
-        template = str(self.template) if self._own_template else TEMPLATES[bool(article), bool(shown)]
-        return render(example.messages, shown, article, template)
+        template = DOCUMENT * bool(article) + "{question}" + ANSWER * bool(shown)
+        return render(example.messages, shown, article, str(self.template) if self._own_template else template)
 
     def grade(self, example: Example, answer: str) -> float:
         """`strict` or `lenient`, as the adapter was told."""

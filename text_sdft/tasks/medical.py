@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-from text_sdft.columns import messages_of
+from text_sdft.columns import messages_of, row_id
 from text_sdft.config import MedicalData, TaskDemonstrations
 from text_sdft.core.chat import answered
 from text_sdft.core.data import Example, Splits
 from text_sdft.core.errors import UserError
-from text_sdft.tasks.base import TaskAdapter, row_id
-from text_sdft.tasks.judges import EndpointJudge, ExactJudge, Judge
+from text_sdft.tasks.base import TaskAdapter
+from text_sdft.tasks.judges import EndpointJudge, Judge, exact_match
 
 QUESTIONS = ("Question", "Open-ended Verifiable Question", "prompt")
 RESPONSES = ("Response", "response")
@@ -24,18 +24,13 @@ ANSWERS = ("Ground-True Answer", "answer")
 
 
 class MedicalAdapter(TaskAdapter):
-    """``adapter: medical``. A judge decides whether an answer means the same as the right one.
-
-    Args:
-        judge: by default exact match.
-        settings: see `TaskAdapter`.
-    """
+    """``adapter: medical``. A judge, by default exact match, decides whether an answer means the same as the right one."""
 
     answer = "Ground-True Answer"
 
-    def __init__(self, *, judge: Judge | None = None, **settings: Any) -> None:
+    def __init__(self, *, judge: Judge = exact_match, **settings: Any) -> None:
         super().__init__(**settings)
-        self.judge: Judge = judge or ExactJudge()
+        self.judge = judge
 
     @classmethod
     def from_config(cls, data: MedicalData, demonstrations: TaskDemonstrations) -> tuple[Self, Splits]:  # type: ignore[override]
@@ -44,9 +39,8 @@ class MedicalAdapter(TaskAdapter):
         if data.judge_url:
             if not data.judge_model:
                 raise UserError(f"data.judge_url {data.judge_url} needs data.judge_model, the model's name there.")
-            judge = EndpointJudge(data.judge_url, data.judge_model, data.judge_key_variable)
+            adapter.judge = judge = EndpointJudge(data.judge_url, data.judge_model, data.judge_key_variable)
             judge.check()
-            adapter.judge = judge
         return adapter, splits
 
     def example(self, row: Mapping[str, Any], number: int) -> Example:
@@ -59,12 +53,8 @@ class MedicalAdapter(TaskAdapter):
         if response is None and answer is None:
             raise UserError(f"Row {number} has neither a 'Response' to show nor a 'Ground-True Answer' to compare with.")
         reasoning = row.get("Complex_CoT")
-        shown = (
-            f"{reasoning.strip()}\n\n{response}"
-            if response and isinstance(reasoning, str) and reasoning.strip()
-            else response
-        )
-        reply = [answered(messages[-1], shown)] if shown else []
+        thoughts = f"{reasoning.strip()}\n\n" if isinstance(reasoning, str) and reasoning.strip() else ""
+        reply = [answered(messages[-1], f"{thoughts}{response}")] if response else []
         return Example(row_id(row, number), messages, reply, reference=answer, meta={"gold": answer, "response": response})
 
     def answer_only(self, example: Example) -> str:
@@ -73,9 +63,7 @@ class MedicalAdapter(TaskAdapter):
 
     def grade(self, example: Example, answer: str) -> float:
         """The judge's verdict."""
-        content = example.messages[-1]["content"]
-        question = content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
-        return self.judge(question, example.meta["gold"], answer)
+        return self.judge(str(example.messages[-1]["content"]), example.meta["gold"], answer)
 
     def scoring_notes(self) -> list[str]:
         """What the judge could not judge."""

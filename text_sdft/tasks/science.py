@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from text_sdft.answers import tagged
-from text_sdft.columns import messages_of
+from text_sdft.columns import messages_of, row_id
 from text_sdft.core.chat import answered
 from text_sdft.core.data import Example
 from text_sdft.core.errors import UserError
-from text_sdft.tasks.base import TaskAdapter, required, row_id
+from text_sdft.tasks.base import TaskAdapter, required
 
 
 class ScienceAdapter(TaskAdapter):

@@ -26,13 +26,9 @@ def check_adapter(adapter: ModalityAdapter, model: Model, rows: Iterable[Any]) -
     Args:
         adapter: already bound to the model.
         model: any model that the adapter feeds, in fp32; random weights will do.
-        rows: dataset rows as the adapter takes them; a handful, since each is run through the model several times.
+        rows: as the adapter takes them; a handful, since each is run through the model several times.
 
-    Returns:
-        The promises that were checked, as sentences.
-
-    Raises:
-        AssertionError: a promise is broken; says which one, by which example, and how.
+    Returns the promises that were checked, as sentences. Raises `AssertionError` where one is broken, and says how.
     """
     if missing := missing_methods(adapter):
         raise AssertionError(f"The adapter lacks {', '.join(missing)} (see text_sdft.core.ModalityAdapter).")

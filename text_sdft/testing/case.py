@@ -29,8 +29,6 @@ from text_sdft.core.inputs import MediaEncoder
 
 @dataclass(frozen=True)
 class Case:
-    """An adapter with a model and rows to try it on."""
-
     adapter: ModalityAdapter
     model: Model
     rows: Sequence[Any]

@@ -25,12 +25,7 @@ class MetricsWriter(TrainerCallback):
     """Appends each log to ``metrics.jsonl``."""
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         if state.is_world_process_zero and logs:
             append_jsonl(Path(args.output_dir or ".") / "metrics.jsonl", [{"step": state.global_step, **logs}])

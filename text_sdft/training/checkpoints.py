@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from text_sdft.core.errors import UserError
-from text_sdft.core.scoring import TeacherReader
 from text_sdft.core.sharding import whole
 from text_sdft.core.teachers import LiveTeacher
+from text_sdft.fast.prefix import PrefixStore
 from text_sdft.training.placement import whole_state_dict
 
 TEACHER_FILE = "teacher.safetensors"
@@ -34,7 +34,7 @@ class CheckpointedTrainer(Trainer):
 
     teacher: LiveTeacher
     start_teacher: LiveTeacher
-    reader: TeacherReader
+    reader: PrefixStore
 
     def teachers(self) -> dict[str, LiveTeacher]:
         """Those whose weights differ, by name."""
@@ -54,35 +54,29 @@ class CheckpointedTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        save_teachers(self.teachers(), output_dir, self.args.should_save)
+        tensors: dict[str, Tensor] = {}
+        for owner, teacher in self.teachers().items():
+            for name, tensor in teacher.state_dict().items():
+                values = whole(tensor)  # on every process: shards come from all of them
+                if self.args.should_save:
+                    tensors[f"{owner}.{name}"] = values.contiguous()
+        if tensors:
+            save_file(tensors, Path(output_dir) / TEACHER_FILE)
         if self.args.should_save:
-            save_prefixes(self.reader, self.teachers(), output_dir)
+            save_file(self.reader.state_dict(self._versions()), Path(output_dir) / PREFIXES_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             load_teachers(self.teachers(), checkpoint)
-            load_prefixes(self.reader, self.teachers(), checkpoint)
+            self.reader.load_state_dict(load_file(Path(checkpoint) / PREFIXES_FILE), self._versions())
 
-
-def save_teachers(teachers: Mapping[str, LiveTeacher], folder: str | Path, writes: bool = True) -> None:
-    """Write the teachers' tensors, by teacher and parameter name; nothing where they have none.
-
-    Args:
-        writes: whether this process does; all processes have to come, with their shards.
-    """
-    tensors: dict[str, Tensor] = {}
-    for owner, teacher in teachers.items():
-        for name, tensor in teacher.state_dict().items():
-            values = whole(tensor)
-            if writes:
-                tensors[f"{owner}.{name}"] = values.contiguous()
-    if tensors:
-        save_file(tensors, Path(folder) / TEACHER_FILE)
+    def _versions(self) -> dict[str, int]:
+        return {name: teacher.version for name, teacher in self.teachers().items()}
 
 
 def load_teachers(teachers: Mapping[str, LiveTeacher], folder: str | Path) -> None:
-    """Restore what `save_teachers` wrote. Raises `UserError` where it is of another teacher."""
+    """Restore the teachers' tensors. Raises `UserError` where they are of others."""
     file = Path(folder) / TEACHER_FILE
     tensors = load_file(file) if file.exists() else {}
     for owner, teacher in teachers.items():
@@ -96,22 +90,6 @@ def load_teachers(teachers: Mapping[str, LiveTeacher], folder: str | Path) -> No
             teacher.load_state_dict(state)
         except ValueError as error:
             raise UserError(f"Cannot resume from {folder}: {error}.") from error
-
-
-def save_prefixes(reader: TeacherReader, teachers: Mapping[str, LiveTeacher], folder: str | Path) -> None:
-    """Write where teacher prompts were cut, so that a resumed run rounds as this one would have."""
-    save_file(reader.state_dict(_versions(teachers)), Path(folder) / PREFIXES_FILE)
-
-
-def load_prefixes(reader: TeacherReader, teachers: Mapping[str, LiveTeacher], folder: str | Path) -> None:
-    """Restore what `save_prefixes` wrote; an older checkpoint has none."""
-    file = Path(folder) / PREFIXES_FILE
-    if file.exists():
-        reader.load_state_dict(load_file(file), _versions(teachers))
-
-
-def _versions(teachers: Mapping[str, LiveTeacher]) -> dict[str, int]:
-    return {name: teacher.version for name, teacher in teachers.items()}
 
 
 @contextmanager

@@ -19,11 +19,7 @@ logger = logging.get_logger(__name__)
 def checked_args(args: SDFTConfig | None, model: Any) -> SDFTConfig:
     """The settings, or the default ones; one GPU a process.
 
-    Args:
-        model: a name or folder, or a loaded module.
-
-    Raises:
-        UserError: they are another trainer's, or say how to load a model that is loaded already.
+    Raises `UserError` where they are another trainer's, or say how to load a model that is loaded already.
     """
     args = SDFTConfig() if args is None else args
     if not isinstance(args, SDFTConfig):
@@ -42,11 +38,7 @@ def checked_args(args: SDFTConfig | None, model: Any) -> SDFTConfig:
 
 
 def checked_adapter(adapter: Any) -> ExperimentAdapter:
-    """The adapter, `with_defaults`.
-
-    Raises:
-        UserError: it is none, or lacks a method: some are asked for after hours of training alone.
-    """
+    """The adapter, `with_defaults`. Raises `UserError` where it lacks a method: some are asked for after hours."""
     if isinstance(adapter, type):
         raise UserError(f"adapter is the class {adapter.__name__}: make one of it, {adapter.__name__}(…).")
     if isinstance(adapter, str):
@@ -59,11 +51,7 @@ def checked_adapter(adapter: Any) -> ExperimentAdapter:
 
 
 def checked_rows(rows: Any) -> Any:
-    """The rows.
-
-    Raises:
-        UserError: they are a file's name, or splits or columns by name: going through those gives names.
-    """
+    """The rows. Raises `UserError` where they are a file's name, or splits or columns by name: those give names."""
     if isinstance(rows, str):
         raise UserError(f"Rows are given as the string '{rows}': give datasets.load_dataset(…, split=…) or a list of rows.")
     if isinstance(rows, Mapping):
@@ -75,8 +63,7 @@ def checked_rows(rows: Any) -> Any:
 def checked_evals(args: SDFTConfig, adapter: ModalityAdapter, rows: Iterable[Any] | dict[str, Iterable[Any]] | None) -> Any:
     """What a Trainer takes as ``eval_dataset``, with examples for rows: one set, several by name, or None.
 
-    Raises:
-        UserError: rows are none (`checked_rows`), or no evaluation would give the metric of the best checkpoint.
+    Raises `UserError` as `checked_rows`, and where no evaluation would give the metric of the best checkpoint.
     """
     if isinstance(rows, dict):
         examples: Any = {name: adapter.examples(checked_rows(part)) for name, part in rows.items()}

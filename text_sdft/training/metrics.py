@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -19,7 +18,7 @@ class StepMetrics:
     """Sums since the last log."""
 
     def __init__(self) -> None:
-        self._newest: Callable[[], list[dict[str, Any]]] = list
+        self._newest: tuple[Any, ...] = (None, 0, (), (), ())
         self._sums: dict[str, tuple[float, float]] = {}  # (sum, count)
 
     def add(self, name: str, values: Sequence[float]) -> None:
@@ -27,7 +26,7 @@ class StepMetrics:
         self.add_sum(name, sum(values), len(values))
 
     def add_sum(self, name: str, total: float, count: float) -> None:
-        """Add a sum of so many values."""
+        """As `add`, the sum of so many values."""
         before = self._sums.get(name, (0.0, 0.0))
         self._sums[name] = (before[0] + total, before[1] + count)
 
@@ -40,23 +39,25 @@ class StepMetrics:
         losses: Sequence[Sequence[float]],
         dropped: int,
     ) -> None:
-        """Add a micro-batch.
-
-        Args:
-            rollouts, losses: the completions of each group, and the mean loss of each completion.
-            dropped: demonstrations that were left out of its teacher prompts.
-        """
+        """Add a micro-batch: each group's completions with their mean losses, and the demonstrations that did not fit."""
         for group, rollout, losses_B in zip(groups, rollouts, losses, strict=True):
             self.add(f"{group.name}/loss", losses_B)
             self.add("completions/mean_length", [len(ids) for ids in rollout.ids])
             self.add("completions/clipped_ratio", [float(not finished) for finished in rollout.finished])
         self.add("teacher/dropped_demonstrations", [dropped / max(1, len(groups[0].examples))])
-        self._newest = partial(_samples, adapter, step, groups, rollouts, losses)
+        self._newest = (adapter, step, groups, rollouts, losses)
 
     @property
     def samples(self) -> list[dict[str, Any]]:
         """The newest micro-batch's completions, with their losses and scores; scored when asked for: a judge costs."""
-        return self._newest()
+        adapter, step, groups, rollouts, losses = self._newest
+        records = []
+        for group, rollout, losses_B in zip(groups, rollouts, losses, strict=True):
+            for example, ids, loss in zip(group.examples, rollout.ids, losses_B, strict=True):
+                text = adapter.decode(ids)
+                record = {"step": step, "id": example.id, "retain": example.retain, "completion": text}
+                records.append({**record, "loss": round(loss, 6), "score": adapter.score(example, text)})
+        return records
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over all processes since the last call; to be called by all of them."""
@@ -68,19 +69,3 @@ class StepMetrics:
                 totals[name][0] += total
                 totals[name][1] += count
         return {name: total / count for name, (total, count) in totals.items() if count > 0}
-
-
-def _samples(
-    adapter: ModalityAdapter,
-    step: int,
-    groups: Sequence[Group],
-    rollouts: Sequence[Rollout],
-    losses: Sequence[Sequence[float]],
-) -> list[dict[str, Any]]:
-    records = []
-    for group, rollout, losses_B in zip(groups, rollouts, losses, strict=True):
-        for example, ids, loss in zip(group.examples, rollout.ids, losses_B, strict=True):
-            text = adapter.decode(ids)
-            record = {"step": step, "id": example.id, "retain": example.retain, "completion": text}
-            records.append({**record, "loss": round(loss, 6), "score": adapter.score(example, text)})
-    return records

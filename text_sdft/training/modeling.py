@@ -75,12 +75,10 @@ def prepare_model(model: Model, adapter: ModalityAdapter, peft_config: PeftConfi
         if any(f".{part}." in f".{name}." for part in frozen):
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
-        loaded = (
-            " A peft adapter that is to be trained is loaded with is_trainable=True."
-            if isinstance(model, PeftModel)
-            else ""
+        remedy = " A peft adapter that is to be trained is loaded with is_trainable=True."
+        raise UserError(
+            f"Nothing is left to train: every parameter is frozen.{remedy if isinstance(model, PeftModel) else ''}"
         )
-        raise UserError(f"Nothing is left to train: every parameter is frozen.{loaded}")
     return model
 
 
@@ -114,15 +112,12 @@ def loss_summary(args: SDFTConfig) -> str:
 def prompt_limit(model: Model, args: SDFTConfig) -> int:
     """Tokens that a prompt may have: ``max_prompt_length``, or what the model's context leaves beside a completion.
 
-    Raises:
-        UserError: the context leaves nothing.
+    Raises `UserError` where it leaves nothing.
     """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = None if context is None else context - args.max_completion_length
-    if room is not None and room < 1:
+    room = 2**31 if context is None else context - args.max_completion_length
+    if room < 1:
         raise UserError(
             f"max_completion_length {args.max_completion_length} fills the model's context of {context} tokens: lower it."
         )
-    if args.max_prompt_length is None:
-        return room if room is not None else 2**31
-    return args.max_prompt_length if room is None else min(args.max_prompt_length, room)
+    return room if args.max_prompt_length is None else min(args.max_prompt_length, room)

@@ -27,15 +27,13 @@ def shard(trainer: Trainer, frozen: list[str]) -> None:
     """
     accelerator, model = trainer.accelerator, cast(Model, trainer.model)
     plugin = accelerator.state.fsdp_plugin
-    for good, complaint in (
-        (plugin.fsdp_version == 2, "set fsdp_version to 2: FSDP 1 keeps several weights in one flat tensor"),
-        (not plugin.activation_checkpointing, "set train.activation_checkpointing, and not fsdp_activation_checkpointing"),
-        (
-            not (frozen and plugin.cpu_ram_efficient_loading),
-            f"set fsdp_cpu_ram_efficient_loading to false: every process loads {', '.join(frozen)}, which stays whole",
-        ),
+    loaded = f"set fsdp_cpu_ram_efficient_loading to false: every process loads {', '.join(frozen)}, which stays whole"
+    for bad, complaint in (
+        (plugin.fsdp_version != 2, "set fsdp_version to 2: FSDP 1 keeps several weights in one flat tensor"),
+        (plugin.activation_checkpointing, "set train.activation_checkpointing, and not fsdp_activation_checkpointing"),
+        (frozen and plugin.cpu_ram_efficient_loading, loaded),
     ):
-        if not good:
+        if bad:
             raise UserError(f"FSDP: {complaint}. configs/accelerate/fsdp2.yaml has what works.")
     plugin.ignored_modules = [part.to(accelerator.device) for name, part in model.named_modules() if name in frozen]
     model, trainer.optimizer = accelerator.prepare(model, trainer.create_optimizer())
@@ -50,10 +48,7 @@ def shard(trainer: Trainer, frozen: list[str]) -> None:
 def place_for_zero(trainer: Trainer) -> None:
     """Put the trainer's model on its device, which DeepSpeed would do when training begins.
 
-    ZeRO-1 and ZeRO-2 leave every process its whole weights, so that nothing else has to be done.
-
-    Raises:
-        UserError: ZeRO-3.
+    ZeRO-1 and ZeRO-2 leave every process its whole weights; raises `UserError` of ZeRO-3.
     """
     if trainer.accelerator.state.deepspeed_plugin.zero_stage == 3:
         raise UserError(

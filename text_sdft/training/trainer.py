@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from accelerate.utils import gather_object
 from peft import PeftConfig
 from rich.progress import track
 from torch import Tensor, nn
-from torch.utils.data import Sampler as IndexSampler
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, align_special_tokens
 from transformers.utils import logging
@@ -235,11 +234,7 @@ class SDFTTrainer(CheckpointedTrainer):
         )
 
     def rollouts(self, groups: Sequence[Group], inputs: ModelInputs) -> list[Rollout]:
-        """Each group's answers: given ones, and all others sampled now by the student in one batch.
-
-        Args:
-            inputs: the student's view of all groups' rows.
-        """
+        """Each group's answers: given ones, and all others sampled now, in one batch of the student's ``inputs``."""
         own = [group.answers is None for group in groups for _ in group.examples]
         seeds = [seed for group in groups if group.answers is None for seed in group.seeds]
         sampled = Rollout([], [], [])
@@ -250,8 +245,7 @@ class SDFTTrainer(CheckpointedTrainer):
         parts, start = [], 0
         for group in groups:
             if group.answers is None:
-                parts.append(sampled.select(slice(start, start + len(group.examples))))
-                start += len(group.examples)
+                parts.append(sampled.select(slice(start, start := start + len(group.examples))))
             else:
                 ids = [given.ids for given in group.answers]
                 logps = [torch.zeros(len(row)) for row in ids]
@@ -277,9 +271,8 @@ class SDFTTrainer(CheckpointedTrainer):
             # `autocast` inside `applied`: what it keeps of the weights that it casts must go before they are swapped back.
             with torch.no_grad(), teacher.applied(), self.accelerator.autocast(), evaluating(self.module):
                 view = view.for_weights(teacher.name, teacher.version, teacher.fleeting)
-                teacher_NH = self.reader.completion_hidden_states(
-                    self.module, view, rollout.ids, teacher.name, teacher.version
-                )
+                named = teacher.name, teacher.version
+                teacher_NH = self.reader.completion_hidden_states(self.module, view, rollout.ids, *named)
                 readings.append((teacher_NH, frozen_head(self.module, self.args.temperature)))
         return readings, dropped
 
@@ -326,19 +319,14 @@ class SDFTTrainer(CheckpointedTrainer):
         for start in track(range(0, len(mine), size), "the teacher's answers", transient=True, disable=quiet):
             batch = mine[start : start + size]
             seeds = [draw_seed(args.seed, "the teacher's answer", query.id) for query in batch]
-            records += answer_records(
-                self.adapter, batch, self.teacher_answers(self.start_teacher, batch, contexts_of(seeds))
-            )
+            answers = self.teacher_answers(self.start_teacher, batch, contexts_of(seeds))
+            records += answer_records(self.adapter, batch, answers)
         return gather_object(records) if args.world_size > 1 else records
 
     def store_answers(self, resume: bool = False) -> None:
-        """`sampled_answers` to all queries, kept in the run's ``answers.jsonl``.
+        """`sampled_answers` to all queries, kept in the run's ``answers.jsonl``; read from there by a run that goes on.
 
-        Args:
-            resume: read those of the run that goes on.
-
-        Raises:
-            UserError: every answer was cut by the length limit, and cut ones do not count.
+        Raises `UserError` where every answer was cut by the length limit, and cut ones do not count.
         """
         file = Path(str(self.args.output_dir)) / ANSWERS_FILE
         if not (resume and file.exists()):
@@ -374,9 +362,7 @@ class SDFTTrainer(CheckpointedTrainer):
     ) -> Any:
         """As `transformers.Trainer.train`, after every prompt has been read once and answers that are kept were given.
 
-        Raises:
-            UserError: the method trains nothing, there is nothing to train on, a prompt is too long or an image cannot be
-                read.
+        Raises `UserError` where there is nothing to train, a prompt is too long or an image cannot be read.
         """
         if not self.method.trains:
             raise UserError(f"The method '{self.method.name}' trains nothing; `vlm-sdft compare` measures it.")
@@ -439,16 +425,14 @@ class SDFTTrainer(CheckpointedTrainer):
         if not self._full_batches or args.max_steps <= 0:
             return super()._get_train_sampler(train_dataset)
         prompts = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size * args.max_steps
-        return _Rounds(len(self.queries), prompts, args.seed)
+        return rounds(len(self.queries), prompts, args.seed)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As in `transformers.Trainer`; rows become examples."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self.adapter.examples(eval_dataset)
         return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """As in `transformers.Trainer`; rows become examples."""
         return super().get_test_dataloader(self.adapter.examples(checked_rows(test_dataset)))  # type: ignore[arg-type]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -493,17 +477,11 @@ def as_inputs(batch: list[Example]) -> dict[str, Any]:
     return {"examples": batch}
 
 
-class _Rounds(IndexSampler[int]):
+def rounds(rows: int, count: int, seed: int) -> list[int]:
     """``count`` indices: every row once a round, each round in an order of its own."""
-
-    def __init__(self, rows: int, count: int, seed: int) -> None:
-        self.rows, self.count, self.seed = rows, count, seed
-
-    def __iter__(self) -> Iterator[int]:
-        for start in range(0, self.count, self.rows):
-            order = list(range(self.rows))
-            random.Random(draw_seed(self.seed, "round", start)).shuffle(order)
-            yield from order[: self.count - start]
-
-    def __len__(self) -> int:
-        return self.count
+    indices: list[int] = []
+    for start in range(0, count, rows):
+        order = list(range(rows))
+        random.Random(draw_seed(seed, "round", start)).shuffle(order)
+        indices += order[: count - start]
+    return indices

@@ -20,6 +20,7 @@ import yaml
 from jsonargparse import SUPPRESS, ActionParser, ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from text_sdft.core.errors import UserError, did_you_mean
+from text_sdft.core.settings import wrong_value
 from text_sdft.experiments.config import EvalSettings, LoRASettings
 from vlm_sdft.cli.arguments import COMMANDS, EXAMPLES, NOTES
 from vlm_sdft.cli.init import run_name
@@ -143,6 +144,9 @@ def load_experiment(call: Call, config: Settings) -> tuple[Experiment, Namespace
         )
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
+    for part, section in ((data, "data"), (demonstrations, "demonstrations"), (lora, "lora"), (evaluation, "eval")):
+        if wrong := wrong_value(part, f"{section}."):
+            raise UserError(wrong)
     import torch
     from transformers import set_seed
 

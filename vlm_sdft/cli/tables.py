@@ -89,7 +89,7 @@ def _reading(view: str, read: dict[str, float]) -> str:
 def _places(found: dict[str, Any] | None) -> list[str]:
     if found is None:
         return []
-    p = f"p = {found['p']:.2g} if all positions were alike" if found["p"] is not None else "too few to test"
+    p = "too few to test" if found["p"] is None else f"p = {found['p']:.2g} if all positions were alike"
     return [f"Positions of the demonstrations whose answer the teacher gave: {found['counts']} ({p})."]
 
 

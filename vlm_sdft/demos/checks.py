@@ -78,7 +78,7 @@ def _readable(rows: Sequence[ImageRow], on_bad_image: OnBadImage, notes: list[st
     verdicts: dict[str, str | None] = {}
     good, bad = [], []
     for row in rows:
-        complaint = None
+        complaints: list[str] = []
         for image in row.images:
             is_file = isinstance(image, str | Path)  # others have no name of their own: the row's
             name = image_name(image) if is_file else row.id
@@ -88,11 +88,8 @@ def _readable(rows: Sequence[ImageRow], on_bad_image: OnBadImage, notes: list[st
                     verdicts[name] = None
                 except UserError as error:
                     verdicts[name] = str(error) if is_file else f"{row.id}: {error}"
-            complaint = complaint or verdicts[name]
-        if complaint:
-            bad.append(complaint)
-        else:
-            good.append(row)
+            complaints += filter(None, [verdicts[name]])
+        (bad.append(complaints[0]) if complaints else good.append(row))
     bad = list(dict.fromkeys(bad))
     if bad and on_bad_image == "error":
         more = f"\n… and {len(bad) - 5} more" if len(bad) > 5 else ""

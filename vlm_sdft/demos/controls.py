@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from PIL import Image
 
@@ -43,11 +42,7 @@ def moved_answers(demonstrations: Sequence[Demonstration], seed: int) -> dict[st
 
 
 def with_cues(demonstrations: Sequence[Demonstration], cues: Mapping[str, Sequence[str]]) -> list[Demonstration]:
-    """Rung 3: after each demonstration's question, in brackets, the words that describe its type.
-
-    Args:
-        cues: words by answer; an answer without any changes nothing.
-    """
+    """Rung 3: after each demonstration's question, in brackets, the words that describe its type (by its answer)."""
     return [with_words(d, cues.get(answer_of(d), ())) for d in demonstrations]
 
 
@@ -67,12 +62,6 @@ def with_words(demonstration: Demonstration, words: Sequence[str]) -> Demonstrat
 
 
 def _with_blank_images(message: Message) -> Message:
-    if isinstance(message["content"], str):
-        return message
-    return {**message, "content": [_blank_part(part) for part in message["content"]]}
-
-
-def _blank_part(part: dict[str, Any]) -> dict[str, Any]:
-    if part["type"] != "image":
-        return part
-    return {**part, "image": Image.new("RGB", load_image(part["image"]).size, _GREY)}
+    parts = [] if isinstance(message["content"], str) else message["content"]
+    blank = [{**p, "image": Image.new("RGB", load_image(p["image"]).size, _GREY)} if "image" in p else p for p in parts]
+    return {**message, "content": blank or message["content"]}

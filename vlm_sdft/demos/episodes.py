@@ -9,6 +9,7 @@ Shapes: R images · D embedding width.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -71,10 +72,7 @@ def _word_columns(answers: Sequence[str]) -> list[list[str]]:
 
 def _drawn_names(columns: Sequence[Sequence[str]], count: int, rng: random.Random) -> list[str]:
     """At most ``count`` different names, a word of each column in each."""
-    possible = 1
-    for column in columns:
-        possible *= len(column)
     names: dict[str, None] = {}
-    while len(names) < min(count, possible):
+    while len(names) < min(count, math.prod(map(len, columns))):
         names[" ".join(rng.choice(column) for column in columns)] = None
     return list(names)

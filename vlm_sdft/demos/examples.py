@@ -15,11 +15,7 @@ def examples_of(rows: Iterable[Any], system_prompt: str | None) -> list[Example]
     """See `ImageAdapter.examples`.
 
     Args:
-        rows: `ImageRow`s, mappings with ``image`` or ``images`` and ``prompt``, or examples, which stay as they are.
         system_prompt: the first message of each; None: there is none.
-
-    Raises:
-        UserError: a row lacks an image or a prompt, or two rows share an id.
     """
     made = [row if isinstance(row, Example) else _example(_as_row(row, i), system_prompt) for i, row in enumerate(rows)]
     return with_unique_ids(made)
@@ -27,15 +23,10 @@ def examples_of(rows: Iterable[Any], system_prompt: str | None) -> list[Example]
 
 def demonstration(row: ImageRow) -> Demonstration:
     """A labelled row as a user's turn and its answer."""
-    return answered(_question(row), str(row.answer))
+    return answered(user_turn(row.images, row.question), str(row.answer))
 
 
 def _as_row(row: Any, index: int) -> ImageRow:
-    """A row of a data set: an `ImageRow`, or a mapping as `ImageAdapter.examples` takes them.
-
-    Raises:
-        UserError: it lacks an image or a prompt; names the row by its index.
-    """
     if isinstance(row, ImageRow):
         return row
     if not isinstance(row, Mapping):
@@ -49,24 +40,20 @@ def _as_row(row: Any, index: int) -> ImageRow:
     split = row.get("split") or ("unlabelled" if answer is None else "train")
     if split not in get_args(Split):
         raise UserError(f"Row {index} has the split '{split}'; use {', '.join(get_args(Split))}.")
-    return ImageRow(
-        id=str(row.get("id", index)),
-        images=tuple(images),
-        question=row["prompt"],
-        answer=answer,
-        type=row.get("type"),
-        split=cast(Split, split),
-    )
+    return ImageRow(str(row.get("id", index)), tuple(images), row["prompt"], answer, row.get("type"), cast(Split, split))
 
 
 def _example(row: ImageRow, system_prompt: str | None) -> Example:
-    messages = with_system([_question(row)], system_prompt)
+    messages = with_system([user_turn(row.images, row.question)], system_prompt)
     return Example(row.id, messages, reference=row.answer, retain=row.split == "retain", meta={"row": row})
 
 
-def _question(row: ImageRow) -> Message:
-    parts = [*({"type": "image", "image": image} for image in row.images), {"type": "text", "text": row.question}]
-    return {"role": "user", "content": parts}
+def user_turn(images: Sequence[Any], question: str) -> Message:
+    """A question behind its images."""
+    return {
+        "role": "user",
+        "content": [*({"type": "image", "image": i} for i in images), {"type": "text", "text": question}],
+    }
 
 
 def images_of(messages: Sequence[dict[str, Any]]) -> list[Any]:

@@ -3,7 +3,7 @@
 Classes are split as CoOp and CoCoOp split them (arXiv 2203.05557, "base to new"): in the order of their labels the first
 half, rounded up, is *base*, taken as what the model knows already (``retain/``, ``old/``); the types to be taught are
 drawn from the second half, *new*. Images are copied as they are encoded. ``hub.json`` says how a folder was made, and which
-class each type is; it is written last.
+class each type is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import io
 import json
 import math
 import re
-import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,11 +24,11 @@ import yaml
 from PIL import Image, UnidentifiedImageError
 
 from vlm_sdft.images.files import SUFFIXES, encoded_bytes
-from vlm_sdft.zoo.few_shot import SPLITS, FewShot, known_options
+from vlm_sdft.zoo.few_shot import SPLITS, FewShot, known_options, made_folder
 from vlm_sdft.zoo.vocabulary import invented_names
 
 MARKER = "hub.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class HubTypes(FewShot):
 
     Attributes:
         names: "own", or "invented": answers that no model can know, for the new types only.
-        image_column, label_column: of the data set.
         config: of the data set, where it has several.
         revision: a branch, tag or commit of the data set.
         train_split: where all images come from but those of ``test/`` and ``old/``.
@@ -58,10 +57,8 @@ class HubTypes(FewShot):
             raise ValueError(f'names is {self.names!r}; use "own" or "invented".')
 
     def classes(self, count: int) -> tuple[list[int], list[int]]:
-        """The new types in their order, and all base classes, as places in the order of ``count`` classes.
-
-        Raises:
-            ValueError: the split has fewer new classes than types are asked for.
+        """The new types in their order, and all base classes, as places in the order of ``count`` classes. Raises
+        `ValueError`: the split has fewer new classes than types are asked for.
         """
         n_base = math.ceil(count / 2)
         mixed = n_base + np.random.default_rng(20_260_103).permutation(count - n_base)  # once for all seeds
@@ -76,15 +73,12 @@ class HubTypes(FewShot):
 
 
 def write_hub_types(name: str, cache_dir: Path, **options: Any) -> Path:
-    """Write a folder of new types from a data set. A complete folder of the same options is left as it is.
+    """A folder of new types from a data set. A complete folder of the same options is left as it is.
 
     Args:
         name: a data set of the hub, or a local folder that `datasets` can load.
         cache_dir: folders are kept there, one for each data set and set of options.
         options: fields of `HubTypes`.
-
-    Returns:
-        The folder.
 
     Raises:
         ValueError: the data set cannot be loaded, or does not have what the options ask for; an option is unknown.
@@ -93,8 +87,10 @@ def write_hub_types(name: str, cache_dir: Path, **options: Any) -> Path:
     made_by = {"format": FORMAT, "data": name, **asdict(spec)}
     key = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]
     folder = Path(cache_dir) / f"{_file_name(Path(name).name)}-{spec.split}-{spec.seed}-{key}"
-    if (folder / MARKER).exists():
-        return folder
+    return made_folder(folder, MARKER, made_by, lambda beside: _write(beside, name, spec))
+
+
+def _write(folder: Path, name: str, spec: HubTypes) -> dict[str, Any]:
     source = _Source(name, spec)
     new, base = spec.classes(len(source.classes))
     answers = {kind: source.classes[kind].replace("_", " ") for kind in [*new, *(base if spec.n_old else [])]}
@@ -109,20 +105,17 @@ def write_hub_types(name: str, cache_dir: Path, **options: Any) -> Path:
         **_mixed_files("retain", source.next_rows("train", base, "n_retain"), spec.seed),
         **_labelled_files("old", source.next_rows("test", base, "n_old"), folders),
     }
-    shutil.rmtree(folder, ignore_errors=True)  # left incomplete
     for file, row in files.items():
         data = source.image(row)
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / f"{file}{_file_ending(data)}").write_bytes(data)
     types = {folders[kind]: {"answer": answer} for kind, answer in answers.items()}
     (folder / "types.yaml").write_text(yaml.safe_dump(types, sort_keys=False, allow_unicode=True), "utf-8")
-    found = {
+    return {
         "splits": source.splits,
         "new": {answers[kind]: source.classes[kind] for kind in new},
         "base": [source.classes[kind] for kind in base],
     }
-    (folder / MARKER).write_text(json.dumps({**made_by, **found}, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    return folder
 
 
 Row = tuple[str, int]
@@ -139,12 +132,15 @@ class _Source:
     def __init__(self, name: str, spec: HubTypes) -> None:
         import datasets
 
-        self.spec = spec
-        parts = _load(name, spec)
+        self.spec, parts = spec, _load(name, spec)
         self.splits = {"train": spec.train_split, "test": _test_split(parts, spec)}
         used = {split: parts[split] for split in self.splits.values()}
         features = used[spec.train_split].features
-        _check_columns(features, spec)
+        for option in ("image_column", "label_column"):
+            if (column := getattr(spec, option)) not in features:
+                raise ValueError(f"The data set has no column {column!r}: set {option} to one of {', '.join(features)}.")
+        if not isinstance(features[spec.image_column], datasets.Image):
+            raise ValueError(f"The column {spec.image_column!r} holds no images: set image_column to another.")
         labels = {split: _checked_labels(split, part, spec) for split, part in used.items()}
         values = sorted(set(labels[spec.train_split]))
         label = features[spec.label_column]
@@ -155,24 +151,22 @@ class _Source:
         }
         places = {value: place for place, value in enumerate(values)}
         self._kinds = {split: np.array([places.get(v, -1) for v in given]) for split, given in labels.items()}
-        self._used: dict[tuple[str, int], int] = {}
+        self._used: Counter[tuple[str, int]] = Counter()
 
     def next_rows(self, use: str, kinds: Iterable[int], option: str) -> dict[int, list[Row]]:
         """As many images of each class as the option says, none of which was given before."""
-        split, count = self.splits[use], getattr(self.spec, option)
-        return {kind: self._next_of(split, kind, count, option) for kind in kinds}
-
-    def _next_of(self, split: str, kind: int, count: int, option: str) -> list[Row]:
-        rows = np.flatnonzero(self._kinds[split] == kind)
-        used = self._used.get((split, kind), 0)
-        if used + count > len(rows):
-            raise ValueError(
-                f"The class {self.classes[kind]!r} has {len(rows)} images in the split {split!r}; {used + count} are "
-                f"needed. Lower {option}."
-            )
-        self._used[split, kind] = used + count
-        order = np.random.default_rng([2030, self.spec.seed, list(self._kinds).index(split), kind]).permutation(rows)
-        return [(split, int(row)) for row in order[used : used + count]]
+        split, given = self.splits[use], {}
+        for kind in kinds:
+            rows, start = np.flatnonzero(self._kinds[split] == kind), self._used[split, kind]
+            self._used[split, kind] = end = start + getattr(self.spec, option)
+            if end > len(rows):
+                raise ValueError(
+                    f"The class {self.classes[kind]!r} has {len(rows)} images in the split {split!r}; {end} are needed. "
+                    f"Lower {option}."
+                )
+            order = np.random.default_rng([2030, self.spec.seed, list(self._kinds).index(split), kind]).permutation(rows)
+            given[kind] = [(split, int(row)) for row in order[start:end]]
+        return given
 
     def image(self, row: Row) -> bytes:
         """An image as it is encoded."""
@@ -198,24 +192,14 @@ def _load(name: str, spec: HubTypes) -> Mapping[str, Any]:
 
 def _test_split(parts: Mapping[str, Any], spec: HubTypes) -> str:
     """The split of the test images, after a look at both."""
-    found = [split for split in ("test", "validation") if split in parts and split != spec.train_split]
-    default = found[0] if found else spec.train_split if len(parts) == 1 else None
+    usual = [split for split in ("test", "validation") if split in parts and split != spec.train_split]
+    default = next(iter(usual), spec.train_split if len(parts) == 1 else None)
     chosen = {"train_split": spec.train_split, "test_split": spec.test_split or default}
     for option, split in chosen.items():
         if split not in parts:
             what = f"no split {split!r}" if split else 'neither a split "test" nor "validation"'
             raise ValueError(f"The data set has {what}: set {option} to one of {', '.join(parts)}.")
     return str(chosen["test_split"])
-
-
-def _check_columns(features: Mapping[str, Any], spec: HubTypes) -> None:
-    import datasets
-
-    for option, column in {"image_column": spec.image_column, "label_column": spec.label_column}.items():
-        if column not in features:
-            raise ValueError(f"The data set has no column {column!r}: set {option} to one of {', '.join(features)}.")
-    if not isinstance(features[spec.image_column], datasets.Image):
-        raise ValueError(f"The column {spec.image_column!r} holds no images: set image_column to another.")
 
 
 def _checked_labels(split: str, part: Any, spec: HubTypes) -> list[Any]:

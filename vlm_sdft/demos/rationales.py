@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from text_sdft.core import Demonstration, Message, ModalityAdapter, Model
+from text_sdft.core import Demonstration, ModalityAdapter, Model
 from text_sdft.core.chat import with_system
 from text_sdft.core.sampling import TransformersSampler
 from text_sdft.core.templates import render
 from vlm_sdft.demos.controls import answer_of, with_words
-from vlm_sdft.demos.examples import images_of
+from vlm_sdft.demos.examples import images_of, user_turn
 from vlm_sdft.images.files import content_hash
 
 RATIONALE_QUESTION = "Which visible features show that this answer is right? Answer in one short sentence."
@@ -31,17 +31,13 @@ def write_rationales(
 ) -> dict[Key, str]:
     """The model's most probable answer to a question about each demonstration's images, asked after that demonstration.
 
-    Args:
-        adapter: encodes and decodes.
-        model: writes with the weights that it has now.
-        question: what is asked about the images.
-        system_prompt: the first message, where there is one.
-        template: how a demonstration enters a prompt (`text_sdft.core.templates`).
+    It writes with the weights that it has now. ``template`` is how a demonstration enters a prompt.
     """
     distinct = {_key(d): d for d in demonstrations}
-    asked = [
-        render(with_system([_question_about(d, question)], system_prompt), [d], None, template) for d in distinct.values()
-    ]
+    asked = []
+    for d in distinct.values():
+        query = with_system([user_turn(images_of(d.messages), question)], system_prompt)
+        asked.append(render(query, [d], None, template))
     sampler, texts = TransformersSampler(MAX_TOKENS), list[str]()
     for start in range(0, len(asked), BATCH_SIZE):
         rollout = sampler.sample(model, adapter.encode(asked[start : start + BATCH_SIZE]), seeds=None)
@@ -52,11 +48,6 @@ def write_rationales(
 def with_rationales(demonstrations: Sequence[Demonstration], rationales: Mapping[Key, str]) -> list[Demonstration]:
     """Each demonstration's rationale after its question, in brackets: its answer stays as it is."""
     return [with_words(d, [words] if (words := rationales[_key(d)]) else []) for d in demonstrations]
-
-
-def _question_about(demonstration: Demonstration, question: str) -> Message:
-    images = [{"type": "image", "image": image} for image in images_of(demonstration.messages)]
-    return {"role": "user", "content": [*images, {"type": "text", "text": question}]}
 
 
 def _key(demonstration: Demonstration) -> Key:

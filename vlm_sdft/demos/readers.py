@@ -40,10 +40,14 @@ def read_folder(
     typed = [(split, kind, file) for split in LABELLED for kind in _subfolders(folders[split]) for file in _of_type(kind)]
     types = _read_types(path / "types.yaml", dict.fromkeys(kind.name for _, kind, _ in typed))
     rows = []
+
+    def add(file: Path, own: Mapping[str, Any], answer: str | None, kind: str | None, split: Split, end: str = "") -> None:
+        name = f"{file.relative_to(path).as_posix()}{end}"
+        rows.append(ImageRow(name, (file,), own.get("prompt", question), answer, kind, split))
+
     for split, kind, file in typed:
         own = metadata[split][file][0] if split != "old" and file in metadata[split] else {}
-        answer = str(own.get("answer", types[kind.name].answer))
-        rows.append(ImageRow(_name_below(path, file), (file,), own.get("prompt", question), answer, kind.name, split))
+        add(file, own, str(own.get("answer", types[kind.name].answer)), kind.name, split)
     report = [] if folders["train"] == path else _unused_beside_splits(path)
     for split in LABELLED:
         loose = [file for file in image_files(folders[split]) if file.parent == folders[split]]
@@ -53,20 +57,18 @@ def read_folder(
         rows = _with_held_out(rows, holdout, seed, report)
     for file, entries in metadata["old"].items():
         for i, own in enumerate(entries):
-            key, asked = f"{_name_below(path, file)}#{i}", own.get("prompt", question)
-            rows.append(ImageRow(key, (file,), asked, str(own["answer"]), None, "old"))
+            add(file, own, str(own["answer"]), None, "old", f"#{i}")
     for file in image_files(folders["unlabelled"]):
-        own = metadata["unlabelled"].get(file, [{}])[0]
-        rows.append(ImageRow(_name_below(path, file), (file,), own.get("prompt", question), None, None, "unlabelled"))
-    retained = [(_name_below(path, file), file) for file in image_files(folders["retain"])]
+        add(file, metadata["unlabelled"].get(file, [{}])[0], None, None, "unlabelled")
+    retained = [(file.relative_to(path).as_posix(), file) for file in image_files(folders["retain"])]
     if retain is not None:
-        retained += [(f"data.retain/{_name_below(Path(retain), file)}", file) for file in _further_images(Path(retain))]
+        retained += [(f"data.retain/{file.relative_to(retain).as_posix()}", file) for file in _further_images(Path(retain))]
     for key, file in retained:
         prompts = [own["prompt"] for own in metadata["retain"].get(file, []) if "prompt" in own]
         for i, asked in enumerate(prompts or retain_questions or [question]):
             rows.append(ImageRow(f"{key}#{i}", (file,), asked, None, None, "retain"))
     unused = [sentence for folder in folders.values() for sentence in _unused_in_split(folder)]
-    return rows, types, [*_count_sentences(rows), *report, *unused]
+    return rows, types, [_count_sentence(rows), *report, *unused]
 
 
 def _check_exists(path: Path) -> None:
@@ -86,8 +88,8 @@ def _check_names(path: Path, flat: bool) -> None:
     for file in sorted(path.iterdir()):
         near = difflib.get_close_matches(file.name.casefold(), known, n=1, cutoff=0.94 if flat else 0.9)
         if near and file.name not in known:
-            slash = "/" if file.is_dir() else ""
-            raise UserError(f"{file}{slash} is not read: the name is '{near[0]}'. Rename it, or move it elsewhere.")
+            shown = f"{file}/" if file.is_dir() else file
+            raise UserError(f"{shown} is not read: the name is '{near[0]}'. Rename it, or move it elsewhere.")
 
 
 def _split_folders(path: Path) -> dict[Split, Path | None]:
@@ -104,12 +106,9 @@ def _unused_beside_splits(path: Path) -> list[str]:
     """What lies beside ``train/`` and is not read, as sentences."""
     others = [folder.name for folder in _subfolders(path) if folder.name not in SPLITS]
     loose = [f for f in path.iterdir() if f.is_file() and f.suffix.lower() in SUFFIXES and not f.name.startswith(".")]
-    found = []
-    if others:
-        found.append(f"Not used: the folders {', '.join(others)} of {path}, which are none of {', '.join(SPLITS)}.")
-    if loose:
-        found.append(f"Not used: {len(loose)} images of {path} that lie in none of its folders.")
-    return found
+    folders = f"Not used: the folders {', '.join(others)} of {path}, which are none of {', '.join(SPLITS)}."
+    images = f"Not used: {len(loose)} images of {path} that lie in none of its folders."
+    return [sentence for sentence, found in ((folders, others), (images, loose)) if found]
 
 
 def _unused_in_split(folder: Path | None) -> list[str]:
@@ -126,9 +125,7 @@ def _unused_in_split(folder: Path | None) -> list[str]:
 def _of_type(folder: Path) -> list[Path]:
     """The images of a type's folder. Raises `UserError` where there is none."""
     if not (files := image_files(folder)):
-        raise UserError(
-            f"The type folder {folder} holds no image ({', '.join(['.png', '.jpg', '.webp'])}, …): add some, or remove it."
-        )
+        raise UserError(f"The type folder {folder} holds no image (.png, .jpg, .webp, …): add some, or remove it.")
     return files
 
 
@@ -182,7 +179,7 @@ def read_dataset(dataset: Any, image_column: str, label_column: str, question: s
             rows.append(ImageRow(f"{split}/{i}", (record[image_column],), question, answer, name, split))  # type: ignore[arg-type]
     if not any(row.split == "test" for row in rows):
         rows = _with_held_out(rows, holdout, seed, report)
-    return rows, types, [*_count_sentences(rows), *report]
+    return rows, types, [_count_sentence(rows), *report]
 
 
 def read_jsonl(path: Path) -> Read:
@@ -221,7 +218,7 @@ def read_jsonl(path: Path) -> Read:
             types[typed] = ObjectType(typed, str(answer))
         rows.append(ImageRow(place, sources, question, answer, typed, split))
     note = f"Not used: {n_system} system messages of {path}. data.system_prompt gives one to all rows."
-    return rows, types, [*_count_sentences(rows), *([note] if n_system else [])]
+    return rows, types, [_count_sentence(rows), *([note] if n_system else [])]
 
 
 def _with_held_out(rows: Sequence[ImageRow], share: float, seed: int, report: list[str]) -> list[ImageRow]:
@@ -261,11 +258,10 @@ def _read_types(file: Path, names: Mapping[str, None]) -> dict[str, ObjectType]:
             raise UserError(f"{file}: there is no type '{name}'.{did_you_mean(name, names)} Types are the folders' names.")
         if not isinstance(entry, dict):
             raise UserError(f"{file}: '{name}' needs a mapping with some of {', '.join(TYPE_KEYS)}.")
-        for key in entry:
-            if key not in TYPE_KEYS:
-                raise UserError(
-                    f"{file}: '{key}' of '{name}' is unknown.{did_you_mean(str(key), TYPE_KEYS)} Known: {TYPE_KEYS}."
-                )
+        if unknown := next((str(key) for key in entry if key not in TYPE_KEYS), None):
+            raise UserError(
+                f"{file}: '{unknown}' of '{name}' is unknown.{did_you_mean(unknown, TYPE_KEYS)} Known: {TYPE_KEYS}."
+            )
     types = {}
     for name in names:
         entry = given.get(name, {})
@@ -342,8 +338,8 @@ def _all_files(folder: Path | None) -> list[Path]:
     return sorted(found)
 
 
-def _count_sentences(rows: Sequence[ImageRow]) -> list[str]:
-    """How many rows of each use, as a sentence."""
+def _count_sentence(rows: Sequence[ImageRow]) -> str:
+    """How many rows there are of each use."""
     words: dict[str, str] = {
         "train": "labelled images of new types",
         "unlabelled": "unlabelled images",
@@ -354,7 +350,7 @@ def _count_sentences(rows: Sequence[ImageRow]) -> list[str]:
     counts = {split: sum(row.split == split for row in rows) for split in words}
     kinds = len({row.type for row in rows if row.split == "train"})
     found = ", ".join(f"{count} {words[split]}" for split, count in counts.items() if count)
-    return [f"Found {found} ({kinds} new types)."]
+    return f"Found {found} ({kinds} new types)."
 
 
 def _is_content(content: Any) -> bool:
@@ -369,7 +365,3 @@ def _text_of(content: Any) -> str:
     if isinstance(content, str):
         return content.replace("<image>", "").strip()
     return " ".join(part["text"] for part in content if part.get("type") == "text").strip()
-
-
-def _name_below(root: Path, file: Path) -> str:
-    return file.relative_to(root).as_posix()

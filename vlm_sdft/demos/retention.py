@@ -48,18 +48,16 @@ def retain_made(demos: DemoSet, source: str, questions: Sequence[str]) -> DemoSe
             text file with a prompt in each line, which is asked without an image.
         questions: asked about each picture.
 
-    Raises:
-        UserError: the file has no prompt or is no text.
+    Raises `UserError` where the file has no prompt or is no text.
     """
+    asked: dict[str, tuple[tuple[bytes, ...], str]] = {}  # images and question, by id
     if source not in SOURCES:
-        rows = [_row(f"prompt/{i}", (), line) for i, line in enumerate(_prompts_of(Path(source)))]
+        asked = {f"prompt/{i}": ((), line) for i, line in enumerate(_prompts_of(Path(source)))}
     else:
-        pictures = _crops([*demos.labelled, *demos.unlabelled]) if source == CROPS else _drawn_pictures()
-        asked = list(enumerate(questions))
-        rows = [_row(f"{source}/{i}#{n}", (image,), text) for i, image in enumerate(pictures) for n, text in asked]
-    return replace(
-        demos, retain=[*demos.retain, *rows], report=[*demos.report, f"{len(rows)} retention prompts: {source}."]
-    )
+        for i, image in enumerate(_crops([*demos.labelled, *demos.unlabelled]) if source == CROPS else _drawn_pictures()):
+            asked |= {f"{source}/{i}#{n}": ((image,), question) for n, question in enumerate(questions)}
+    rows = [ImageRow(f"data.retain/{key}", *given, None, None, "retain") for key, given in asked.items()]
+    return _with_more(demos, rows, f"{len(rows)} retention prompts: {source}.")
 
 
 def retain_in_context(demos: DemoSet, share: float) -> DemoSet:
@@ -68,11 +66,7 @@ def retain_in_context(demos: DemoSet, share: float) -> DemoSet:
     Their queries are all images that are trained on, asked what the labelled ones are asked. Without retention prompts of
     another kind all are in context.
 
-    Args:
-        share: at least 0, below 1; 0 adds none.
-
-    Raises:
-        UserError: the share is out of range, or there is only one name to give.
+    Raises `UserError` where the share is not at least 0 (which adds none) and below 1, or there is only one name to give.
     """
     if not 0 <= share < 1:
         raise UserError(f"data.retain_in_context is {share}: use 0 (none) or more, and less than 1.")
@@ -87,12 +81,14 @@ def retain_in_context(demos: DemoSet, share: float) -> DemoSet:
         order += random.Random(len(order)).sample(queries, len(queries))
     question = demos.labelled[0].question
     rows = [
-        replace(
-            row, id=f"in context {i}/{row.id}", question=question, answer=None, type=None, split="retain", in_context=True
-        )
+        ImageRow(f"in context {i}/{row.id}", row.images, question, None, None, "retain", in_context=True)
         for i, row in enumerate(order[:count])
     ]
     note = f"{count} retention prompts in context: images after demonstrations under names drawn at random."
+    return _with_more(demos, rows, note)
+
+
+def _with_more(demos: DemoSet, rows: Sequence[ImageRow], note: str) -> DemoSet:
     return replace(demos, retain=[*demos.retain, *rows], report=[*demos.report, note])
 
 
@@ -112,10 +108,6 @@ def _prompts_of(file: Path) -> list[str]:
     if not any(lines):
         raise UserError(f"data.retain: {file} holds no prompt; write one in each line.")
     return [line for line in lines if line]
-
-
-def _row(key: str, images: tuple[bytes, ...], question: str) -> ImageRow:
-    return ImageRow(f"data.retain/{key}", images, question, None, None, "retain")
 
 
 def _crops(rows: Sequence[ImageRow]) -> list[bytes]:

@@ -40,14 +40,9 @@ def rival_answers(
     embed: Embed,
     embedder: str,
 ) -> dict[str, list[str]]:
-    """Each rival's answers to R queries.
+    """Each rival's answers to R queries, given by their images, and by the demonstrations that the teacher sees with them.
 
-    Args:
-        queries: the images of each.
-        shown: the demonstrations that the teacher sees with each.
-        labelled: all labelled images.
-        embed: gives images' embeddings, unit length.
-        embedder: whose they are, as in `ImageEmbedder`.
+    ``embedder`` says whose embeddings ``embed`` gives, as in `ImageEmbedder`.
     """
     by = "own features" if embedder == "model" else "open_clip"
     queries_RD = torch.stack([mean_embedding(images, embed) for images in queries])
@@ -66,7 +61,10 @@ def rival_answers(
         return found
     candidates = [list(dict.fromkeys(map(answer_of, demonstrations))) for demonstrations in shown]
     names = list(dict.fromkeys([*answers, *(name for row in candidates for name in row)]))
-    names_CD = dict(zip(names, _name_embeddings(names, embedder), strict=True))
+    model, _, tokenize = load_open_clip(embedder)
+    with torch.no_grad():
+        embedded_CD = model.encode_text(tokenize([NAME_PROMPT.format(name) for name in names])).float()
+    names_CD = dict(zip(names, normalize(embedded_CD, dim=-1), strict=True))
     texts_CD = torch.stack([names_CD[answer] for answer in answers])
     found[f"Tip-Adapter ({by})"] = _best_names(tip_adapter(queries_RD, labelled_LD, index_L, texts_CD), answers)
     found[f"zero-shot by name ({by})"] = [
@@ -80,8 +78,7 @@ def nearest_answers(queries_RD: Tensor, shown: Sequence[Sequence[Demonstration]]
     """For each of R queries the answer of the demonstration whose image is nearest; empty where there is none."""
     answers = []
     for query_D, demonstrations in zip(queries_RD, shown, strict=True):
-        pictured = [(d, images_of(d.messages)) for d in demonstrations]
-        pictured = [(d, images) for d, images in pictured if images]
+        pictured = [(d, images) for d in demonstrations if (images := images_of(d.messages))]
         if not pictured:
             answers.append("")
             continue
@@ -93,8 +90,7 @@ def nearest_answers(queries_RD: Tensor, shown: Sequence[Sequence[Demonstration]]
 def linear_probe(labelled_LD: Tensor, index_L: Tensor) -> tuple[Tensor, Tensor]:
     """Logistic regression: weight [C, D] and bias [C] at the least mean cross-entropy + `PROBE_DECAY`/2 · ‖weight‖².
 
-    Args:
-        index_L: the class of each row, 0 … C - 1, each at least once.
+    ``index_L`` are the rows' classes, 0 … C - 1, each at least once.
     """
     rows_LD = labelled_LD.double()
     weight_CD = torch.zeros(int(index_L.max()) + 1, rows_LD.shape[1], dtype=torch.float64, requires_grad=True)
@@ -115,11 +111,9 @@ def linear_probe(labelled_LD: Tensor, index_L: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tip_adapter(queries_RD: Tensor, labelled_LD: Tensor, index_L: Tensor, texts_CD: Tensor | None = None) -> Tensor:
-    """Scores [R, C]: α · exp(-β (1 - q·lᵀ)) · onehot(l), and with names 100 · q·tᵀ beside it.
+    """Scores [R, C]: α · exp(-β (1 - q·lᵀ)) · onehot(l), and with names 100 · q·tᵀ beside it; all q, l, t of unit length.
 
-    Args:
-        queries_RD, labelled_LD, texts_CD: unit length.
-        index_L: the class of each labelled image.
+    ``index_L`` are the classes of the labelled images.
     """
     votes_RL = torch.exp(-TIP_BETA * (1 - queries_RD @ labelled_LD.T))
     scores_RC = TIP_ALPHA * votes_RL @ one_hot(index_L).to(votes_RL)
@@ -128,10 +122,3 @@ def tip_adapter(queries_RD: Tensor, labelled_LD: Tensor, index_L: Tensor, texts_
 
 def _best_names(scores_RC: Tensor, names: Sequence[str]) -> list[str]:
     return [names[i] for i in scores_RC.argmax(-1).tolist()]
-
-
-@torch.no_grad()
-def _name_embeddings(names: Sequence[str], embedder: str) -> Tensor:
-    """open_clip's embeddings [C, D] of the names, unit length."""
-    model, _, tokenize = load_open_clip(embedder)
-    return normalize(model.encode_text(tokenize([NAME_PROMPT.format(name) for name in names])).float(), dim=-1)

@@ -14,14 +14,7 @@ QUESTION = "What is this?"
 
 @dataclass(frozen=True)
 class ObjectType:
-    """A kind of object.
-
-    Attributes:
-        name: its folder's name.
-        answer: the word that answers the question.
-        synonyms: words that are right too.
-        cues: short phrases that describe it.
-    """
+    """A kind of object: its folder's name, the answer, further right answers, and phrases that describe it."""
 
     name: str
     answer: str

@@ -33,8 +33,7 @@ class DemonstrationSelector:
         n_types: types shown.
         shots: images of each.
 
-    Raises:
-        UserError: a number is out of range.
+    Raises `UserError` where a number is out of range.
     """
 
     def __init__(
@@ -65,7 +64,6 @@ class DemonstrationSelector:
         Args:
             query: never among its own demonstrations, neither itself nor a copy of its image.
             query_D: its embedding, for "retrieved" and "grouped".
-            seed: the same seed gives the same list.
             max_demonstrations: keep at most so many, the best of each type first, ``include_type`` before the others.
             include_type: the query's own type where it is known (labelled training queries): shown among the others.
             exclude_type: a type that is not shown (a control: the query's own).
@@ -88,19 +86,16 @@ class DemonstrationSelector:
     def variants(self) -> dict[str, DemonstrationSelector]:
         """Selectors of the same rows with fewer types, another number of images a type, or another selection, by the option
         for it. The fewer types are shown, the more of the decision is the selection's."""
-        most = max(len(indices) for indices in self._by_type.values())
         types = [n for n in (1, 2, 3) if n < min(self.n_types, len(self._by_type))]
-        shots = [n for n in (1, 2, 4) if n != self.shots and n <= most][:2]
-        others: list[Selection] = [name for name in get_args(Selection) if name != self.selection]
-
-        def changed(**change: Any) -> DemonstrationSelector:
-            settings = {"selection": self.selection, "n_types": self.n_types, "shots": self.shots, **change}
-            return DemonstrationSelector(self.rows, self.embeddings_RD, **settings)
-
+        shots = [n for n in (1, 2, 4) if n != self.shots and n <= max(map(len, self._by_type.values()))][:2]
+        others = [name for name in get_args(Selection) if name != self.selection]
+        settings: dict[str, Any] = {"selection": self.selection, "n_types": self.n_types, "shots": self.shots}
+        changes = [("n_types", n) for n in types] + [("shots", n) for n in shots] + [("selection", name) for name in others]
         return {
-            **{f"--demonstrations.n_types {n}": changed(n_types=n) for n in types},
-            **{f"--demonstrations.shots {n}": changed(shots=n) for n in shots},
-            **{f"--demonstrations.selection {name}": changed(selection=name) for name in others},
+            f"--demonstrations.{key} {value}": DemonstrationSelector(
+                self.rows, self.embeddings_RD, **{**settings, key: value}
+            )
+            for key, value in changes
         }
 
     def _ranked(self, query: ImageRow, query_D: Tensor | None, rng: random.Random) -> dict[str, list[int]]:
@@ -119,14 +114,12 @@ class DemonstrationSelector:
             mean_D = self.embeddings_RD[self._by_type[name]].mean(0)
             # The group's own type first, whatever its spread.
             return {name: [], **_by_similarity(allowed, self.embeddings_RD @ mean_D)}
-        ranked = {name: list(indices) for name, indices in allowed.items() if indices}
+        names = [name for name, indices in allowed.items() if indices]
         if self.selection == "random":
-            for indices in ranked.values():
-                rng.shuffle(indices)
-            names = list(ranked)
+            for name in names:
+                rng.shuffle(allowed[name])
             rng.shuffle(names)
-            return {name: ranked[name] for name in names}
-        return ranked
+        return {name: allowed[name] for name in names}
 
 
 def _by_similarity(allowed: dict[str, list[int]], score_R: Tensor) -> dict[str, list[int]]:

@@ -24,13 +24,7 @@ from vlm_sdft.demos.rows import QUESTION, ImageRow, ObjectType
 
 @dataclass
 class DemoSet:
-    """Rows of one data set, by use.
-
-    Attributes:
-        labelled, unlabelled, retain, test, old: rows.
-        types: what is known of each type, by name.
-        report: plain sentences on what was found, held out or dropped.
-    """
+    """Rows of one data set by use, its types by name, and sentences on what was found, held out or dropped."""
 
     labelled: list[ImageRow] = field(default_factory=list)
     unlabelled: list[ImageRow] = field(default_factory=list)
@@ -87,8 +81,8 @@ class DemoSet:
             UserError: a type is empty, two share an answer, a synonym is another's answer, an image cannot be read, a file
                 or key is wrong.
         """
-        rows, types, report = read_folder(Path(path), question, retain_questions, retain, holdout, seed)
-        return cls.from_rows(rows, types, report, on_bad_image)
+        read = read_folder(Path(path), question, retain_questions, retain, holdout, seed)
+        return cls.from_rows(*read, on_bad_image)
 
     @classmethod
     def from_dataset(
@@ -105,8 +99,7 @@ class DemoSet:
 
         Splits named train, test, unlabelled, retain and old are used as such. Images stay encoded until they are needed.
         """
-        rows, types, report = read_dataset(dataset, image_column, label_column, question, holdout, seed)
-        return cls.from_rows(rows, types, report)
+        return cls.from_rows(*read_dataset(dataset, image_column, label_column, question, holdout, seed))
 
     @classmethod
     def from_jsonl(cls, path: str | Path, *, on_bad_image: OnBadImage = "error") -> DemoSet:
@@ -118,10 +111,8 @@ class DemoSet:
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> DemoSet:
-        """`from_folder` for a folder, `from_jsonl` for a ``.jsonl`` file, whose rows need only ``on_bad_image``.
-
-        Raises:
-            UserError: it is neither, or as those two.
+        """`from_folder` for a folder, `from_jsonl` for a ``.jsonl`` file, whose rows need only ``on_bad_image``. Raises
+        `UserError`: it is neither, or as those two.
         """
         path = Path(path)
         if path.is_dir() or not path.exists():
@@ -140,11 +131,7 @@ class DemoSet:
         report: Iterable[str] = (),
         on_bad_image: OnBadImage = "error",
     ) -> DemoSet:
-        """Rows read elsewhere, checked: every image opens, nothing of the test side is trained on.
-
-        Raises:
-            UserError: as `from_folder`.
-        """
+        """Rows read elsewhere, checked: every image opens, nothing of the test side is trained on. Raises `UserError`."""
         notes = list(report)
         by_split: dict[str, list[ImageRow]] = defaultdict(list)
         for row in checked_rows(rows, types, on_bad_image, notes):
@@ -153,27 +140,19 @@ class DemoSet:
 
     def of_types(self, names: Sequence[str]) -> DemoSet:
         """The demo set without other new types; of the unlabelled images those stay that lie in a folder of a type's name.
-
-        Raises:
-            UserError: a type that has no labelled images.
+        Raises `UserError`: a type that has no labelled images.
         """
         if not names:
             raise UserError("data.types is empty: name the types to use, or leave it out for all.")
         known = {str(row.type) for row in self.labelled}
         if unknown := [name for name in names if name not in known]:
             raise UserError(f"data.types: there is no type '{unknown[0]}'.{did_you_mean(unknown[0], known)}")
-        chosen = set(names)
-        unlabelled = [row for row in self.unlabelled if chosen & set(Path(row.id).parts[1:-1])]
+        labelled, test = ([row for row in rows if row.type in names] for rows in (self.labelled, self.test))
+        unlabelled = [row for row in self.unlabelled if set(names) & set(Path(row.id).parts[1:-1])]
         report = [*self.report, f"Only {len(names)} of {len(known)} new types are used (data.types)."]
         if left := len(self.unlabelled) - len(unlabelled):
             report.append(
                 f"Left out with data.types: {left} unlabelled images that lie in no folder of these types' names, such as "
                 f"unlabelled/{names[0]}/: nobody knows which of them show these types."
             )
-        return replace(
-            self,
-            labelled=[row for row in self.labelled if row.type in chosen],
-            test=[row for row in self.test if row.type in chosen],
-            unlabelled=unlabelled,
-            report=report,
-        )
+        return replace(self, labelled=labelled, test=test, unlabelled=unlabelled, report=report)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
+from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -34,18 +35,19 @@ class ImageEmbedder:
         features: the model's, for ``"model"``.
         device: where open_clip runs.
 
-    Raises:
-        UserError: an unknown embedder, or weights that cannot be loaded.
+    Raises `UserError` for an unknown embedder, or weights that cannot be loaded.
     """
 
     def __init__(self, embedder: str, features: ImageFeatures | None = None, device: torch.device | str = "cpu") -> None:
         self._embed: Callable[[Sequence[Any]], Tensor]
         if embedder == "model":
-            if features is None:
-                raise ValueError("embedder 'model' needs the model's features")
+            assert features is not None
             self._embed = lambda sources: torch.stack([features.pooled(source).float().mean(0) for source in sources])
         elif embedder.startswith("open_clip:"):
-            self._embed = _open_clip(embedder, device)
+            model, transform, _ = load_open_clip(embedder, device)
+            self._embed = lambda sources: model.encode_image(
+                torch.stack([transform(load_image(s)) for s in sources]).to(device)
+            )
         else:
             raise UserError(f"Unknown embedder '{embedder}'. Use 'model' or 'open_clip:ARCH/PRETRAINED'.")
         self._cache: dict[str, Tensor] = {}
@@ -54,13 +56,9 @@ class ImageEmbedder:
         """L2-normalised embeddings [R, D] of R images, fp32 on the CPU, in the order given."""
         keys = [content_hash(source) for source in sources]
         missing = {key: source for key, source in zip(keys, sources, strict=True) if key not in self._cache}
-        todo = list(missing)
-        starts: Any = range(0, len(todo), BATCH_SIZE)
-        if len(todo) > PROGRESS_BAR_ABOVE:
-            from rich.progress import track
-
-            starts = track(starts, description=f"Embedding {len(todo)} images")
-        for start in starts:
+        todo, starts = list(missing), range(0, len(missing), BATCH_SIZE)
+        shown = len(todo) > PROGRESS_BAR_ABOVE
+        for start in track(starts, f"Embedding {len(todo)} images") if shown else starts:
             batch = todo[start : start + BATCH_SIZE]
             with torch.no_grad():
                 features_RD = self._embed([missing[key] for key in batch])
@@ -68,22 +66,10 @@ class ImageEmbedder:
         return torch.stack([self._cache[key] for key in keys])
 
 
-def _open_clip(embedder: str, device: torch.device | str) -> Callable[[Sequence[Any]], Tensor]:
-    """A function from R images to open_clip features [R, D]."""
-    model, transform, _ = load_open_clip(embedder, device)
-    return lambda sources: model.encode_image(torch.stack([transform(load_image(source)) for source in sources]).to(device))
-
-
 def load_open_clip(embedder: str, device: torch.device | str = "cpu") -> tuple[Any, Callable[[Any], Tensor], Any]:
-    """open_clip's model, its transform of an image [3, H, W], and its tokenizer.
+    """open_clip's model, its transform of an image [3, H, W], and its tokenizer. Raises `UserError`: it cannot load."""
+    import open_clip
 
-    Raises:
-        UserError: open_clip is not installed, or cannot load the model.
-    """
-    try:
-        import open_clip
-    except ImportError as error:
-        raise UserError(f"Embedder '{embedder}' needs open_clip: pip install open_clip_torch.") from error
     name = embedder.removeprefix("open_clip:")
     whole = name.startswith(("local-dir:", "hf-hub:"))  # a folder or repository with its own config and weights
     arch, _, pretrained = (name, "", "") if whole else name.partition("/")

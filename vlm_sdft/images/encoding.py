@@ -73,16 +73,12 @@ def encode_row(
     tokens: dict[str, Tensor] = {}
     media: dict[str, Tensor] = {}
     for name, value in encoded.items():
-        if name == "attention_mask":
-            continue
-        if name != "input_ids" and name.endswith("_ids") and value.shape == (1, length):
-            if name in family.accepts:
-                tokens[name] = value[0]
-        elif name == "input_ids":
+        of_tokens = name.endswith("_ids") and value.shape == (1, length)
+        if name == "input_ids" or (of_tokens and name in family.accepts):
             tokens[name] = value[0]
-        elif name in family.accepts:
+        elif not of_tokens and name in family.accepts and name != "attention_mask":
             media[name] = value
-        else:
+        elif not of_tokens and name != "attention_mask":
             raise UserError(
                 f"Models of type '{family.name}' do not take '{name}', which their processor made. Is the processor that "
                 "of another model?"
@@ -108,17 +104,11 @@ class RowEncoder:
         """
         if features is None:
             return encode_row(self._processor, conversation, self._family)
-        key = repr([(message["role"], _with_hashes(message["content"])) for message in conversation])
-        if key not in self._rows:
+        messages = [_with_parts(message, self._family) for message in conversation]
+        parts = [(m["role"], [content_hash(p["image"]) if "image" in p else p for p in m["content"]]) for m in messages]
+        if (key := repr(parts)) not in self._rows:
             self._rows[key] = encode_row(self._processor, conversation, self._family, features)
         return self._rows[key]
-
-
-def _with_hashes(content: Any) -> Any:
-    """A message's content with its images by their hashes."""
-    if isinstance(content, str):
-        return content
-    return [(part.get("text"), content_hash(part["image"]) if part.get("image") is not None else None) for part in content]
 
 
 def _with_parts(message: dict[str, Any], family: Family) -> dict[str, Any]:
@@ -165,15 +155,11 @@ def _check_images(loaded: Conversation, expected: int, row: RowInputs, processor
 def check_by_forward(model: PreTrainedModel, processor: Any, family: Family) -> None:
     """Make sure, for a family that is not in the table, that a batch gives what its rows give one by one.
 
-    Three short conversations with 1, 2 and 0 images of different sizes are run alone and as one batch.
-
-    Raises:
-        UserError: the results differ or the batch fails, so scores could not be trusted.
+    Three short conversations with 1, 2 and 0 images of different sizes are run alone and as one batch. Raises `UserError`
+    where the results differ or the batch fails, so that scores could not be trusted.
     """
-    red, blue, white = (
-        {"type": "image", "image": Image.new("RGB", size, colour)}
-        for size, colour in (((64, 64), "red"), ((96, 48), "blue"), ((48, 64), "white"))
-    )
+    sizes = {"red": (64, 64), "blue": (96, 48), "white": (48, 64)}
+    red, blue, white = ({"type": "image", "image": Image.new("RGB", sizes[colour], colour)} for colour in sizes)
     contents = [[red, _text("What is this?")], [blue, white, _text("And these two here?")], [_text("Yes?")]]
     rows = [encode_row(processor, [{"role": "user", "content": content}], family) for content in contents]
     problem = ""

@@ -28,7 +28,6 @@ class Family:
     """How one family of models takes images.
 
     Attributes:
-        name: ``config.model_type``.
         count: images and placeholder tokens, from ``input_ids`` [L], a row's media and the processor; None: unknown.
         bound: sets the processor (and the model's config, where it must agree) so that one image costs at most about
             ``max_pixels`` pixels; None: cannot be bounded.
@@ -81,8 +80,7 @@ def _count_internvl(ids_L: Tensor, media: Mapping[str, Tensor], processor: Any) 
 
 
 def _bound_qwen(processor: Any, model: PreTrainedModel, max_pixels: int) -> None:
-    size = dict(processor.image_processor.size)
-    shortest = min(size["shortest_edge"], max_pixels)
+    shortest = min(processor.image_processor.size["shortest_edge"], max_pixels)
     processor.image_processor.size = {"shortest_edge": shortest, "longest_edge": max_pixels}
 
 
@@ -100,10 +98,6 @@ def _bound_llava_onevision(processor: Any, model: PreTrainedModel, max_pixels: i
     # The model counts features from its own list: the two must agree.
     processor.image_processor.image_grid_pinpoints = kept
     model.config.image_grid_pinpoints = kept
-
-
-def _bound_gemma3(processor: Any, model: PreTrainedModel, max_pixels: int) -> None:
-    """Nothing to set: without pan-and-scan every image has the same fixed size."""
 
 
 def _bound_internvl(processor: Any, model: PreTrainedModel, max_pixels: int) -> None:
@@ -126,13 +120,9 @@ FAMILIES = {
         # so student and teacher do not see it with the same tokens. Nothing in the processor or model changes that.
         Family("llava_onevision", _count_llava_onevision, _bound_llava_onevision, reuses_features=False),
         # Pan-and-scan adds crops, and words that announce them, to some images only: off for student and teacher alike.
+        # Without it there is nothing to bound: every image has the same fixed size.
         Family(
-            "gemma3",
-            _count_gemma3,
-            _bound_gemma3,
-            processor_kwargs={"do_pan_and_scan": False},
-            packs_images=True,
-            features_listed=False,
+            "gemma3", _count_gemma3, lambda *_: None, frozenset(), {"do_pan_and_scan": False}, True, features_listed=False
         ),
         Family("internvl", _count_internvl, _bound_internvl, packs_images=True, features_listed=False),
     )
@@ -140,10 +130,8 @@ FAMILIES = {
 
 
 def find_family(model: PreTrainedModel, processor: Any) -> Family:
-    """The family of a model, checked against its processor and chat template.
-
-    Raises:
-        UserError: the model takes no images, the processor is not one for images, or its chat template loses some.
+    """The family of a model, checked against its processor and chat template. Raises `UserError`: the model takes no
+    images, the processor is not one for images, or its chat template loses some.
     """
     model_name, model_type = model.name_or_path or type(model).__name__, model.config.model_type
     if getattr(model.config, "vision_config", None) is None and not hasattr(model, "get_image_features"):
@@ -159,40 +147,31 @@ def find_family(model: PreTrainedModel, processor: Any) -> Family:
             "processor beside it (AutoProcessor.from_pretrained(…).save_pretrained(folder)), not its tokenizer alone."
         )
     family = FAMILIES.get(model_type, Family(model_type, reuses_features=False))
-    accepts = frozenset(inspect.signature(model.forward).parameters)
+    accepts, moves = frozenset(inspect.signature(model.forward).parameters), template_moves_images(processor, model_name)
     names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
     placeholders = {int(getattr(model.config, name)) for name in names if getattr(model.config, name, None) is not None}
-    return replace(
-        family,
-        accepts=accepts,
-        placeholder_ids=tuple(sorted(placeholders)),
-        moves_images=template_moves_images(processor, model_name),
-    )
+    return replace(family, accepts=accepts, placeholder_ids=tuple(sorted(placeholders)), moves_images=moves)
 
 
 def vision_modules(model: Model) -> list[str]:
-    """Names, as in ``named_modules()``, of the vision tower and the projection of its features.
-
-    Raises:
-        UserError: the model has none that is known.
+    """Names, as in ``named_modules()``, of the vision tower and the projection of its features. Raises `UserError`: the
+    model has none that is known.
     """
     found: list[str] = []
-    # LLaVA's `image_newline` is a bare parameter among the image's features.
-    newlines = [name for name, _ in model.named_parameters() if name.endswith(".image_newline")]
     for name, _ in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if name.rpartition(".")[2] in _VISION_MODULES and not inside:
+        if name.rpartition(".")[2] in _VISION_MODULES and not name.startswith(tuple(f"{outer}." for outer in found)):
             found.append(name)
     if not found:
         raise UserError(
             f"No vision tower was found in '{model.name_or_path}' ({model.config.model_type}); looked for modules named "
             f"{', '.join(_VISION_MODULES)}. Add its name to vlm_sdft/images/families.py."
         )
-    return [*found, *newlines]
+    # LLaVA's `image_newline` is a bare parameter among the image's features.
+    return [*found, *(name for name, _ in model.named_parameters() if name.endswith(".image_newline"))]
 
 
 def bound_images(family: Family, processor: Any, model: PreTrainedModel, max_pixels: int) -> None:
-    """Set processor and model so that one image costs at most about ``max_pixels`` pixels (see `Family.bound`)."""
+    """See `Family.bound`. Raises `UserError` where the family cannot be bounded."""
     if max_pixels < 1:
         raise UserError(f"max_pixels is {max_pixels}; it must be a positive number of pixels an image, such as 200704.")
     if family.bound is None:
@@ -204,10 +183,8 @@ def bound_images(family: Family, processor: Any, model: PreTrainedModel, max_pix
 
 
 def template_moves_images(processor: Any, name: str) -> bool:
-    """Whether the chat template puts a turn's images before its text; found out by rendering a small conversation.
-
-    Raises:
-        UserError: there is no chat template, or it loses texts or images.
+    """Whether the chat template puts a turn's images before its text; found out by rendering a small conversation. Raises
+    `UserError`: there is no chat template, or it loses texts or images.
     """
     image = {"type": "image"}
     words = ("alpha", "bravo", "charlie", "delta")

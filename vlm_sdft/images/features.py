@@ -45,12 +45,7 @@ Key: TypeAlias = tuple[Weights, str, torch.dtype]
 
 @dataclass(frozen=True)
 class ImageHandle:
-    """An image by its content.
-
-    Attributes:
-        key: hash of the content; handles with equal keys are equal.
-        source: where to read it.
-    """
+    """Where to read an image, and the hash of its content: handles with equal keys are equal."""
 
     key: str
     source: Any = field(compare=False)
@@ -105,11 +100,6 @@ class ImageFeatures:
         """Images that went through the tower so far (again, where their features had been dropped)."""
         return self._through_tower.total()
 
-    @property
-    def device(self) -> torch.device:
-        """Where the tower runs."""
-        return self._model.device
-
     def for_weights(self, owner: str, version: int, fleeting: bool) -> ImageFeatures:
         """See `MediaEncoder.for_weights`."""
         if not self._trained:
@@ -124,23 +114,21 @@ class ImageFeatures:
         """See `MediaEncoder.encoded_once`: a trained tower runs now, for sampling and for the student's forward."""
         if not self._trained:
             return self
-        known, before = copy.copy(self), _random_state(self.device)
+        known, before = copy.copy(self), _random_state(self._model.device)
         distinct = {handle.key: handle for handle in handles}
         known._given = dict(zip(distinct, self._run_tower(list(distinct.values())), strict=True))
-        known._drew = not torch.equal(_random_state(self.device), before)
+        known._drew = not torch.equal(_random_state(self._model.device), before)
         return known
 
     def encode(self, handles: Sequence[ImageHandle]) -> dict[str, Any]:
         """``mm_encoder_outputs`` for these images, in this order; after `encoded_once` with their graph."""
         # Dropout in the tower belongs to the forward with gradient alone.
         if self._given is None or (self._drew and not torch.is_grad_enabled()):
-            return self._joined(self._features_of(handles))
-        outputs = [self._given[handle.key] for handle in handles]
-        if not torch.is_grad_enabled():
-            outputs = [output.changed(Tensor.detach) for output in outputs]
-        return self._joined(outputs)
-
-    def _joined(self, outputs: Sequence[Features]) -> dict[str, Any]:
+            outputs = self._features_of(handles)
+        else:
+            outputs = [self._given[handle.key] for handle in handles]
+            if not torch.is_grad_enabled():
+                outputs = [output.changed(Tensor.detach) for output in outputs]
         device = self._model.device
         pooled: Any = [output.pooler_output.to(device) for output in outputs]
         layers = zip(*(output.deepstack_features for output in outputs), strict=True)
@@ -183,19 +171,17 @@ class ImageFeatures:
             return self._processor, [load_image(handle.source) for handle in handles]
         for handle in handles:
             if handle.key not in self._prepared:
-                self._prepared[handle.key] = _without_pixels(self._prepare(handle))
-        processor = copy.copy(self._processor)
-        processor.image_processor = _FromMemory(
-            self._processor.image_processor, [self._prepared[handle.key] for handle in handles]
-        )
+                prepared = self._prepare(handle).items()
+                self._prepared[handle.key] = {n: v.to("meta") if n in PIXEL_TENSORS else v for n, v in prepared}
+        processor, known = copy.copy(self._processor), [self._prepared[handle.key] for handle in handles]
+        processor.image_processor = _FromMemory(self._processor.image_processor, known)
         return processor, [Image.new("RGB", (1, 1)) for _ in handles]
 
     def _prepare(self, handle: ImageHandle) -> Mapping[str, Any]:
         """One image through the processor's own image processor. Raises `UserError` where that refuses it."""
-        kwargs = dict(self._family.processor_kwargs or {})
         image = load_image(handle.source)
         try:
-            return self._processor.image_processor([image], return_tensors="pt", **kwargs)
+            return self._processor.image_processor([image], return_tensors="pt", **(self._family.processor_kwargs or {}))
         except ValueError as error:  # a side of 200 times the other, say
             raise UserError(
                 f"{image_name(handle.source)} ({image.width} × {image.height}) is refused by the model's image processor: "
@@ -204,26 +190,16 @@ class ImageFeatures:
 
     def _features_of(self, handles: Sequence[ImageHandle]) -> list[Features]:
         """The tower's output for each image, kept on the host if it is known whose weights the tower has."""
-        precision = self._precision
-        found: dict[str, Features] = {}
-        missing: list[ImageHandle] = []
-        for handle in {handle.key: handle for handle in handles}.values():
-            output = self._kept.get((self._weights, handle.key, precision))
-            if output is None:
-                missing.append(handle)
-            else:
-                found[handle.key] = output
+        device = self._model.device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._dtype
+        known = {h.key: self._kept.get((self._weights, h.key, precision)) for h in handles}
+        found = {key: output for key, output in known.items() if output is not None}
+        missing = list({handle.key: handle for handle in handles if handle.key not in found}.values())
         for handle, output in zip(missing, self._tower_outputs(missing), strict=True):
             found[handle.key] = output
             if self._weights is not None:
                 self._kept[self._weights, handle.key, precision] = output
         return [found[handle.key] for handle in handles]
-
-    @property
-    def _precision(self) -> torch.dtype:
-        """In which the tower computes now."""
-        device = self._model.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._dtype
 
     @torch.no_grad()
     def _tower_outputs(self, handles: Sequence[ImageHandle]) -> list[Features]:
@@ -266,16 +242,11 @@ class _FromMemory:
         return getattr(self._own, name)
 
     def __call__(self, images: Any, **kwargs: Any) -> dict[str, Any]:
-        names = self._prepared[0]
-        parts = {name: [image[name] for image in self._prepared] for name in names}
+        parts = {name: [image[name] for image in self._prepared] for name in self._prepared[0]}
         return {
             name: torch.cat(values) if isinstance(values[0], Tensor) else [item for value in values for item in value]
             for name, values in parts.items()
         }
-
-
-def _without_pixels(prepared: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.to("meta") if name in PIXEL_TENSORS else value for name, value in prepared.items()}
 
 
 def _random_state(device: torch.device) -> Tensor:

@@ -26,6 +26,7 @@ ImageSource: TypeAlias = str | PathLike[str] | bytes | Image.Image | Mapping[str
 SUFFIXES = frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 #: Larger images are refused before they are decoded; a 100-megapixel photograph takes 300 MB in memory.
 MAX_PIXELS = 100_000_000
+MISSING = "does not exist. Check the path (relative paths start at the data file's folder)."
 
 
 def image_name(source: ImageSource) -> str:
@@ -38,17 +39,15 @@ def image_name(source: ImageSource) -> str:
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """The image in RGB, upright (EXIF orientation applied), transparency on white.
-
-    Raises:
-        UserError: the file is missing, not an image, damaged or larger than `MAX_PIXELS` by its header; names it.
+    """The image in RGB, upright (EXIF orientation applied), transparency on white. Raises `UserError`: the file is missing,
+    not an image, damaged or larger than `MAX_PIXELS` by its header; names it.
     """
     name = image_name(source)
     try:
         # Pillow's own bomb check warns or raises while opening, with advice for programmers; ours speaks to users.
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = _open(source)
+            image = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(encoded_bytes(source)))
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UserError(
@@ -62,7 +61,7 @@ def load_image(source: ImageSource) -> Image.Image:
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     except FileNotFoundError as error:
-        raise _missing_error(name) from error
+        raise UserError(f"{name} {MISSING}") from error
     except UserError:
         raise
     except Exception as error:  # decoders raise what they like on damaged files
@@ -73,10 +72,8 @@ def load_image(source: ImageSource) -> Image.Image:
 
 
 def content_hash(source: ImageSource) -> str:
-    """SHA-256 of the encoded bytes; of size and pixels, as `load_image` gives them, for a PIL image, which has none.
-
-    Raises:
-        UserError: the file is missing; names it.
+    """SHA-256 of the encoded bytes; of size and pixels, as `load_image` gives them, for a PIL image, which has none. Raises
+    `UserError`: the file is missing; names it.
     """
     if isinstance(source, Image.Image):
         pixels = load_image(source)
@@ -86,7 +83,7 @@ def content_hash(source: ImageSource) -> str:
             stat = Path(source).stat()
             return _file_hash(str(source), stat.st_size, stat.st_mtime_ns)
         except OSError as error:
-            raise _missing_error(image_name(source)) from error
+            raise UserError(f"{image_name(source)} {MISSING}") from error
     return hashlib.sha256(encoded_bytes(source)).hexdigest()
 
 
@@ -101,10 +98,6 @@ def perceptual_hash(source: ImageSource) -> imagehash.ImageHash:
     return imagehash.dhash(load_image(source))
 
 
-def _missing_error(name: str) -> UserError:
-    return UserError(f"{name} does not exist. Check the path (relative paths start at the data file's folder).")
-
-
 def _eight_bit(image: Image.Image, name: str) -> Image.Image:
     """16-bit grey values scaled to 8 bits, which Pillow's own conversion would clip to white."""
     if image.mode.startswith("I"):
@@ -115,12 +108,6 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
         raise UserError(f"{name} has floating-point grey values. Save it as an ordinary 8-bit image, or leave it out.")
     return image
-
-
-def _open(source: ImageSource) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source
-    return Image.open(io.BytesIO(encoded_bytes(source)))
 
 
 def encoded_bytes(source: ImageSource) -> bytes:

@@ -13,10 +13,8 @@ from vlm_sdft.zoo import resolve_model
 
 
 def load_vlm(name: str, **kwargs: Any) -> PreTrainedModel:
-    """The model of that name or folder; ``kwargs`` go to ``from_pretrained``.
-
-    Raises:
-        UserError: there is no such model, or it takes no images.
+    """The model of that name or folder; ``kwargs`` go to ``from_pretrained``. Raises `UserError`: there is no such model,
+    or it takes no images.
     """
     try:
         return AutoModelForImageTextToText.from_pretrained(resolve_model(name), **kwargs)
@@ -29,11 +27,7 @@ def load_vlm(name: str, **kwargs: Any) -> PreTrainedModel:
 
 
 def load_processor(model: PreTrainedModel, **kwargs: Any) -> Any:
-    """The processor that was saved beside a model; ``kwargs`` go to ``from_pretrained``.
-
-    Raises:
-        UserError: there is none that can be loaded.
-    """
+    """The processor saved beside a model; ``kwargs`` go to ``from_pretrained``. Raises `UserError` where none loads."""
     try:
         return AutoProcessor.from_pretrained(model.name_or_path, **kwargs)
     except Exception as error:

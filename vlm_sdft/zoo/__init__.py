@@ -9,18 +9,11 @@ from typing import Any
 
 #: Builtin models: name -> folder in this package.
 BUILTIN_MODELS = {"builtin:tiny-qwen3-vl": "tiny-qwen3-vl"}
-#: Drawn objects that the builtin model was never shown, in folders.
 BUILTIN_DATA = "builtin:novel-objects"
-
-__all__ = ["BUILTIN_DATA", "BUILTIN_MODELS", "resolve_data", "resolve_model"]
 
 
 def resolve_model(name: str) -> str:
-    """The folder of a builtin model; any other name is returned as it is.
-
-    Raises:
-        ValueError: a ``builtin:`` name that does not exist.
-    """
+    """The folder of a builtin model; any other name is returned as it is. Raises `ValueError` for an unknown one."""
     if not name.startswith("builtin:"):
         return name
     if name not in BUILTIN_MODELS:
@@ -36,8 +29,7 @@ def resolve_data(name: str, cache_dir: Path, **options: Any) -> Path:
         cache_dir: where such data is kept: one folder for each set of options.
         options: fields of `NovelObjects`; none for a folder.
 
-    Raises:
-        ValueError: a ``builtin:`` name that does not exist, options for a folder, or ones that cannot be fulfilled.
+    Raises `ValueError` for a ``builtin:`` name that does not exist, options for a folder, or ones that cannot be fulfilled.
     """
     if not name.startswith("builtin:"):
         if options:

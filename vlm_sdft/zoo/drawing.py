@@ -16,16 +16,11 @@ PATTERN_COLOURS = {"white": (248, 248, 244), "black": (24, 22, 26)}
 
 
 def draw(kind: DrawnType, rng: np.random.Generator, size: int = 64, noise: float = 0.0) -> Image.Image:
-    """A new picture of the type.
+    """A new RGB picture of the type, ``size`` pixels wide and high.
 
     Args:
-        kind: what to draw.
         rng: source of all that varies between pictures of one type; the same state gives the same picture.
-        size: width and height in pixels.
         noise: standard deviation of additional pixel noise, of 255: makes the picture harder to tell.
-
-    Returns:
-        An RGB image.
     """
     pixels = size * SUPERSAMPLING
     turn = rng.normal(0, math.radians(8))
@@ -33,7 +28,8 @@ def draw(kind: DrawnType, rng: np.random.Generator, size: int = 64, noise: float
     centre = pixels / 2 + rng.uniform(-0.05, 0.05, 2) * pixels
     image = wall(rng, size).resize((pixels, pixels), Image.Resampling.BILINEAR)
     _draw_legs(image, kind, centre, radius, turn)
-    points = _outline(kind) @ _rotation(turn).T * radius + centre
+    rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    points = _outline(kind) @ rotation.T * radius + centre
     body = Image.new("L", image.size)
     polygon = [(float(x), float(y)) for x, y in points]
     ImageDraw.Draw(body).polygon(polygon, fill=255)
@@ -44,11 +40,6 @@ def draw(kind: DrawnType, rng: np.random.Generator, size: int = 64, noise: float
         image.paste(PATTERN_COLOURS[kind.pattern_colour], mask=ImageChops.multiply(body, marks))
     ImageDraw.Draw(image).line([*polygon, polygon[0]], fill=LEG_COLOUR, width=SUPERSAMPLING)
     return light_and_noise(image.reduce(SUPERSAMPLING), rng, noise)
-
-
-def _rotation(angle: float) -> np.ndarray:
-    """Matrix [2, 2] that turns by an angle in radians."""
-    return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
 
 
 def _outline(kind: DrawnType) -> np.ndarray:
@@ -77,11 +68,8 @@ def _polar_radius(shape: str, t: np.ndarray) -> np.ndarray:
         return 0.66 / np.cos(np.mod(t, third) - third / 2)
     if shape == "star":
         fifth = 2 * math.pi / 5
-        towards_point = np.abs(np.mod(t, fifth) / fifth * 2 - 1)
-        return 0.52 + 0.78 * towards_point
-    if shape == "cross":
-        return np.maximum(np.minimum(1.2 / cos, 0.42 / sin), np.minimum(0.42 / cos, 1.2 / sin))
-    raise ValueError(f"Unknown shape {shape!r}.")
+        return 0.52 + 0.78 * np.abs(np.mod(t, fifth) / fifth * 2 - 1)  # largest at the points
+    return np.maximum(np.minimum(1.2 / cos, 0.42 / sin), np.minimum(0.42 / cos, 1.2 / sin))  # a cross
 
 
 def _draw_legs(image: Image.Image, kind: DrawnType, centre: np.ndarray, radius: float, turn: float) -> None:

@@ -1,19 +1,12 @@
-"""Builtin data: folders of drawn objects that the builtin model was never shown.
+"""Builtin data: drawn objects that the builtin model was never shown, in the folders of docs/your-own-images.md.
 
-train/TYPE/*.png     labelled demonstrations of the new types
-test/TYPE/*.png      labelled, for evaluation
-unlabelled/*.png     the new types, mixed
-retain/*.png         the model's old types, without labels: it should go on answering as it does
-old/TYPE/*.png       the model's old types, labelled, for measuring what is forgotten; none of them in retain/
-old/metadata.jsonl   a prompt and its right answer for each picture of old/: the skill of describing
-types.yaml           folder -> answer, synonyms, cues; for the new and the old types
-novel-objects.json   how the folder was made, and whether it is complete
+``retain/`` and ``old/`` show, in different pictures, the types that the model was made with; ``old/metadata.jsonl`` asks it
+to describe them. ``novel-objects.json`` says how the folder was made.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,12 +16,12 @@ import numpy as np
 import yaml
 
 from vlm_sdft.zoo.drawing import draw
-from vlm_sdft.zoo.few_shot import FewShot, known_options
+from vlm_sdft.zoo.few_shot import FewShot, known_options, made_folder, read_marker
 from vlm_sdft.zoo.objects import SPLIT_SIZES, SPLITS, DrawnType, base_types, sample_types
 from vlm_sdft.zoo.vocabulary import DESCRIBE_QUESTION, base_names, invented_names
 
 MARKER = "novel-objects.json"
-#: What `write_novel_objects` makes, and removes if it was left incomplete; the order is among the pictures' seeds.
+#: What `write_novel_objects` makes; the order is among the pictures' seeds.
 FOLDERS = ("train", "test", "unlabelled", "old", "retain")
 FORMAT = 1
 
@@ -65,65 +58,44 @@ class NovelObjects(FewShot):
 
 
 def write_novel_objects(folder: Path, **options: Any) -> Path:
-    """Write a folder of new objects. A complete folder of the same options is left as it is.
+    """The folder, filled with new objects; a complete one of the same options (fields of `NovelObjects`) is left as it is.
 
-    Args:
-        folder: where; created. It must be new, empty, or made by this function.
-        options: fields of `NovelObjects`.
-
-    Returns:
-        The folder.
+    Raises `ValueError` where it holds other data.
     """
     spec = NovelObjects(**known_options(NovelObjects, options))
-    made_by = {"format": FORMAT, **asdict(spec)}
-    for added in ("first", "described"):
-        if not made_by[added]:
-            del made_by[added]  # as in folders made before there was such an option
+    later = ("first", "described")  # folders made before there were such options do not name them
+    made_by = {"format": FORMAT, **{k: v for k, v in asdict(spec).items() if v or k not in later}}
     marker = folder / MARKER
-    if folder.exists() and any(folder.iterdir()):
-        if not marker.exists():
-            raise ValueError(f"{folder} is not empty and was not made by this program. Choose another folder.")
-        state = json.loads(marker.read_text(encoding="utf-8"))
-        if state["made_by"] != made_by:
-            raise ValueError(f"{folder} holds other data ({state['made_by']}). Choose another folder, or delete it.")
-        if state["pictures"] == _count_pictures(folder):
-            return folder
-        for name in FOLDERS:
-            shutil.rmtree(folder / name, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps({"made_by": made_by, "pictures": None}), encoding="utf-8")
+    if folder.exists() and any(folder.iterdir()) and not marker.exists():
+        raise ValueError(f"{folder} is not empty and was not made by this program. Choose another folder.")
+    if (other := read_marker(marker).get("made_by", made_by)) != made_by:
+        raise ValueError(f"{folder} holds other data ({other}). Choose another folder, or delete it.")
+    return made_folder(folder, MARKER, made_by, lambda beside: _write(beside, spec))
+
+
+def _write(folder: Path, spec: NovelObjects) -> dict[str, Any]:
     new, old = spec.new_types(), dict(zip(base_names(), base_types(), strict=True))
     tested = old if spec.n_old else {}
-    _draw_part(folder, "train", new, spec.shots, spec)
-    _draw_part(folder, "test", new, spec.n_test, spec)
-    _draw_part(folder, "unlabelled", new, spec.n_unlabelled, spec)
-    _draw_part(folder, "old", tested, spec.n_old, spec)
-    _draw_part(folder, "retain", old, spec.n_retain, spec)
-    with (folder / "old" / "metadata.jsonl").open("w", encoding="utf-8") as file:
-        for name, kind in tested.items():
-            for i in range(spec.n_old):
-                row = {"file_name": f"{_folder(name)}/{i:03}.png", "prompt": DESCRIBE_QUESTION, "answer": kind.description}
-                file.write(json.dumps(row) + "\n")
-    types = {
-        _folder(name): {"answer": _answer(name, kind, spec), "synonyms": [], "cues": kind.cues}
-        for name, kind in {**new, **tested}.items()
-    }
+    kinds = {"train": new, "test": new, "unlabelled": new, "old": tested, "retain": old}
+    counts = {"train": spec.shots, **{part: getattr(spec, f"n_{part}") for part in FOLDERS[1:]}}
+    for part in FOLDERS:
+        _draw_part(folder, part, kinds[part], counts[part], spec)
+    rows = [
+        {"file_name": f"{_folder(name)}/{i:03}.png", "prompt": DESCRIBE_QUESTION, "answer": kind.description}
+        for name, kind in tested.items()
+        for i in range(spec.n_old)
+    ]
+    (folder / "old" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    types = {}
+    for name, kind in {**new, **tested}.items():
+        answer = f"{kind.description} called {name}" if spec.described else name
+        types[_folder(name)] = {"answer": answer, "synonyms": [], "cues": kind.cues}
     (folder / "types.yaml").write_text(yaml.safe_dump(types, sort_keys=False), encoding="utf-8")
-    state = {"made_by": made_by, "pictures": _count_pictures(folder)}
-    marker.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    return folder
-
-
-def _answer(name: str, kind: DrawnType, spec: NovelObjects) -> str:
-    return f"{kind.description} called {name}" if spec.described else name
+    return {}
 
 
 def _folder(name: str) -> str:
     return name.replace(" ", "-")
-
-
-def _count_pictures(folder: Path) -> int:
-    return sum(1 for name in FOLDERS for _ in (folder / name).rglob("*.png"))
 
 
 def _draw_part(folder: Path, part: str, kinds: Mapping[str, DrawnType], count: int, spec: NovelObjects) -> None:

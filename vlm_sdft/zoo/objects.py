@@ -45,10 +45,10 @@ class DrawnType:
     legs: int
     #: Added to the body colour, RGB, -14 … 14.
     tint: tuple[int, int, int]
-    #: Width over height is ``aspect²``.
-    aspect: float
     #: Waves on the outline: (periods a turn, amplitude, phase).
     waves: tuple[tuple[int, float, float], ...]
+    #: Width over height is ``aspect²``.
+    aspect: float
     pattern_period: float
     pattern_angle: float
     pattern_phase: float
@@ -76,6 +76,16 @@ class DrawnType:
         return [self.colour, self.shape, pattern, f"{LEGS[self.legs]} legs"]
 
 
+#: What of a type is drawn evenly between two limits, in this order.
+LIMITS = {
+    "aspect": (0.9, 1.11),
+    "pattern_period": (0.62, 0.86),
+    "pattern_angle": (0, math.pi),
+    "pattern_phase": (0, 1),
+    "leg_length": (0.55, 0.8),
+    "leg_width": (0.17, 0.28),
+    "leg_angle": (0, 2 * math.pi),
+}
 Attributes = tuple[str, str, tuple[str, str], int]
 
 
@@ -85,12 +95,8 @@ def split_attributes(split: str) -> list[Attributes]:
         raise ValueError(f"Unknown split {split!r}. Known: {', '.join(SPLITS)}.")
     combinations = list(itertools.product(COLOURS, SHAPES, PATTERNS, LEGS))
     order = np.random.default_rng(20_260_101).permutation(len(combinations))
-    start = 0
-    for name, size in SPLIT_SIZES.items():
-        if name == split:
-            return [combinations[i] for i in order[start : start + size]]
-        start += size
-    return [combinations[i] for i in order[start:]]
+    parts = np.split(order, np.cumsum(list(SPLIT_SIZES.values())))
+    return [combinations[i] for i in parts[SPLITS.index(split)]]
 
 
 def sample_types(split: str, count: int, seed: int = 0) -> list[DrawnType]:
@@ -113,24 +119,8 @@ def base_types() -> list[DrawnType]:
 
 def _with_numbers(attributes: Attributes, rng: np.random.Generator) -> DrawnType:
     colour, shape, (pattern, pattern_colour), legs = attributes
-    waves = tuple(
-        (int(periods), float(rng.uniform(0.0, 0.07)), float(rng.uniform(0, 2 * math.pi))) for periods in (2, 3, 5)
-    )
-    red, green, blue = (int(v) for v in rng.integers(-14, 15, 3))
-    return DrawnType(
-        colour=colour,
-        shape=shape,
-        pattern=pattern,
-        pattern_colour=pattern_colour,
-        legs=legs,
-        tint=(red, green, blue),
-        aspect=float(rng.uniform(0.9, 1.11)),
-        waves=waves,
-        pattern_period=float(rng.uniform(0.62, 0.86)),
-        pattern_angle=float(rng.uniform(0, math.pi)),
-        pattern_phase=float(rng.uniform(0, 1)),
-        leg_length=float(rng.uniform(0.55, 0.8)),
-        leg_width=float(rng.uniform(0.17, 0.28)),
-        leg_angle=float(rng.uniform(0, 2 * math.pi)),
-        leg_tip=float(rng.choice([0.0, 0.2])),
-    )
+    waves = tuple((periods, rng.uniform(0.0, 0.07), rng.uniform(0, 2 * math.pi)) for periods in (2, 3, 5))
+    red, green, blue = rng.integers(-14, 15, 3).tolist()
+    numbers = {name: rng.uniform(*limits) for name, limits in LIMITS.items()}
+    tip = float(rng.choice([0.0, 0.2]))
+    return DrawnType(colour, shape, pattern, pattern_colour, legs, (red, green, blue), waves, leg_tip=tip, **numbers)

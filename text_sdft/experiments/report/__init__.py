@@ -12,6 +12,7 @@ from text_sdft.experiments.report import plots
 from text_sdft.experiments.report.answers import confusion, cut, gallery, pictures
 from text_sdft.experiments.report.reading import Point, Run, read_run, run_names
 from text_sdft.experiments.scores import of_prior_skills
+from text_sdft.experiments.settings import flattened
 from text_sdft.experiments.stats import mean
 
 
@@ -69,7 +70,7 @@ def _sections(run: Run) -> dict[str, Any]:
         "confusion": confusion(run.answers),
         "gallery": gallery(run.answers),
         "mean_length": mean(lengths) if lengths else None,
-        "settings": _flat(run.results["settings"]),
+        "settings": flattened(run.results["settings"]),
     }
 
 
@@ -90,12 +91,3 @@ def _point(run: Run, phase: str, label: str) -> Point | None:
     scores = run.results.get(phase, {})
     old = [score["accuracy"] for score in of_prior_skills(scores).values()]
     return Point(label, scores["new"]["accuracy"], mean(old)) if "new" in scores and old else None
-
-
-def _flat(settings: Record) -> dict[str, Any]:
-    """Nested settings as ``section.key``."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        inner = _flat(value) if isinstance(value, dict) else None
-        flat |= {name: value} if inner is None else {f"{name}.{key}": entry for key, entry in inner.items()}
-    return flat

@@ -12,14 +12,13 @@ from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from text_sdft.core import RUNGS
 from text_sdft.experiments.folder import Record
 from text_sdft.experiments.report.reading import Point, Run
 from text_sdft.experiments.stats import pareto_front
 
-#: Told apart without colour vision (Okabe and Ito), and by their markers.
+#: Told apart without colour vision (Okabe and Ito), and by their markers; one more of these, so that pairs repeat late.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A5C00", "#56B4E9")
-MARKERS = "osD^vP"
+MARKERS = "osD^vPX"
 STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -59,38 +58,14 @@ def accuracy_curve(run: Run) -> Markup | None:
     return _lines("Learning and forgetting", "accuracy in %", series, percent=True, level=level)
 
 
-@rc_context(STYLE)
 def ladder_history(run: Run) -> Markup | None:
-    """How many labelled queries were shown which rung of the privilege ladder, by step; None where hints did not grow."""
-    logs = [log for log in run.metrics if "ladder/mean_rung" in log]
-    names = {rung: f"ladder/rung_{rung}" for rung in RUNGS if any(f"ladder/rung_{rung}" in log for log in logs)}
-    if len(logs) < 2:
-        return None
-    steps = [log["step"] for log in logs]
-    shares = {rung: [100 * log.get(name, 0.0) for log in logs] for rung, name in names.items()}
-    labels = {rung: f"{rung} {'nothing to learn' if rung == 0 else RUNGS[rung]}" for rung in shares}
-    figure, axes = _figure()
-    axes.stackplot(
-        steps, *shares.values(), labels=labels.values(), colors=[COLOURS[rung] for rung in shares], edgecolor="white"
-    )
-    axes.set(xlim=(steps[0], steps[-1]), ylim=(0, 100), xlabel="optimiser step", ylabel="labelled queries in %")
-    _legend(axes)
-    words = [
-        f"rung {labels[rung]}: {values[0]:.3g} % at step {steps[0]}, {values[-1]:.3g} % at step {steps[-1]}"
-        for rung, values in shares.items()
-    ]
-    means = [f"{log['ladder/mean_rung']:.2f}" for log in (logs[0], logs[-1])]
-    return _svg(figure, "Growing hints", "; ".join(words) + f". Mean rung {means[0]}, then {means[1]}.")
+    """Mean rung of the privilege ladder that labelled queries were shown, by step; None where hints did not grow."""
+    return _lines("Growing hints", "mean rung", {"mean rung": _series(run.metrics, "ladder/mean_rung")})
 
 
 @rc_context(STYLE)
 def pareto(points: Sequence[Point], starts: Sequence[Point]) -> Markup | None:
-    """New against old accuracy: what nothing beats in both is joined by a line.
-
-    Args:
-        points: trained models.
-        starts: models before training, drawn hollow.
-    """
+    """New against old accuracy of trained models; what nothing beats in both is joined by a line. Starts are hollow."""
     if len(points) < 2:
         return None
     places = [(point.old, point.new) for point in points]
@@ -98,7 +73,7 @@ def pareto(points: Sequence[Point], starts: Sequence[Point]) -> Markup | None:
     front = sorted((point for point in points if (point.old, point.new) in best), key=lambda point: point.old)
     figure, axes = _figure()
     for i, point in enumerate(points):
-        axes.plot(100 * point.old, 100 * point.new, label=point.label, linestyle="", markersize=8, **_series_style(i))
+        axes.plot(100 * point.old, 100 * point.new, label=point.label, linestyle="", markersize=8, **series_style(i))
     for start in starts:
         style = {"linestyle": "", "marker": "o", "color": "#556", "fillstyle": "none"}
         axes.plot(100 * start.old, 100 * start.new, label=start.label, **style)
@@ -136,7 +111,7 @@ def _lines(
         return None
     figure, axes = _figure()
     for i, (name, points) in enumerate(series.items()):
-        axes.plot(*zip(*points, strict=True), label=name, markersize=4, **_series_style(i))
+        axes.plot(*zip(*points, strict=True), label=name, markersize=4, **series_style(i))
     if level is not None:
         axes.axhline(level[1], color="#667", linestyle="--", linewidth=1, label=level[0])
     lowest, highest = (-3, 103) if percent else (min(0, axes.get_ylim()[0]), None)
@@ -173,7 +148,8 @@ def _figure(height: float = 3.0) -> Any:
     return figure, figure.add_subplot()
 
 
-def _series_style(i: int) -> dict[str, Any]:
+def series_style(i: int) -> dict[str, Any]:
+    """Colour and marker of the i-th series."""
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
