@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from text_sdft.core.errors import UserError
+from text_sdft.core.files import Shape, disk_errors_explained, fingerprint, read_json, write_json
 from text_sdft.core.scoring import TeacherReader
 from text_sdft.core.sharding import whole
 from text_sdft.core.teachers import LiveTeacher
@@ -21,6 +24,8 @@ from text_sdft.training.placement import whole_state_dict
 
 TEACHER_FILE = "teacher.safetensors"
 PREFIXES_FILE = "prefixes.safetensors"
+#: The checkpoint's other files and their fingerprints.
+FILES = "files.json"
 
 
 class CheckpointedTrainer(Trainer):
@@ -36,6 +41,13 @@ class CheckpointedTrainer(Trainer):
     start_teacher: LiveTeacher
     reader: TeacherReader
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """No step more where all were done before the run went on: the Trainer looks only after the next one."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.control.should_training_stop = True
+
     def teachers(self) -> dict[str, LiveTeacher]:
         """Those whose weights differ, by name."""
         teachers = {"teacher": self.teacher}
@@ -45,12 +57,27 @@ class CheckpointedTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As `transformers.Trainer.save_model`; a model in shards is written whole, if not into a checkpoint."""
+        check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.args.learning_rate)
         with nullcontext() if _internal_call else whole_state_dict(self.accelerator):
             super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        with whole_or_removed(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"):
-            super()._save_checkpoint(model, trial)
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        with disk_errors_explained(folder):
+            try:
+                super()._save_checkpoint(model, trial)
+            except Exception:
+                shutil.rmtree(folder, ignore_errors=True)  # the next resume would find half of it
+                raise
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The last files of a checkpoint but for the Trainer's state: with them goes what tells whether all are whole."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(output_dir)
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            write_json(folder / FILES, {str(path.relative_to(folder)): fingerprint(path) for path in files})
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -92,20 +119,36 @@ def load_teachers(teachers: Mapping[str, LiveTeacher], folder: str | Path) -> No
             raise UserError(f"Cannot resume from {folder}: {error}.") from error
 
 
-@contextmanager
-def whole_or_removed(folder: Path) -> Iterator[None]:
-    """Remove the checkpoint's folder if writing it fails: the next resume would find half of it.
-
-    Raises:
-        UserError: there is no space, or the disk failed.
-    """
+def damage(checkpoint: Path) -> str:
+    """What keeps a run from going on from a checkpoint; empty where it is whole."""
+    state_file = checkpoint / TRAINER_STATE_NAME
     try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-            raise
-        raise UserError(
-            f"Checkpoint {folder} could not be written ({error}); the incomplete folder was removed, earlier ones are "
-            "untouched. Free space (or set save_total_limit) and run the same command with --resume."
-        ) from error
+        state: Any = TrainerState.load_from_json(str(state_file))
+        sound = isinstance(state.log_history, list) and isinstance(state.stateful_callbacks, dict)
+        if not sound or f"checkpoint-{state.global_step}" != checkpoint.name:
+            return f"{TRAINER_STATE_NAME} was edited"
+        files = read_json(checkpoint / FILES, Shape({"*": str}))
+    except (OSError, ValueError, TypeError, RecursionError, UserError):
+        return f"{TRAINER_STATE_NAME} or {FILES} is missing or damaged"
+    if files is None:
+        return f"it has no {FILES}, as with save_only_model"
+    for name, mark in files.items():
+        if not (checkpoint / name).is_file() or fingerprint(checkpoint / name) != mark:
+            return f"{name} is missing or damaged"
+    return ""
+
+
+def check_weights(model: nn.Module, step: int, learning_rate: float) -> None:
+    """Raise `UserError` where the trained weights have diverged: such as are not finite, or whose square is not."""
+    for parameter in model.parameters():
+        norm = torch.linalg.vector_norm(parameter.detach(), dtype=torch.float32) if parameter.requires_grad else 0.0
+        if not math.isfinite(float(norm)):
+            raise diverged(f"The weights after step {step} are not finite", learning_rate)
+
+
+def diverged(what: str, learning_rate: float) -> UserError:
+    """The error of a run whose numbers are not finite any more."""
+    return UserError(
+        f"{what}: the run has diverged. Weights of that step were not saved, and earlier checkpoints are untouched. Lower "
+        f"learning_rate (it is {learning_rate:g}), or raise warmup_steps."
+    )
