@@ -78,17 +78,9 @@ def test_everything_is_in_the_runs_folder(finished):
 def test_results_hold_accuracies_settings_and_versions(finished):
     results = read(finished / "results.json")
     assert set(results) == {
-        "before",
-        "after",
-        "drift",
-        "probe",
-        "trained",
-        "rows",
-        "seconds",
-        "tokens",
-        "settings",
+        "before", "after", "drift", "probe", "trained", "rows", "digests", "processes", "seconds", "tokens", "settings",
         "versions",
-    }
+    }  # fmt: skip
     assert results["drift"]["before"]["kl"] == pytest.approx(0, abs=1e-6) and results["drift"]["after"]["kl"] > 0
     assert results["probe"]["decision"] in ("train", "try first") and results["probe"]["reason"]
     for phase in ("before", "after"):

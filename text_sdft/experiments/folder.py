@@ -8,13 +8,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from transformers.utils import logging
-
 from text_sdft.core.files import Record, Shape, read_json, read_json_lines, write_json, write_json_lines
-from text_sdft.training.checkpoints import damage
+from text_sdft.training.checkpoints import checkpoint_step, checkpoints
 
 __all__ = ["Record", "read_json", "write_json"]
-logger = logging.get_logger(__name__)
 _RUN = {"before": dict, "trained": str, "rows": dict, "seconds": Real, "tokens": dict, "settings": dict, "versions": dict}
 RESULTS = Shape({**_RUN, "after": dict, "probe": dict, "drift": dict, "resumed_at": int}, lambda _: _RUN)
 SCORE = Shape(dict.fromkeys(("accuracy", "n", "low", "high"), Real))
@@ -47,26 +44,6 @@ def read_metrics(folder: Path) -> list[Record]:
 def read_samples(folder: Path) -> list[Record]:
     """A run's completions and answers. Raises `UserError` naming a damaged line."""
     return read_json_lines(folder / "samples.jsonl", SAMPLES)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """All checkpoints, the newest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
-    return sorted(found, key=checkpoint_step, reverse=True)
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; says which ones are passed over."""
-    for checkpoint in checkpoints(folder):
-        if not (why := damage(checkpoint)):
-            return checkpoint
-        logger.warning_once(f"{checkpoint} is passed over: {why}.")
-    return None
-
-
-def checkpoint_step(checkpoint: Path | None) -> int:
-    """Optimiser steps done when a checkpoint was written; 0 without one."""
-    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def rewind(folder: Path, checkpoint: Path | None) -> None:

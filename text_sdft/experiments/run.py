@@ -27,7 +27,7 @@ from text_sdft.core import Example, Model, SDFTConfig, UserError
 from text_sdft.core.files import append_json_lines, claimed, disk_errors_explained, write_json, write_text
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.drift import drift, start_reading
-from text_sdft.experiments.folder import checkpoint_step, checkpoints, newest_checkpoint, read_metrics, read_results, rewind
+from text_sdft.experiments.folder import read_metrics, read_results, rewind
 from text_sdft.experiments.pages import filled
 from text_sdft.experiments.pass_at_k import measure_pass_at_k
 from text_sdft.experiments.probe import short_probe
@@ -37,6 +37,7 @@ from text_sdft.experiments.skills import prior_skills
 from text_sdft.experiments.verdict import Verdict
 from text_sdft.methods.table import find_method
 from text_sdft.training import SDFTTrainer
+from text_sdft.training.checkpoints import checkpoint_step, checkpoints, newest_checkpoint
 from text_sdft.training.modeling import load_model, training_summary
 
 logger = logging.get_logger(__name__)

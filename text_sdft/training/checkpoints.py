@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import logging
 
 from text_sdft.core.errors import UserError
-from text_sdft.core.files import Shape, disk_errors_explained, fingerprint, read_json, write_json
+from text_sdft.core.files import Record, Shape, disk_errors_explained, fingerprint, read_json, write_json
 from text_sdft.core.scoring import TeacherReader
 from text_sdft.core.sharding import whole
 from text_sdft.core.teachers import LiveTeacher
+from text_sdft.training.metrics import StepMetrics
 from text_sdft.training.placement import whole_state_dict
 
+logger = logging.get_logger(__name__)
 TEACHER_FILE = "teacher.safetensors"
 PREFIXES_FILE = "prefixes.safetensors"
+STATE = Shape(
+    {"epoch": Real, "log_history": list, "stateful_callbacks": dict, "total_flos": Real},
+    lambda _: {"global_step": int, "log_history": list},
+)
+#: One a process.
+UNLOGGED_FILE = "unlogged_{}.json"
 #: The checkpoint's other files and their fingerprints.
 FILES = "files.json"
 
@@ -35,14 +45,21 @@ class CheckpointedTrainer(Trainer):
         teacher: who reads the queries' completions.
         start_teacher: the model as it was at the start; the same object where the teacher is that.
         reader: of the teachers' prompts.
+        metrics: of the steps since the last log.
     """
 
     teacher: LiveTeacher
     start_teacher: LiveTeacher
     reader: TeacherReader
+    metrics: StepMetrics
+    _unlogged: Record | None = None  # of a run that goes on: what it had summed up for its next log
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """No step more where all were done before the run went on: the Trainer looks only after the next one."""
+        if self._unlogged:
+            self._tr_loss += self._unlogged["loss"]
+            self._globalstep_last_logged, self.metrics.sums = self._unlogged["logged"], self._unlogged["sums"]
+            self._unlogged = None
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
         else:
@@ -91,12 +108,16 @@ class CheckpointedTrainer(Trainer):
             save_file(tensors, Path(output_dir) / TEACHER_FILE)
         if self.args.should_save:
             save_file(self.reader.state_dict(self._versions()), Path(output_dir) / PREFIXES_FILE)
+        self.metrics.add_sum("teacher/reused_tokens", *self.reader.take_counts())
+        unlogged = {"loss": float(self._tr_loss), "logged": self._globalstep_last_logged, "sums": self.metrics.sums}
+        write_json(Path(output_dir) / UNLOGGED_FILE.format(self.args.process_index), unlogged)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             load_teachers(self.teachers(), checkpoint)
             self.reader.load_state_dict(load_file(Path(checkpoint) / PREFIXES_FILE), self._versions())
+            self._unlogged = read_json(Path(checkpoint) / UNLOGGED_FILE.format(self.args.process_index))
 
     def _versions(self) -> dict[str, int]:
         return {name: teacher.version for name, teacher in self.teachers().items()}
@@ -110,8 +131,8 @@ def load_teachers(teachers: Mapping[str, LiveTeacher], folder: str | Path) -> No
         state = {name[len(owner) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{owner}.")}
         if teacher.state_dict() and not state:
             raise UserError(
-                f"Cannot resume from {folder}: it holds no weights of the {owner}. It was saved with save_only_model, "
-                "another teacher_model_kind or without retention prompts: start anew, or go on with the settings of before."
+                f"Cannot resume from {folder}: it holds no weights of the {owner}. It was saved with another "
+                "teacher_model_kind or without retention prompts: start anew, or go on with the settings of before."
             )
         try:
             teacher.load_state_dict(state)
@@ -119,17 +140,36 @@ def load_teachers(teachers: Mapping[str, LiveTeacher], folder: str | Path) -> No
             raise UserError(f"Cannot resume from {folder}: {error}.") from error
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints, the newest first."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
+    return sorted(found, key=checkpoint_step, reverse=True)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole; says which ones are passed over."""
+    for checkpoint in checkpoints(folder):
+        if not (why := damage(checkpoint)):
+            return checkpoint
+        logger.warning_once(f"{checkpoint} is passed over: {why}.")
+    return None
+
+
+def checkpoint_step(checkpoint: Path | None) -> int:
+    """Optimiser steps done when a checkpoint was written; 0 without one."""
+    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("checkpoint-"))
+
+
 def damage(checkpoint: Path) -> str:
     """What keeps a run from going on from a checkpoint; empty where it is whole."""
     state_file = checkpoint / TRAINER_STATE_NAME
     try:
-        state: Any = TrainerState.load_from_json(str(state_file))
-        sound = isinstance(state.log_history, list) and isinstance(state.stateful_callbacks, dict)
-        if not sound or f"checkpoint-{state.global_step}" != checkpoint.name:
-            return f"{TRAINER_STATE_NAME} was edited"
+        if (read_json(state_file, STATE) or {}).get("global_step") != checkpoint_step(checkpoint):
+            return f"{TRAINER_STATE_NAME} is missing, or of another step"
+        TrainerState.load_from_json(str(state_file))
         files = read_json(checkpoint / FILES, Shape({"*": str}))
-    except (OSError, ValueError, TypeError, RecursionError, UserError):
-        return f"{TRAINER_STATE_NAME} or {FILES} is missing or damaged"
+    except (TypeError, UserError):
+        return f"{TRAINER_STATE_NAME} or {FILES} is damaged"
     if files is None:
         return f"it has no {FILES}, as with save_only_model"
     for name, mark in files.items():

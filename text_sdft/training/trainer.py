@@ -45,7 +45,7 @@ from text_sdft.methods.hints import Hints, contexts_asked
 from text_sdft.methods.plain_text import windows
 from text_sdft.methods.table import Method, method_of
 from text_sdft.training.callbacks import MetricsWriter, TeacherUpdate
-from text_sdft.training.checkpoints import CheckpointedTrainer, diverged
+from text_sdft.training.checkpoints import CheckpointedTrainer, checkpoints, damage, diverged, newest_checkpoint
 from text_sdft.training.checks import checked_adapter, checked_args, checked_evals, checked_rows
 from text_sdft.training.metrics import StepMetrics
 from text_sdft.training.modeling import load_model, loss_summary, prepare_model, prompt_limit, training_summary
@@ -364,6 +364,11 @@ class SDFTTrainer(CheckpointedTrainer):
         if not self.method.trains:
             raise UserError(f"The method '{self.method.name}' trains nothing; `vlm-sdft compare` measures it.")
         self.check_prompts()
+        if resume_from_checkpoint is True:
+            folder = Path(str(self.args.output_dir))
+            resume_from_checkpoint = str(newest_checkpoint(folder) or next(iter(checkpoints(folder)), folder))
+        if resume_from_checkpoint and (why := damage(Path(resume_from_checkpoint))):
+            raise UserError(f"Cannot resume from {resume_from_checkpoint}: {why}.")
         if self.method.stores_answers:
             self.store_answers(resume=bool(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
