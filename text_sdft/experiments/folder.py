@@ -8,6 +8,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from transformers.trainer import TRAINER_STATE_NAME
+
 from text_sdft.core.files import Record, Shape, read_json, read_json_lines, write_json, write_json_lines
 from text_sdft.training.checkpoints import checkpoint_step, checkpoints
 
@@ -58,4 +60,7 @@ def rewind(folder: Path, checkpoint: Path | None) -> None:
     for later in checkpoints(folder):
         if checkpoint_step(later) > step:  # not whole; the Trainer would take it for the newest when it deletes old ones
             shutil.rmtree(folder / f"damaged-{later.name}", ignore_errors=True)
-            later.replace(folder / f"damaged-{later.name}")
+            if (later / TRAINER_STATE_NAME).exists():
+                later.replace(folder / f"damaged-{later.name}")
+            else:  # which is written last: the run was killed before
+                shutil.rmtree(later)
