@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import random
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +78,7 @@ def settings(tmp_path_factory):
         "lora": {"enabled": False},
         "eval": {"teacher": False},
         "train": {
-            "use_cpu": True, "disable_tqdm": True, "max_completion_length": 3, "per_device_train_batch_size": 2,
+            "use_cpu": True, "disable_tqdm": True, "max_completion_length": 4, "per_device_train_batch_size": 2,
             "gradient_accumulation_steps": 1, "learning_rate": 1e-3, "max_steps": 3, "save_steps": 1, "logging_steps": 2,
             "save_total_limit": 1,
         },
@@ -95,6 +98,12 @@ def experiment(settings, tmp_path):
     return read_again
 
 
+def without_clock(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_clock(part) for key, part in value.items() if key not in CLOCK}
+    return value
+
+
 def content(folder: Path) -> dict[str, Any]:
     """All that a folder says, without what hangs on the clock."""
     found: dict[str, Any] = {}
@@ -106,7 +115,7 @@ def content(folder: Path) -> dict[str, Any]:
         if file.name == "model.safetensors":
             found[name] = {key: tensor.tolist() for key, tensor in load_file(file).items()}
         elif file.suffix == ".json":
-            found[name] = {key: value for key, value in read(file).items() if key not in CLOCK}
+            found[name] = without_clock(read(file))
         elif file.suffix == ".jsonl":
             lines = read(file)
             found[name] = [line for line in lines if "train_runtime" not in line]
@@ -133,14 +142,13 @@ def goes_on_alike(states: Sequence[Path], folder: Path, work: Callable[[bool], A
 def test_a_run_killed_at_any_write_goes_on_alike(experiment, tmp_path):
     made, folder = experiment(), tmp_path / "work"
     states = States(folder, tmp_path / "states").of(lambda: run_training(made))
-    print(len(states), "states")
     goes_on_alike(states, folder, lambda resume: run_training(made, resume=resume))
 
 
 def test_a_sequence_killed_at_any_write_goes_on_alike(experiment, tmp_path):
     tasks = [experiment(f"work/task-{k}", max_steps=1, save_strategy="no") for k in (1, 2)]
     states = States(tmp_path / "work", tmp_path / "states").of(lambda: run_sequence(tasks, tmp_path / "work"))
-    print(len(states), "states")
+    states = [*states[::4], *states[-5:]]  # most writes are those of a run
 
     def go_on(resume: bool) -> None:
         run_sequence(tasks, tmp_path / "work", resume=(tmp_path / "work" / "sequence.json").exists())
@@ -151,5 +159,32 @@ def test_a_sequence_killed_at_any_write_goes_on_alike(experiment, tmp_path):
 def test_a_comparison_killed_at_any_write_goes_on_alike(experiment, tmp_path):
     made, folder = experiment(max_steps=1), tmp_path / "work"
     states = States(folder, tmp_path / "states").of(lambda: compare(made, ["sdft", "sft"], 1, [1e-3]))
-    print(len(states), "states")
     goes_on_alike(states, folder, lambda resume: compare(made, ["sdft", "sft"], 1, [1e-3]))
+
+
+def train(argv: Sequence[str]) -> None:
+    from vlm_sdft.cli import main
+
+    main(argv)
+
+
+def test_a_run_killed_at_any_moment_goes_on_alike(experiment, tmp_path):
+    made, folder = experiment(), tmp_path / "work"
+    run_training(made)
+    whole = content(folder)
+    drawn = random.Random(0)
+    argv = ["train", str(tmp_path / "config.yaml"), "--force"]
+    killed = 0
+    for _ in range(10):
+        shutil.rmtree(folder)
+        child = FORKS.Process(target=train, args=(argv,))
+        child.start()
+        while not (folder / "config.yaml").exists():
+            time.sleep(0.02)
+        time.sleep(drawn.uniform(0, 2))
+        child.kill()
+        child.join()
+        killed += child.exitcode == -signal.SIGKILL
+        run_training(made, resume=True)
+        assert content(folder) == whole
+    assert killed > 3

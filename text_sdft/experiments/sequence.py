@@ -79,10 +79,10 @@ def _run_sequence(
         found["before"], found["n"] = measure(model, tasks)
         write_json(folder / "sequence.json", found)
     for k, task in enumerate(tasks):
-        if "after" not in (read_results(task.folder) or {}):
-            if model is None and k > 0:
-                model = trained_model(task, tasks[k - 1].folder / "model")
-            _train(replace(_with_earlier(task, tasks[:k], retain_earlier), start=model))
+        finished = "after" in (read_results(task.folder) or {})  # but for its report, perhaps
+        if model is None and k > 0 and not finished:
+            model = trained_model(task, tasks[k - 1].folder / "model")
+        _train(replace(_with_earlier(task, tasks[:k], retain_earlier), start=model))
         model = None
         if k == len(found["after"]):
             model = _reload(task)
