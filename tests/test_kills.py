@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import resource
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,30 +35,41 @@ CLOCK = {"seconds", "tokens", "resumed_at", "versions", "settings"}
 WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 
 
-class States:
-    """What lies in a folder before each of the writes into it: all that a process leaves that is killed there."""
+#: What is called before a write; hooks stay for good, so there is one.
+BEFORE_WRITE: list[Callable[[str], None]] = []
 
-    def __init__(self, folder: Path, kept: Path) -> None:
-        self.folder, self.kept, self.active, self.all = folder, kept, False, []
-        sys.addaudithook(self._look)  # it stays for good, so it looks only while it is active
 
-    def _look(self, event: str, args: tuple[Any, ...]) -> None:
-        writing = event in WRITES or (event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"))
-        if self.active and writing and str(args[0]).startswith(str(self.folder)) and self.folder.exists():
-            self.active = False
-            self.all.append(shutil.copytree(self.folder, self.kept / str(len(self.all))))
-            self.active = True
+def _hook(event: str, args: tuple[Any, ...]) -> None:
+    writing = event in WRITES or (event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"))
+    if writing and BEFORE_WRITE:
+        call = BEFORE_WRITE.pop()  # what it writes itself is not looked at
+        call(str(args[0]))
+        BEFORE_WRITE.append(call)
 
-    def of(self, work: Callable[[], Any]) -> list[Path]:
-        """Those of this work that differ."""
-        self.active = True
+
+sys.addaudithook(_hook)
+
+
+@contextmanager
+def before_write(folder: Path, call: Callable[[], None]) -> Iterator[None]:
+    """Within this context something happens before each write into the folder."""
+    BEFORE_WRITE.append(lambda path: call() if path.startswith(str(folder)) and folder.exists() else None)
+    try:
+        yield
+    finally:
+        BEFORE_WRITE.clear()
+
+
+def states_of(work: Callable[[], Any], folder: Path, kept: Path) -> list[Path]:
+    """What lies in the folder before each write into it, where that differs: what a process leaves that is killed there."""
+    copies: list[Path] = []
+    with before_write(folder, lambda: copies.append(shutil.copytree(folder, kept / str(len(copies))))):
         work()
-        self.active = False
-        distinct = {
-            tuple((str(f.relative_to(state)), f.read_bytes()) for f in sorted(state.rglob("*")) if f.is_file()): state
-            for state in self.all
-        }
-        return list(distinct.values())
+    contents = {
+        tuple((str(f.relative_to(copy)), f.read_bytes()) for f in sorted(copy.rglob("*")) if f.is_file()): copy
+        for copy in copies
+    }
+    return list(contents.values())
 
 
 def rows(name: str, count: int = 4) -> list[dict[str, Any]]:
@@ -141,13 +154,13 @@ def goes_on_alike(states: Sequence[Path], folder: Path, work: Callable[[bool], A
 
 def test_a_run_killed_at_any_write_goes_on_alike(experiment, tmp_path):
     made, folder = experiment(), tmp_path / "work"
-    states = States(folder, tmp_path / "states").of(lambda: run_training(made))
+    states = states_of(lambda: run_training(made), folder, tmp_path / "states")
     goes_on_alike(states, folder, lambda resume: run_training(made, resume=resume))
 
 
 def test_a_sequence_killed_at_any_write_goes_on_alike(experiment, tmp_path):
     tasks = [experiment(f"work/task-{k}", max_steps=1, save_strategy="no") for k in (1, 2)]
-    states = States(tmp_path / "work", tmp_path / "states").of(lambda: run_sequence(tasks, tmp_path / "work"))
+    states = states_of(lambda: run_sequence(tasks, tmp_path / "work"), tmp_path / "work", tmp_path / "states")
     states = [*states[::4], *states[-5:]]  # most writes are those of a run
 
     def go_on(resume: bool) -> None:
@@ -158,7 +171,7 @@ def test_a_sequence_killed_at_any_write_goes_on_alike(experiment, tmp_path):
 
 def test_a_comparison_killed_at_any_write_goes_on_alike(experiment, tmp_path):
     made, folder = experiment(max_steps=1), tmp_path / "work"
-    states = States(folder, tmp_path / "states").of(lambda: compare(made, ["sdft", "sft"], 1, [1e-3]))
+    states = states_of(lambda: compare(made, ["sdft", "sft"], 1, [1e-3]), folder, tmp_path / "states")
     goes_on_alike(states, folder, lambda resume: compare(made, ["sdft", "sft"], 1, [1e-3]))
 
 
@@ -188,3 +201,28 @@ def test_a_run_killed_at_any_moment_goes_on_alike(experiment, tmp_path):
         run_training(made, resume=True)
         assert content(folder) == whole
     assert killed > 3
+
+
+def test_a_full_disk_is_one_message_at_any_write_and_goes_on_alike(experiment, tmp_path):
+    """(The system refuses to write into any file; of a full disk there is as much said.)"""
+    made, folder, limits = experiment(), tmp_path / "work", resource.getrlimit(resource.RLIMIT_FSIZE)
+    writes: list[None] = []
+    with before_write(folder, lambda: writes.append(None)):
+        run_training(made)
+    whole = content(folder)
+    for first in range(2, len(writes), 6):
+        shutil.rmtree(folder)
+        writes.clear()
+
+        def fill(first: int = first) -> None:
+            writes.append(None)
+            if len(writes) == first:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+
+        try:
+            with before_write(folder, fill), pytest.raises(UserError, match=r"could not be written .*--resume"):
+                run_training(made)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        run_training(made, resume=(folder / "results.json").exists())
+        assert content(folder) == whole, first
