@@ -19,9 +19,9 @@ from tests.families import family_folder
 from tests.image_files import WHOLE, fill
 from tests.tiers import further
 from text_sdft.core import SDFTConfig
-from text_sdft.experiments.folder import drop_later_lines
+from text_sdft.core.files import append_json_lines
+from text_sdft.experiments.folder import rewind
 from text_sdft.experiments.settings import resumable
-from text_sdft.training.callbacks import append_jsonl
 from vlm_sdft.cli import main
 from vlm_sdft.zoo import resolve_model
 
@@ -78,17 +78,9 @@ def test_everything_is_in_the_runs_folder(finished):
 def test_results_hold_accuracies_settings_and_versions(finished):
     results = read(finished / "results.json")
     assert set(results) == {
-        "before",
-        "after",
-        "drift",
-        "probe",
-        "trained",
-        "rows",
-        "seconds",
-        "tokens",
-        "settings",
+        "before", "after", "drift", "probe", "trained", "rows", "digests", "processes", "seconds", "tokens", "settings",
         "versions",
-    }
+    }  # fmt: skip
     assert results["drift"]["before"]["kl"] == pytest.approx(0, abs=1e-6) and results["drift"]["after"]["kl"] > 0
     assert results["probe"]["decision"] in ("train", "try first") and results["probe"]["reason"]
     for phase in ("before", "after"):
@@ -196,8 +188,7 @@ def test_eval_takes_options(finished):
 
 KILLED = """
 import os, signal, sys
-from text_sdft.training.callbacks import MetricsWriter, append_jsonl
-from text_sdft.experiments.folder import drop_later_lines
+from text_sdft.training.callbacks import MetricsWriter
 from vlm_sdft.cli import main
 
 def on_step_begin(self, args, state, control, **_):
@@ -347,10 +338,11 @@ def test_memory_may_be_saved_from_a_resume_on(tmp_path, name):
 
 def test_an_answer_with_line_separators_stays_one_record(tmp_path):
     """(U+2028, U+2029 and U+0085 are no ends of lines in JSON.)"""
-    records = [{"phase": "before", "id": "a", "answer": "x\u2028y\u2029\u0085z"}, {"step": 1, "id": "b"}]
-    append_jsonl(tmp_path / "samples.jsonl", [*records, {"step": 2, "id": "c"}])
+    measured = {"phase": "before", "set": "new", "view": "student", "score": 0.0}
+    records = [{**measured, "id": "a", "answer": "x\u2028y\u2029\u0085z"}, {"step": 1, "id": "b"}]
+    append_json_lines(tmp_path / "samples.jsonl", [*records, {"step": 2, "id": "c"}])
     (tmp_path / "checkpoint-2").mkdir()
-    drop_later_lines(tmp_path / "samples.jsonl", tmp_path / "checkpoint-2")
+    rewind(tmp_path, tmp_path / "checkpoint-2")
     assert [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text("utf-8").split("\n") if line] == records
 
 

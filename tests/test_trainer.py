@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import resource
+import shutil
 
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from tests.tiers import further
@@ -18,6 +18,19 @@ from text_sdft.core import TeacherContext, UserError
 from text_sdft.core.sampling import draw_seed
 from text_sdft.methods.distillation import retention
 from text_sdft.training import SDFTTrainer
+from text_sdft.training.checkpoints import newest_checkpoint
+
+LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=True)
+
+
+class LabelledToy(ToyAdapter):
+    """Queries have an expert's answer."""
+
+    def expert_answer(self, example):
+        return "5 6"
+
+    def encode_answer(self, answer):
+        return torch.tensor([int(word) for word in answer.split()])
 
 
 def make(tmp_path, rows=None, model=None, peft_config=None, callbacks=None, eval_dataset=None, **changes):
@@ -148,14 +161,41 @@ def test_retention_keeps_the_student_near_its_start(tmp_path):
     assert kls[4.0] < 0.5 * kls[0.0]
 
 
-def test_a_run_that_diverges_stops_and_keeps_what_it_saved(tmp_path):
-    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 9, "max_grad_norm": 0.0}
-    trainer = make(tmp_path, learning_rate=1e30, warmup_steps=0, **settings)
-    with pytest.raises(UserError, match=r"gradient of step \d is not finite.*learning_rate \(it is 1e\+30\)"):
+class Blow(TrainerCallback):
+    """From the given step on the rate is absurd: of a run that was good until then."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        if state.global_step == self.step:
+            for group in optimizer.param_groups:
+                group["lr"] = 1e30
+
+
+DIVERGED = [
+    ({}, None, "sdft"),
+    ({"max_grad_norm": 0.0, "gradient_accumulation_steps": 2}, None, "sdft"),
+    ({"mask_truncated_completions": True}, LORA, "sdft"),
+    ({}, None, "sft"),
+]
+
+
+@pytest.mark.parametrize(("settings", "peft_config", "method"), DIVERGED)
+@pytest.mark.parametrize("saves", [1, 9])
+def test_a_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(tmp_path, settings, peft_config, method, saves):
+    """At the first loss, gradient or weight that is not finite, at whichever is looked at first."""
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": saves, "save_total_limit": 1, **settings}
+    trainer = SDFTTrainer(
+        toy_model(), toy_args(tmp_path / "run", **settings), adapter=LabelledToy(), method=method, callbacks=[Blow(2)],
+        train_dataset=toy_rows(8), peft_config=peft_config,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"(loss|gradient|weights) (of|after) step [34] .*not finite.*has diverged"):
         trainer.train()
-    for folder in tmp_path.glob("checkpoint-*"):
-        weights = load_file(folder / "model.safetensors")
-        assert all(tensor.isfinite().all() for tensor in weights.values()), folder
+    assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == (["checkpoint-2"] if saves == 1 else [])
+    with pytest.raises(UserError, match="diverged"):
+        trainer.save_model(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
@@ -205,7 +245,52 @@ class StopAt(TrainerCallback):
         return control
 
 
-LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=True)
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_run_that_had_done_its_steps_takes_none_more(tmp_path, accumulated):
+    """(Killed after its last checkpoint, in mid-epoch.)"""
+    settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": accumulated}
+    whole = make(tmp_path, toy_rows(16), **settings)
+    whole.train()
+    resumed = make(tmp_path, toy_rows(16), **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 3
+    assert all(torch.equal(p, q) for p, q in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
+
+
+def test_a_run_that_goes_on_between_two_logs_logs_as_if_it_had_not_stopped(tmp_path):
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "logging_steps": 3}
+    make(tmp_path / "whole", **settings).train()
+    make(tmp_path / "parts", callbacks=[StopAt(2)], **settings).train()
+    make(tmp_path / "parts", **settings).train(resume_from_checkpoint=True)
+    whole, parts = ((tmp_path / name / "run" / "metrics.jsonl").read_text().splitlines() for name in ("whole", "parts"))
+    assert [line for line in parts if '"loss"' in line] == [line for line in whole if '"loss"' in line]
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+DAMAGES = {
+    "optimizer.pt": cut,
+    "model.safetensors": cut,
+    "scheduler.pt": lambda file: file.unlink(),
+    "rng_state.pth": lambda file: file.unlink(),
+    "teacher.safetensors": lambda file: file.write_bytes(b"x" * file.stat().st_size),
+    "trainer_state.json": lambda file: file.write_text(file.read_text().replace('"global_step": 4', '"global_step": "4"')),
+}
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, caplog):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 9}
+    make(tmp_path, **settings).train()
+    for name, damage in DAMAGES.items():
+        run = shutil.copytree(tmp_path / "run", tmp_path / name)
+        damage(run / "checkpoint-4" / name)
+        caplog.clear()
+        assert newest_checkpoint(run) == run / "checkpoint-3"
+        assert "checkpoint-4 is passed over" in caplog.text and name in caplog.text
+    with pytest.raises(UserError, match=r"Cannot resume from .*checkpoint-4.*trainer_state.json"):
+        make(tmp_path, **settings).train(resume_from_checkpoint=str(run / "checkpoint-4"))
 
 
 RESUMED = [(None, "ema"), (LORA, "base"), *further((None, "base"), (None, "live"), (LORA, "ema"), (LORA, "live"))]
@@ -303,7 +388,7 @@ def test_demonstrations_that_do_not_fit_are_left_out_whole(tmp_path):
     rows = [{"id": "q", "prompt": [3] * 4, "context": [[5] * 10, [6] * 10, [7] * 10]}]
     trainer = make(tmp_path, rows, max_prompt_length=26)
     loss_and_gradients(trainer, trainer.queries)
-    assert trainer.metrics._sums["teacher/dropped_demonstrations"][0] == 1.0
+    assert trainer.metrics.sums["teacher/dropped_demonstrations"][0] == 1.0
     short = make(tmp_path, rows, max_prompt_length=13)
     with pytest.raises(UserError, match=r"'q'.*cannot be shortened"):
         short.train()

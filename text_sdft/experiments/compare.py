@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from text_sdft.core import UserError
+from text_sdft.core.files import Shape, claimed, disk_errors_explained, read_json, write_json
 from text_sdft.experiments.compare_cells import NEW, CellRunner, Comparison, Sets
 from text_sdft.experiments.compare_table import write_tables
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.folder import read_json, write_json
-from text_sdft.experiments.run import eval_sets
+from text_sdft.experiments.run import eval_sets, row_digests
 from text_sdft.experiments.scores import with_reference
-from text_sdft.experiments.settings import first_change, flattened
-from text_sdft.methods.table import Unsupported, find_method
+from text_sdft.experiments.settings import first_change, flattened, other_content
+from text_sdft.methods.table import Method, Unsupported, find_method
 
 VALIDATION = "validation"
 #: Settings that a comparison chooses itself, or that change no number.
@@ -47,6 +47,13 @@ def compare(
     if min(seeds, validation_seeds) < 1 or not rates or min(rates) <= 0:
         raise UserError("compare needs at least one seed, one validation seed, and learning rates above 0.")
     chosen = {method.name: method for method in map(find_method, ("base", *methods))}
+    with claimed(experiment.folder), disk_errors_explained(experiment.folder):
+        return _compare(experiment, chosen, seeds, rates, validation_seeds)
+
+
+def _compare(
+    experiment: Experiment, chosen: dict[str, Method], seeds: int, rates: Sequence[float], validation_seeds: int
+) -> dict[str, Any]:
     cells = experiment.folder / "cells"
     _check_same(cells / "settings.json", experiment)
     validation, test, how = split_sets(eval_sets(experiment))
@@ -110,9 +117,11 @@ def _check_same(file: Path, experiment: Experiment) -> None:
     """Cells of other settings must not get into this table. Raises `UserError` naming the setting."""
     settings = {**experiment.settings, "rows": list(experiment.splits.report)}
     flat = {key: value for key, value in flattened(settings).items() if key not in CHOSEN}
-    if changed := first_change(read_json(file) or flat, flat, flattened(experiment.defaults)):
+    stored, digests = read_json(file, Shape({})) or flat, row_digests(experiment)
+    changed = other_content(stored.pop("digests", {}), digests)
+    if changed := first_change(stored, flat, flattened(experiment.defaults)) or changed:
         raise UserError(
             f"{file.parent} holds cells of a comparison with {changed}: name another folder with --train.output_dir, or "
             "delete that one."
         )
-    write_json(file, flat)
+    write_json(file, {**flat, "digests": digests})

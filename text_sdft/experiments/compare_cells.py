@@ -14,6 +14,7 @@ import shutil
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from transformers import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from text_sdft.core import Conversation, Example, UserError
+from text_sdft.core.files import Shape, is_of_the_disk, read_json, write_json
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.cost import training_flops
 from text_sdft.experiments.drift import StartReading, drift, start_reading
-from text_sdft.experiments.folder import read_json, write_json
 from text_sdft.experiments.run import make_trainer
 from text_sdft.experiments.scores import contexts_for, evaluate, of_prior_skills
 from text_sdft.experiments.stats import mean
@@ -37,6 +38,8 @@ from text_sdft.training import SDFTTrainer
 Sets = dict[str, list[Example]]
 #: The set that is learnt.
 NEW = "new"
+#: What every cell's file has, beside its scores.
+CELL = {"method": str, "learning_rate": Real, "seed": int, "seconds": Real, "flops": Real}
 #: Seeds that are looked at, where fewer are run: a later run may add some.
 SEEDS = 10
 
@@ -147,13 +150,15 @@ class CellRunner:
         """The stored cell, or one that is run now, and stored; None where it failed."""
         file = self._file(method, part, rate, seed)
         name = f"{method.name}, {part}" + (f", learning rate {rate:g}" if rate else "") + f", seed {seed}"
-        if (stored := read_json(file)) is not None:
+        if (stored := read_json(file, Shape({**CELL, part: dict}, lambda _: {**CELL, part: dict}))) is not None:
             return stored
         self.console.print(f"[{time.strftime('%H:%M:%S')}] {name} …", highlight=False, markup=False)
         try:
             work = self._rivals if method.name == "rivals" else self._validate if part == "validation" else self._test
             cell = {"method": method.name, "learning_rate": rate, "seed": seed, **work(method, rate, seed)}
         except Exception as error:  # one cell's failure is reported in the table, and must not cost the others
+            if is_of_the_disk(error):
+                raise
             self.comparison.failed[name] = f"{type(error).__name__}: {error}"
             self.console.print(f"Failed: {name}: {type(error).__name__}: {error}", highlight=False, markup=False)
             return None
@@ -193,7 +198,9 @@ class CellRunner:
                 self._weights(method, other).unlink(missing_ok=True)
             file = self._weights(method, rate)
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(_trainable(trainer), file)
+            part = file.with_suffix(".part")
+            save_file(_trainable(trainer), part)
+            part.replace(file)
 
     def _test(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
         start = self._start  # before the trainer is made, whose model would lie beside the start's

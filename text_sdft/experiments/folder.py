@@ -1,70 +1,66 @@
-"""Files of a run's folder: JSON that is written whole or not at all, and what is there when a run goes on."""
+"""What is there when a run goes on: its results, its newest whole checkpoint, and its lines up to that."""
 
 from __future__ import annotations
 
-import json
+import shutil
+from numbers import Real
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-from text_sdft.core import UserError
+from transformers.trainer import TRAINER_STATE_NAME
 
-Record = dict[str, Any]
+from text_sdft.core.files import Record, Shape, read_json, read_json_lines, write_json, write_json_lines
+from text_sdft.training.checkpoints import checkpoint_step, checkpoints
 
-
-def write_json(file: Path, content: Any) -> None:
-    """JSON, whole or not at all; the folder is made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    part.replace(file)
-
-
-def read_json(file: Path) -> Any:
-    """A file's content; None where there is none. Raises `UserError` where it is damaged."""
-    if not file.is_file():
-        return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{file} is not whole JSON ({error}): the run was stopped while it wrote, or the file was edited."
-        ) from error
+__all__ = ["Record", "read_json", "write_json"]
+_RUN = {"before": dict, "trained": str, "rows": dict, "seconds": Real, "tokens": dict, "settings": dict, "versions": dict}
+RESULTS = Shape({**_RUN, "after": dict, "probe": dict, "drift": dict, "resumed_at": int}, lambda _: _RUN)
+SCORE = Shape(dict.fromkeys(("accuracy", "n", "low", "high"), Real))
+METRICS = Shape({"step": int, "*": (Real, NoneType)})
+_TEXTS = dict.fromkeys(
+    ("phase", "set", "view", "id", "prompt", "answer", "reference", "completion", "context"), (str, NoneType)
+)
+_ANSWER = {"phase": str, "id": str, "set": str, "view": str, "answer": str, "score": Real}
+SAMPLES = Shape(
+    {**_TEXTS, "score": (Real, NoneType), "images": list, "demonstrations": list},
+    lambda record: _ANSWER if "phase" in record else {"id": str, "step": int},
+)
 
 
-def read_json_lines(file: Path) -> list[Record]:
-    """One record a line; half a line, of a run that was killed while it wrote, is left out."""
-    records = []
-    for line in file.read_text(encoding="utf-8").split("\n") if file.is_file() else ():
-        try:
-            records += [json.loads(line)] if line else []
-        except ValueError:
-            continue
-    return records
+def read_results(folder: Path) -> Any:
+    """A run's ``results.json``; None where there is none. Raises `UserError` where it is damaged."""
+    file = folder / "results.json"
+    results = read_json(file, RESULTS)
+    for phase in ("before", "after") if results else ():
+        for name, score in results.get(phase, {}).items():
+            SCORE.check(score, f"{file}: {phase}.{name}")
+    return results
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: of a killed run's, the last file may be half or missing."""
-    complete = []
-    for file in folder.glob("checkpoint-*/trainer_state.json"):
-        try:
-            complete += [file.parent] if read_json(file) and file.parent.name[11:].isdigit() else []
-        except UserError:
-            continue
-    return max(complete, key=checkpoint_step, default=None)
+def read_metrics(folder: Path) -> list[Record]:
+    """A run's logs. Raises `UserError` naming a damaged line."""
+    return read_json_lines(folder / "metrics.jsonl", METRICS)
 
 
-def checkpoint_step(checkpoint: Path) -> int:
-    """Optimiser steps done when a checkpoint was written."""
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+def read_samples(folder: Path) -> list[Record]:
+    """A run's completions and answers. Raises `UserError` naming a damaged line."""
+    return read_json_lines(folder / "samples.jsonl", SAMPLES)
 
 
-def drop_later_lines(file: Path, checkpoint: Path | None) -> None:
-    """Leave out what a run that goes on writes again: of training steps after the checkpoint, of answers after training."""
-    if not file.exists():
-        return
-    step = 0 if checkpoint is None else checkpoint_step(checkpoint)
+def rewind(folder: Path, checkpoint: Path | None) -> None:
+    """Leave out what a run that goes on writes again: steps after the checkpoint, what was said of all, answers after."""
+    step = checkpoint_step(checkpoint)
+    logs = [log for log in read_metrics(folder) if log["step"] <= step and "train_runtime" not in log]
     # samples.jsonl counts steps from 0, metrics.jsonl from 1.
-    first = step if file.name == "samples.jsonl" else step + 1
-    records = read_json_lines(file)
-    kept = [r for r in records if r.get("step", first if r.get("phase") == "after" else -1) < first]
-    file.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), encoding="utf-8")
+    samples = [r for r in read_samples(folder) if (r["phase"] != "after" if "phase" in r else r["step"] < step)]
+    for name, records in (("metrics.jsonl", logs), ("samples.jsonl", samples)):
+        if (folder / name).exists():
+            write_json_lines(folder / name, records)
+    for later in checkpoints(folder):
+        if checkpoint_step(later) > step:  # not whole; the Trainer would take it for the newest when it deletes old ones
+            shutil.rmtree(folder / f"damaged-{later.name}", ignore_errors=True)
+            if (later / TRAINER_STATE_NAME).exists():
+                later.replace(folder / f"damaged-{later.name}")
+            else:  # which is written last: the run was killed before
+                shutil.rmtree(later)

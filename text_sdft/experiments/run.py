@@ -1,6 +1,8 @@
 """A training run: measured before, trained, measured after, all of it in one folder that is written as it goes.
 
 config.yaml  metrics.jsonl  samples.jsonl  checkpoint-N/  model/  results.json  report.html
+
+Each file is written beside and renamed. Once ``results.json`` has ``after``, what is missing beside it is made of it.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import copy
 import gc
 import platform
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,20 +24,21 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
 from text_sdft.core import Example, Model, SDFTConfig, UserError
+from text_sdft.core.files import append_json_lines, claimed, disk_errors_explained, write_json, write_text
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.drift import drift, start_reading
-from text_sdft.experiments.folder import checkpoint_step, drop_later_lines, newest_checkpoint, read_json, write_json
+from text_sdft.experiments.folder import read_metrics, read_results, rewind
 from text_sdft.experiments.pages import filled
 from text_sdft.experiments.pass_at_k import measure_pass_at_k
 from text_sdft.experiments.probe import short_probe
 from text_sdft.experiments.scores import evaluate, sample
-from text_sdft.experiments.settings import first_change, resumable
+from text_sdft.experiments.settings import QUERIES, content_digest, first_change, other_content, resumable
 from text_sdft.experiments.skills import prior_skills
 from text_sdft.experiments.usage import write_usage
 from text_sdft.experiments.verdict import Verdict
 from text_sdft.methods.table import find_method
 from text_sdft.training import SDFTTrainer
-from text_sdft.training.callbacks import append_jsonl
+from text_sdft.training.checkpoints import checkpoint_step, checkpoints, newest_checkpoint
 from text_sdft.training.modeling import load_model, training_summary
 
 logger = logging.get_logger(__name__)
@@ -67,27 +71,36 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
         NotWorthTraining: the short probe's verdict is not to train; nothing was written.
     """
     check_trains(experiment)
+    with claimed(experiment.folder, experiment.args.process_index == 0), disk_errors_explained(experiment.folder):
+        results = _stored_results(experiment, resume)
+        if "after" not in results:
+            results = _train_and_measure(experiment, results, force or resume)
+        if experiment.args.process_index == 0:
+            _finish(experiment, results)
+    return results
+
+
+def _train_and_measure(experiment: Experiment, results: Results, force: bool) -> Results:
     folder, settings = experiment.folder, experiment.eval
-    results = _stored_results(experiment, resume)
-    if "after" in results:
-        return results
     trainer = make_trainer(experiment)
-    verdict = short_probe(trainer, experiment) if not force and not resume and experiment.method == "sdft" else None
+    verdict = short_probe(trainer, experiment) if not force and experiment.method == "sdft" else None
     if verdict is not None and verdict.decision == "do not train":
         raise NotWorthTraining(verdict)
     sets, main = eval_sets(experiment), trainer.is_world_process_zero()
-    checkpoint = newest_checkpoint(folder) if resume else None
+    checkpoint = newest_checkpoint(folder) if results else None
+    trainer.accelerator.wait_for_everyone()  # each process has read the folder
     if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(experiment.settings, sort_keys=False, allow_unicode=True))
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            drop_later_lines(folder / name, checkpoint)
+        if not results:  # whatever is here is of a run that took no step
+            for name in ("results.json", "metrics.jsonl", "samples.jsonl"):
+                (folder / name).unlink(missing_ok=True)
+        rewind(folder, checkpoint)
+        write_text(folder / "config.yaml", yaml.safe_dump(experiment.settings, sort_keys=False, allow_unicode=True))
     trainer.check_prompts()
     if "before" not in results:
         before, records = evaluate(trainer, sets, settings.teacher, settings.batch_size, "before")
         results = _first_results(experiment, trainer, before, verdict)
         if main:
-            append_jsonl(folder / "samples.jsonl", records)
+            append_json_lines(folder / "samples.jsonl", records)
             write_json(folder / "results.json", results)
     start = start_reading(trainer, sets, settings.batch_size)
     if start is not None:
@@ -96,24 +109,46 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
         results["resumed_at"] = checkpoint_step(checkpoint)
     results["seconds"] += _seconds_of_training(trainer, folder, checkpoint)
     results["tokens"] = dict(trainer.tokens)
-    trainer.save_model(str(folder / "model"))  # before what may fail, such as a judge that is asked over a network
+    _save_model(trainer, folder / "model")  # before what may fail, such as a judge that is asked over a network
     results["after"], records = evaluate(trainer, sets, settings.teacher, settings.batch_size, "after")
     if start is not None:
         results["drift"]["after"] = drift(trainer, start)
     if main:
-        from text_sdft.experiments.report import write_report  # loads matplotlib
-
-        append_jsonl(folder / "samples.jsonl", records)
-        summary = find_method(experiment.method).summary
-        card = filled("model_card.md", experiment=experiment, results=results, summary=summary, **write_usage(experiment))
-        (folder / "model" / "README.md").write_text(card, encoding="utf-8")
+        append_json_lines(folder / "samples.jsonl", records)
         write_json(folder / "results.json", results)
-        write_report([folder], folder / "report.html")
-        if experiment.args.push_to_hub:
-            _push(experiment.args, folder / "model")
     if experiment.args.world_size > 1:  # the group of a single process is vLLM's, which ends it itself
         trainer.accelerator.end_training()
     return results
+
+
+def _save_model(trainer: SDFTTrainer, folder: Path) -> None:
+    """Write the final model beside and rename it."""
+    part = folder.with_name(f"{folder.name}.part")
+    if trainer.is_world_process_zero():
+        shutil.rmtree(part, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(part))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        shutil.rmtree(folder, ignore_errors=True)
+        part.replace(folder)
+
+
+def _finish(experiment: Experiment, results: Results) -> None:
+    """Make what a finished run's folder lacks: the model's card, the report, and the push to the hub."""
+    folder, card, page = experiment.folder, experiment.folder / "model" / "README.md", experiment.folder / "report.html"
+    summary = find_method(experiment.method).summary
+    text = filled("model_card.md", experiment=experiment, results=results, summary=summary, **write_usage(experiment))
+    if not card.exists() or card.read_bytes() != text.encode("utf-8", "backslashreplace"):
+        write_text(card, text)
+    if not page.exists() or page.stat().st_mtime < (folder / "results.json").stat().st_mtime:
+        from text_sdft.experiments.report import write_report  # loads matplotlib
+
+        write_report([folder], page)
+    if experiment.args.push_to_hub and "pushed" not in results:
+        results["pushed"] = _push(experiment.args, folder / "model")
+        write_json(folder / "results.json", results)
+        page.touch()  # it says all that these results do
 
 
 def run_evaluation(experiment: Experiment, folder: Path, samples: int = 0, skills: Sequence[str] = ()) -> Results:
@@ -212,28 +247,44 @@ def measuring_trainer(model: Model, experiment: Experiment) -> SDFTTrainer:
 
 
 def _stored_results(experiment: Experiment, resume: bool) -> Results:
-    """Results so far. Raises `UserError` where a new run would write into an old one's folder, or go on from another."""
+    """Results so far; none of a run that took no step, which may be begun anew.
+
+    Raises `UserError` where a new run would write into an old one's folder, or go on from another.
+    """
     folder = experiment.folder
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: name another folder with --train.output_dir.")
-    results = read_json(folder / "results.json")
-    if not resume:
-        if results is not None or newest_checkpoint(folder) is not None:
+    results = read_results(folder)
+    began = bool(checkpoints(folder) or read_metrics(folder)) or "after" in (results or {})
+    if not began and (folder / "config.yaml").exists():
+        if not resume or results is None or _change(experiment, results):
+            logger.warning(f"{folder} holds a run that took no step: it is begun anew.")
+            return {}
+    elif not resume:
+        if results is not None or began:
             raise UserError(
                 f"{folder} holds a run already. --resume continues it; --train.output_dir runs/OTHER starts a new one."
             )
         return {}
     if results is None:
         raise UserError(f"{folder} holds no run to resume: leave --resume out, or check --train.output_dir.")
-    settings = (results["settings"], experiment.settings, experiment.defaults)
-    before, now, defaults = (resumable(given) for given in settings)
-    rows = _rows(experiment)
-    if changed := first_change(before | results.get("rows", rows), now | rows, defaults):
-        raise UserError(
-            f"{folder} holds a run with {changed}: --resume needs the old value; --train.output_dir runs/OTHER starts "
-            "a new run."
-        )
+    if changed := _change(experiment, results):
+        raise UserError(f"{folder} holds a run with {changed}; --train.output_dir runs/OTHER starts a new run.")
     return results
+
+
+def _change(experiment: Experiment, results: Results) -> str | None:
+    """What is other than when the run began, and what to set; None where nothing is."""
+    args = experiment.args
+    before = resumable(results["settings"], results.get("processes", args.world_size))
+    now, defaults, rows = resumable(experiment.settings, args.world_size), resumable(experiment.defaults), _rows(experiment)
+    if changed := first_change(before | results["rows"], now | rows, defaults):
+        queries, here = before.get(QUERIES, 0), args.per_device_train_batch_size * args.world_size
+        fits = QUERIES in changed and queries % here == 0
+        return f"{changed}: --resume needs " + (
+            f"--train.gradient_accumulation_steps {queries // here} here" if fits else "the old value"
+        )
+    if changed := other_content(results.get("digests", {}), row_digests(experiment)):
+        return f"{changed}: --resume needs the old rows"
+    return None
 
 
 def _first_results(
@@ -245,6 +296,8 @@ def _first_results(
         **({"probe": asdict(verdict)} if verdict is not None else {}),
         "trained": training_summary(trainer.module, experiment.adapter.frozen_modules(trainer.module)),
         "rows": _rows(experiment),
+        "digests": row_digests(experiment),
+        "processes": experiment.args.world_size,
         "seconds": 0.0,
         "tokens": {},
         "settings": experiment.settings,
@@ -256,6 +309,12 @@ def _rows(experiment: Experiment) -> dict[str, int]:
     """How many rows of each use the data has: a run that goes on needs the same ones."""
     sets = {"train": experiment.splits.train, **experiment.splits.evals}
     return {f"rows of {name}": len(rows) for name, rows in sets.items()}
+
+
+def row_digests(experiment: Experiment) -> dict[str, str]:
+    """What the rows of each use hold, see `content_digest`."""
+    sets = {"train": experiment.splits.train, **experiment.splits.evals}
+    return {f"content of {name}": content_digest(experiment.adapter.examples(rows)) for name, rows in sets.items()}
 
 
 def _seconds_of_training(trainer: SDFTTrainer, folder: Path, checkpoint: Path | None) -> float:
@@ -277,8 +336,8 @@ def _local(args: SDFTConfig) -> SDFTConfig:
     return local
 
 
-def _push(args: SDFTConfig, folder: Path) -> None:
-    """``model/`` with its card to the hub, and nothing else of the run. Raises `UserError` where that fails."""
+def _push(args: SDFTConfig, folder: Path) -> str:
+    """``model/`` with its card to the hub, and nothing else of the run; gives its name there. Raises `UserError`."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=args.hub_token)
@@ -289,4 +348,8 @@ def _push(args: SDFTConfig, folder: Path) -> None:
             repo_id=repo, folder_path=folder, revision=args.hub_revision, commit_message="Trained with vlm-sdft"
         )
     except Exception as error:
-        raise UserError(f"The model is in {folder}, but could not be pushed to the hub: {error}") from error
+        raise UserError(
+            f"The model is in {folder}, but could not be pushed to the hub: {error} The same command with --resume makes "
+            "up for it."
+        ) from error
+    return repo

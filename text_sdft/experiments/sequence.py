@@ -12,18 +12,22 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from text_sdft.core import Example, Model, UserError
+from text_sdft.core.files import Shape, claimed, disk_errors_explained, read_json, write_json
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.folder import read_json, write_json
-from text_sdft.experiments.run import eval_sets, measuring_trainer, run_training, trained_model
+from text_sdft.experiments.folder import read_results
+from text_sdft.experiments.run import eval_sets, measuring_trainer, row_digests, run_training, trained_model
 from text_sdft.experiments.scores import evaluate, of_prior_skills
-from text_sdft.experiments.settings import Settings, first_change, resumable
+from text_sdft.experiments.settings import Settings, first_change, other_content, resumable
 from text_sdft.methods.table import find_method
 from text_sdft.training.modeling import load_model
 
 Row = dict[str, Any]
+_SEQUENCE = {"method": str, "tasks": list, "before": dict, "n": dict, "after": list, "settings": list}
+SEQUENCE = Shape({**_SEQUENCE, "joint": (dict, NoneType), "retain_earlier": int, "summary": dict}, lambda _: _SEQUENCE)
 
 
 def run_sequence(
@@ -60,7 +64,14 @@ def run_sequence(
         raise UserError(f"retain_earlier is {retain_earlier!r}: give how many queries of each earlier task to keep, or 0.")
     if tasks[0].args.world_size > 1:
         raise UserError("sequence runs in one process: start it without `accelerate launch`.")
-    found = _stored_sequence(folder, tasks, resume, retain_earlier)
+    with claimed(folder), disk_errors_explained(folder):
+        return _run_sequence(tasks, folder, _stored_sequence(folder, tasks, resume, retain_earlier), joint)
+
+
+def _run_sequence(
+    tasks: Sequence[Experiment], folder: Path, found: dict[str, Any], joint: Experiment | None
+) -> dict[str, Any]:
+    retain_earlier = found.get("retain_earlier", 0)
     model: Model | None = None
     if "before" not in found:
         first = tasks[0]
@@ -68,10 +79,10 @@ def run_sequence(
         found["before"], found["n"] = measure(model, tasks)
         write_json(folder / "sequence.json", found)
     for k, task in enumerate(tasks):
-        if "after" not in (read_json(task.folder / "results.json") or {}):
-            if model is None and k > 0:
-                model = trained_model(task, tasks[k - 1].folder / "model")
-            _train(replace(_with_earlier(task, tasks[:k], retain_earlier), start=model))
+        finished = "after" in (read_results(task.folder) or {})  # but for its report, perhaps
+        if model is None and k > 0 and not finished:
+            model = trained_model(task, tasks[k - 1].folder / "model")
+        _train(replace(_with_earlier(task, tasks[:k], retain_earlier), start=model))
         model = None
         if k == len(found["after"]):
             model = _reload(task)
@@ -180,10 +191,11 @@ def _with_earlier(task: Experiment, earlier: Sequence[Experiment], count: int) -
 
 def _stored_sequence(folder: Path, tasks: Sequence[Experiment], resume: bool, retain_earlier: int) -> dict[str, Any]:
     """What was measured so far. Raises `UserError` where the folder holds a sequence that this call does not go on with."""
-    found, settings = read_json(folder / "sequence.json"), [task.settings for task in tasks]
+    found, settings = read_json(folder / "sequence.json", SEQUENCE), [task.settings for task in tasks]
+    digests = {f"{key} (task {k})": mark for k, task in enumerate(tasks, 1) for key, mark in row_digests(task).items()}
     if found is None:
         names = [task.folder.name for task in tasks]
-        kept = {"retain_earlier": retain_earlier, "settings": settings}
+        kept = {"retain_earlier": retain_earlier, "settings": settings, "digests": digests}
         return {"method": tasks[0].method, "tasks": names, "after": [], "joint": None, **kept}
     if not resume:
         raise UserError(
@@ -191,7 +203,8 @@ def _stored_sequence(folder: Path, tasks: Sequence[Experiment], resume: bool, re
         )
     before = _resumable(found["settings"], found.get("retain_earlier", 0))
     defaults = _resumable([task.defaults for task in tasks], 0)
-    if changed := first_change(before, _resumable(settings, retain_earlier), defaults):
+    changed = first_change(before, _resumable(settings, retain_earlier), defaults)
+    if changed := changed or other_content(found.get("digests", {}), digests):
         raise UserError(
             f"{folder} holds a sequence with other tasks or settings ({changed}): --resume needs the same ones; "
             "--train.output_dir runs/OTHER starts a new one."

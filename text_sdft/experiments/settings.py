@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
 from typing import Any
+
+from text_sdft.core.data import Demonstration, Example
+from text_sdft.core.files import fingerprint
 
 Settings = dict[str, Any]
 
@@ -21,8 +28,9 @@ FREE_BEGINNINGS = ("train.save_", "train.log", "train.hub_")
 FREE_END = "_gib"
 #: Settings that are gone, at the values at which they changed nothing: runs that older versions began may go on.
 GONE = {"train.confidence": "none", "train.distillation_add_tail": False, "demonstrations.context": "teacher"}
-#: One query to a forward pass or several: a step is the mean over all of its queries.
+#: One query to a forward pass or several, on one process or more: a step is the mean over all of its queries.
 BATCH = ("train.per_device_train_batch_size", "train.gradient_accumulation_steps")
+QUERIES = f"processes × {' × '.join(BATCH)}"
 
 
 def flattened(settings: Settings) -> Settings:
@@ -33,14 +41,14 @@ def flattened(settings: Settings) -> Settings:
     return flat
 
 
-def resumable(settings: Settings) -> Settings:
+def resumable(settings: Settings, processes: int = 1) -> Settings:
     """Those of a run's settings, flattened, that must stay as they are when it goes on."""
     flat = flattened(settings)
     kept = {
         k: v for k, v in flat.items() if k not in FREE and not k.startswith(FREE_BEGINNINGS) and not k.endswith(FREE_END)
     }
     if all(key in kept for key in BATCH):
-        kept[" × ".join(BATCH)] = kept.pop(BATCH[0]) * kept.pop(BATCH[1])
+        kept[QUERIES] = kept.pop(BATCH[0]) * kept.pop(BATCH[1]) * processes
     return kept
 
 
@@ -56,3 +64,35 @@ def first_change(before: Settings, now: Settings, defaults: Settings) -> str | N
         if old != new:
             return f"{key} {old}, not {new}"
     return None
+
+
+def other_content(before: Settings, now: Settings) -> str | None:
+    """The sets of rows whose digests are others; None where none is, and for what an older version did not write."""
+    names = [name for name, digest in now.items() if before.get(name, digest) != digest]
+    return f"as many rows, but another {' and '.join(names)}" if names else None
+
+
+def content_digest(content: Any) -> str:
+    """A hash of rows by what they hold: texts, numbers, and images by their pixels or their file's bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    _digest_into(digest, content)
+    return digest.hexdigest()
+
+
+def _digest_into(digest: Any, value: Any, name: str = "") -> None:
+    if isinstance(value, Example | Demonstration):  # `meta` may hold paths, and nothing is learnt from it
+        value = {key: part for key, part in vars(value).items() if key != "meta"}
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            digest.update(f"{key}:".encode("utf-8", "backslashreplace"))
+            _digest_into(digest, part, str(key))
+    elif isinstance(value, list | tuple):
+        digest.update(f"[{len(value)}]".encode())
+        for part in value:
+            _digest_into(digest, part)
+    elif isinstance(value, PathLike) or (name == "image" and isinstance(value, str)):
+        digest.update(fingerprint(Path(value)).encode() if Path(value).is_file() else b"-")
+    elif hasattr(value, "tobytes"):
+        digest.update(value.tobytes())
+    else:
+        digest.update(repr(value).encode("utf-8", "backslashreplace"))

@@ -5,19 +5,19 @@ Shapes: T tokens of an answer.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from text_sdft.core import Example, ExperimentAdapter, ModalityAdapter, Model, UserError
+from text_sdft.core.files import Shape
 from text_sdft.core.groups import Answer
 from text_sdft.core.sampling import eos_ids
 
 ANSWERS_FILE = "answers.jsonl"
+ANSWERS = Shape({"id": str, "answer": str, "ids": list, "finished": bool, "seed": int})
 
 
 def expert_answers(model: Model, adapter: ExperimentAdapter, examples: Sequence[Example], limit: int) -> dict[str, Answer]:
@@ -64,17 +64,6 @@ def answer_records(adapter: ModalityAdapter, queries: Sequence[Example], answers
         }
         for query, answer in zip(queries, answers, strict=True)
     ]
-
-
-def write_records(file: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Write `ANSWERS_FILE`."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
-
-
-def read_records(file: Path) -> list[dict[str, Any]]:
-    """What `write_records` wrote."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 def answers_by_id(records: Sequence[dict[str, Any]]) -> dict[str, Answer]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from text_sdft.core.files import append_json_lines
 from text_sdft.core.teachers import LiveTeacher
 
 
@@ -28,11 +28,4 @@ class MetricsWriter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         if state.is_world_process_zero and logs:
-            append_jsonl(Path(args.output_dir or ".") / "metrics.jsonl", [{"step": state.global_step, **logs}])
-
-
-def append_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
-    """Append records to a JSONL file, one a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False, default=float) + "\n" for record in records)
+            append_json_lines(Path(args.output_dir or ".") / "metrics.jsonl", [{"step": state.global_step, **logs}])

@@ -15,11 +15,11 @@ from text_sdft.core.sampling import Rollout
 
 
 class StepMetrics:
-    """Sums since the last log."""
+    """Sums since the last log, by the name under which their mean is logged: (sum, count)."""
 
     def __init__(self) -> None:
         self._newest: tuple[Any, ...] = (None, 0, (), (), ())
-        self._sums: dict[str, tuple[float, float]] = {}  # (sum, count)
+        self.sums: dict[str, tuple[float, float]] = {}
 
     def add(self, name: str, values: Sequence[float]) -> None:
         """Add values to those whose mean is logged under a name."""
@@ -27,8 +27,8 @@ class StepMetrics:
 
     def add_sum(self, name: str, total: float, count: float) -> None:
         """As `add`, the sum of so many values."""
-        before = self._sums.get(name, (0.0, 0.0))
-        self._sums[name] = (before[0] + total, before[1] + count)
+        before = self.sums.get(name, (0.0, 0.0))
+        self.sums[name] = (before[0] + total, before[1] + count)
 
     def record(
         self,
@@ -61,8 +61,8 @@ class StepMetrics:
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over all processes since the last call; to be called by all of them."""
-        parts = gather_object([self._sums]) if accelerator.num_processes > 1 else [self._sums]
-        self._sums = {}
+        parts = gather_object([self.sums]) if accelerator.num_processes > 1 else [self.sums]
+        self.sums = {}
         totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for part in parts:
             for name, (total, count) in part.items():

@@ -29,6 +29,7 @@ from transformers.utils import logging
 
 from text_sdft.core import Example, ModalityAdapter, Model, Rollout, Sampler, SDFTConfig, TeacherContext, UserError, answer
 from text_sdft.core.adapter import bound_adapter, with_unique_ids
+from text_sdft.core.files import append_json_lines, read_json_lines, write_json_lines
 from text_sdft.core.groups import Answer, Group, Step, contexts_of
 from text_sdft.core.inputs import ModelInputs
 from text_sdft.core.losses import Reading, answers_loss
@@ -39,19 +40,12 @@ from text_sdft.core.teachers import FrozenTeacher, LiveTeacher, make_teacher
 from text_sdft.core.views import checked_views, encode_student, encode_teacher
 from text_sdft.fast.prefix import PrefixStore
 from text_sdft.fast.vllm_sampler import OWN_SAMPLERS, make_sampler
-from text_sdft.methods.answers import (
-    ANSWERS_FILE,
-    answer_records,
-    answers_by_id,
-    expert_answers,
-    read_records,
-    write_records,
-)
+from text_sdft.methods.answers import ANSWERS, ANSWERS_FILE, answer_records, answers_by_id, expert_answers
 from text_sdft.methods.hints import Hints, contexts_asked
 from text_sdft.methods.plain_text import windows
 from text_sdft.methods.table import Method, method_of
-from text_sdft.training.callbacks import MetricsWriter, TeacherUpdate, append_jsonl
-from text_sdft.training.checkpoints import CheckpointedTrainer
+from text_sdft.training.callbacks import MetricsWriter, TeacherUpdate
+from text_sdft.training.checkpoints import CheckpointedTrainer, checkpoints, damage, diverged, newest_checkpoint
 from text_sdft.training.checks import checked_adapter, checked_args, checked_evals, checked_rows
 from text_sdft.training.metrics import StepMetrics
 from text_sdft.training.modeling import load_model, loss_summary, prepare_model, prompt_limit, training_summary
@@ -212,6 +206,9 @@ class SDFTTrainer(CheckpointedTrainer):
 
         self._count(groups, student_inputs, rollouts)
         self.metrics.record(self.adapter, step.number, groups, rollouts, losses, dropped)
+        # A token that is left out counts too: a broken model ends no answer, and where cut ones are left out its loss is 0.
+        if not bool(torch.isfinite(loss) & torch.isfinite(student_NH.detach()).all()):
+            raise diverged(f"The loss of step {step.number + 1} is not finite", args.learning_rate)
         # Data parallelism averages gradients over processes; the total already counts all of them.
         loss = loss * self.accelerator.num_processes / total / scale
         return (loss, Rollout.joined(rollouts)) if return_outputs else loss
@@ -332,9 +329,9 @@ class SDFTTrainer(CheckpointedTrainer):
         if not (resume and file.exists()):
             records = self.sampled_answers(self.queries)
             if self.is_world_process_zero():
-                write_records(file, records)
+                write_json_lines(file, records)
             self.accelerator.wait_for_everyone()
-        self.answers = answers_by_id(read_records(file))
+        self.answers = answers_by_id(read_json_lines(file, ANSWERS))
         if self.args.masks_truncated and not any(answer.finished for answer in self.answers.values()):
             raise UserError(
                 f"The teacher ended none of its answers within {self.args.max_completion_length} tokens, and cut ones are "
@@ -367,6 +364,11 @@ class SDFTTrainer(CheckpointedTrainer):
         if not self.method.trains:
             raise UserError(f"The method '{self.method.name}' trains nothing; `vlm-sdft compare` measures it.")
         self.check_prompts()
+        if resume_from_checkpoint is True:
+            folder = Path(str(self.args.output_dir))
+            resume_from_checkpoint = str(newest_checkpoint(folder) or next(iter(checkpoints(folder)), folder))
+        if resume_from_checkpoint and (why := damage(Path(resume_from_checkpoint))):
+            raise UserError(f"Cannot resume from {resume_from_checkpoint}: {why}.")
         if self.method.stores_answers:
             self.store_answers(resume=bool(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -413,11 +415,7 @@ class SDFTTrainer(CheckpointedTrainer):
         """Stops a run that has diverged before its weights are lost (fp16's scaler skips such steps by itself)."""
         norm = super()._get_grad_norm(model, grad_norm)
         if self.accelerator.scaler is None and not math.isfinite(float(norm)):
-            raise UserError(
-                f"The gradient of step {self.state.global_step + 1} is not finite: the run has diverged. Weights of that "
-                f"step were not saved, and earlier checkpoints are untouched. Lower learning_rate (it is "
-                f"{self.args.learning_rate:g}), or raise warmup_steps."
-            )
+            raise diverged(f"The gradient of step {self.state.global_step + 1} is not finite", self.args.learning_rate)
         return norm
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -468,7 +466,7 @@ class SDFTTrainer(CheckpointedTrainer):
             self.metrics.add_sum("teacher/reused_tokens", *self.reader.take_counts())
             logs = {**logs, **self.metrics.means(self.accelerator)}
             if self.is_world_process_zero():
-                append_jsonl(Path(str(self.args.output_dir)) / "samples.jsonl", self.metrics.samples)
+                append_json_lines(Path(str(self.args.output_dir)) / "samples.jsonl", self.metrics.samples)
         super().log(logs, start_time)
 
 

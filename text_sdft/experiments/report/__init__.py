@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from text_sdft.core.files import write_text
 from text_sdft.experiments.folder import Record, read_json
 from text_sdft.experiments.pages import filled
 from text_sdft.experiments.report import plots
@@ -47,8 +48,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
         cut=cut,
         pictures=pictures,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    write_text(out, page)
 
 
 def _sections(run: Run) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from text_sdft.core import UserError
-from text_sdft.experiments.folder import Record, read_json, read_json_lines
+from text_sdft.experiments.folder import Record, read_json, read_metrics, read_results, read_samples
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Point:
 
 def read_run(folder: Path, name: str) -> Run:
     """The records of a run. Raises `UserError` where the folder holds none."""
-    results = read_json(folder / "results.json")
+    results = read_results(folder)
     if results is None:
         raise UserError(
             f"{folder} holds no run to report on (no results.json): give what --train.output_dir named, or a folder of "
@@ -59,8 +59,8 @@ def read_run(folder: Path, name: str) -> Run:
     return Run(
         name=name,
         results=results,
-        metrics=read_json_lines(folder / "metrics.jsonl"),
-        answers=[sample for sample in read_json_lines(folder / "samples.jsonl") if "phase" in sample],
+        metrics=read_metrics(folder),
+        answers=[sample for sample in read_samples(folder) if "phase" in sample],
         probe=_probe(folder / "probe.json", results["settings"]),
     )
 
