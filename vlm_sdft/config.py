@@ -137,6 +137,10 @@ def load_demos(data: ImageData) -> DemoSet:
         path = data_folder(data.path, Path(data.cache), **data.options)
     except (ValueError, TypeError) as error:
         raise UserError(f"data.path {data.path}, data.options {data.options}: {error}") from error
+    except OSError as error:
+        raise UserError(
+            f"data.cache {data.cache} cannot be written ({error}). Name a folder that can, with space."
+        ) from error
     made = data.retain is not None and is_made(data.retain)
     names = ("question", "retain_questions", "holdout", "on_bad_image")
     demos = DemoSet.load(path, retain=None if made else data.retain, **{name: getattr(data, name) for name in names})

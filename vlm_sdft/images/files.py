@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import sys
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -19,14 +20,24 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from text_sdft.core import UserError
+from text_sdft.files import check_file, file_bytes
 
 ImageSource: TypeAlias = str | PathLike[str] | bytes | Image.Image | Mapping[str, Any]
 
+_ENDINGS = Image.registered_extensions()  # of all plugins, which it loads
+#: Formats that are read. Others that Pillow knows are left alone: EPS, for one, would start a program.
+_ALLOWED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+FORMATS = tuple(kind for kind in _ALLOWED if kind in Image.OPEN)
 #: Endings of the files that can be read.
-SUFFIXES = frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+SUFFIXES = frozenset(ending for ending, kind in _ENDINGS.items() if kind in FORMATS)
 #: Larger images are refused before they are decoded; a 100-megapixel photograph takes 300 MB in memory.
 MAX_PIXELS = 100_000_000
-MISSING = "does not exist. Check the path (relative paths start at the data file's folder)."
+#: Nor is one read with a longer side: to resize it takes more memory than it has.
+MAX_SIDE = 65_535
+#: Bytes that an image's file may hold.
+MAX_BYTES = 2**29
+#: Bits that a grey value or colour in a 16-bit file may have in truth.
+DEPTHS = (8, 10, 12, 14, 16)
 
 
 def image_name(source: ImageSource) -> str:
@@ -42,32 +53,50 @@ def load_image(source: ImageSource) -> Image.Image:
     """The image in RGB, upright (EXIF orientation applied), transparency on white. Raises `UserError`: the file is missing,
     not an image, damaged or larger than `MAX_PIXELS` by its header; names it.
     """
+    return read_image(source)[0]
+
+
+def read_image(source: ImageSource) -> tuple[Image.Image, list[str]]:
+    """The image as `load_image` gives it, and in what it is not the file's content: "first frame" of several, or "12 bits"
+    (one of `DEPTHS`) in a 16-bit file, by which it was made 8-bit. Raises `UserError` as that.
+    """
     name = image_name(source)
+    data = b"" if isinstance(source, Image.Image) else encoded_bytes(source)
+    size = f"at most {MAX_PIXELS:,} are read, and {MAX_SIDE:,} on a side. Resize it, or leave it out."
     try:
-        # Pillow's own bomb check warns or raises while opening, with advice for programmers; ours speaks to users.
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            image = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(encoded_bytes(source)))
-            width, height = image.size
-            if width * height > MAX_PIXELS:
+        image = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height > MAX_PIXELS or max(image.size) > MAX_SIDE:
+            raise UserError(f"{name} has {width} × {height} pixels; {size}")
+        changes = ["first frame"] if image.format != "MPO" and getattr(image, "is_animated", False) else []
+        deep = _low_bytes(image, data)
+        image = ImageOps.exif_transpose(image)
+        bits = None
+        if deep is not None:
+            image, bits = _deep_colours(image, ImageOps.exif_transpose(deep))
+        elif image.mode.startswith("I"):
+            values = np.asarray(image).astype(np.int64)
+            if values.min() < 0 or values.max() > 65535:
                 raise UserError(
-                    f"{name} has {width} × {height} pixels; at most {MAX_PIXELS:,} are read. Resize it, or leave it out."
+                    f"{name} has grey values beyond 16 bits. Save it as an ordinary 8-bit image, or leave it out."
                 )
-            image = _eight_bit(ImageOps.exif_transpose(image), name)
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                white = Image.new("RGBA", image.size, "white")
-                return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-            return image.convert("RGB")
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    except FileNotFoundError as error:
-        raise UserError(f"{name} {MISSING}") from error
+            bits = _bits(values)
+            image = Image.fromarray(_scaled(values, bits))
+        elif image.mode == "F":
+            raise UserError(f"{name} has floating-point grey values. Save it as an ordinary 8-bit image, or leave it out.")
+        changes += [f"{bits} bits"] if bits else []
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            white = Image.new("RGBA", image.size, "white")
+            return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"), changes
+        return image.convert("RGB"), changes
     except UserError:
         raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name} is too large ({error}); {size}") from error
     except Exception as error:  # decoders raise what they like on damaged files
         why: object = error
         if isinstance(error, UnidentifiedImageError):  # whose message holds an address in memory
-            why = "it is of no known image format" if encoded_bytes(source) else "the file is empty"
+            why = f"it is of no format that is read: {', '.join(FORMATS)}" if data else "the file is empty"
         raise UserError(f"{name} cannot be read as an image ({why}). Replace it, or leave it out.") from error
 
 
@@ -79,18 +108,16 @@ def content_hash(source: ImageSource) -> str:
         pixels = load_image(source)
         return hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest()
     if isinstance(source, str | PathLike):
-        try:
-            stat = Path(source).stat()
-            return _file_hash(str(source), stat.st_size, stat.st_mtime_ns)
-        except OSError as error:
-            raise UserError(f"{image_name(source)} {MISSING}") from error
+        check_file(Path(source), MAX_BYTES)
+        stat = Path(source).stat()
+        return _file_hash(str(source), stat.st_size, stat.st_mtime_ns)
     return hashlib.sha256(encoded_bytes(source)).hexdigest()
 
 
 @functools.lru_cache(maxsize=100_000)
 def _file_hash(path: str, size: int, modified: int) -> str:
     """Of a file's bytes; read again only where its size or time of change is another."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return hashlib.sha256(file_bytes(Path(path), MAX_BYTES)).hexdigest()
 
 
 def perceptual_hash(source: ImageSource) -> imagehash.ImageHash:
@@ -98,27 +125,53 @@ def perceptual_hash(source: ImageSource) -> imagehash.ImageHash:
     return imagehash.dhash(load_image(source))
 
 
-def _eight_bit(image: Image.Image, name: str) -> Image.Image:
-    """16-bit grey values scaled to 8 bits, which Pillow's own conversion would clip to white."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise UserError(f"{name} has grey values beyond 16 bits. Save it as an ordinary 8-bit image, or leave it out.")
-        return Image.fromarray((values // 257 if values.max() > 255 else values).astype(np.uint8))
-    if image.mode == "F":
-        raise UserError(f"{name} has floating-point grey values. Save it as an ordinary 8-bit image, or leave it out.")
-    return image
+def _bits(values: np.ndarray) -> int:
+    """The smallest of `DEPTHS` that holds the brightest value."""
+    return next(bits for bits in DEPTHS if values.max() < 2**bits)
+
+
+def _scaled(values: np.ndarray, bits: int) -> np.ndarray:
+    """Values of so many bits as 8 bits; Pillow's own conversion would clip them to white, or leave them nearly black."""
+    return (values * 255 // (2**bits - 1)).astype(np.uint8)
+
+
+def _low_bytes(image: Image.Image, data: bytes) -> Image.Image | None:
+    """The low bytes of 16-bit colours, of which Pillow keeps the high bytes; None for other images.
+
+    Read in the other byte order, the low byte stands where Pillow looks for the high one.
+    """
+    for tile in getattr(image, "tile", ()):
+        mode, *more = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        if str(mode)[:-1] in ("RGB;16", "RGBA;16"):
+            turned = mode[:-1] + ("L" if mode.endswith("B") or (mode.endswith("N") and sys.byteorder == "big") else "B")
+            low: Any = Image.open(io.BytesIO(data), formats=FORMATS)
+            low.tile = [part._replace(args=(turned, *more) if more else turned) for part in low.tile]
+            return low
+    return None
+
+
+def _deep_colours(high: Image.Image, low: Image.Image) -> tuple[Image.Image, int]:
+    """The image of 16-bit colours, and their bits; at 16 bits the high bytes alone."""
+    colours = [np.asarray(image.convert("RGB")).astype(np.int64) for image in (high, low)]
+    values = colours[0] * 256 + colours[1]
+    bits = _bits(values)
+    if bits == 16:
+        return high, bits
+    scaled = Image.fromarray(_scaled(values, bits))
+    if high.mode == "RGBA":
+        scaled.putalpha(high.getchannel("A"))
+    return scaled, bits
 
 
 def encoded_bytes(source: ImageSource) -> bytes:
-    """The bytes of a path, of bytes or of an undecoded cell, as they are. Raises `UserError` for an empty cell."""
+    """The bytes of a path, of bytes or of an undecoded cell. Raises `UserError`: it is empty, or see `check_file`."""
     if isinstance(source, bytes):
         return source
     if isinstance(source, Mapping):
         data, path = source.get("bytes"), source.get("path")
         if data is None and path is None:
             raise UserError("An image cell is empty (no bytes, no path): fill it, or leave its row out.")
-        return data if data is not None else Path(str(path)).read_bytes()
+        return data if data is not None else file_bytes(Path(str(path)), MAX_BYTES)
     if isinstance(source, str | PathLike):
-        return Path(source).read_bytes()
+        return file_bytes(Path(source), MAX_BYTES)
     raise UserError(f"A {type(source).__name__} is not an image: give a path, bytes or a PIL image.")
