@@ -29,7 +29,7 @@ def question_and_answer(row: Mapping[str, Any], where: str) -> tuple[Question, s
         UserError: the row has another form, other turns, tools, or another number of images than places for them.
     """
     messages, images = row.get("messages"), row.get("images", [])
-    named = isinstance(images, list) and images and all(isinstance(image, str) and image for image in images)
+    named = isinstance(images, list) and images and all(isinstance(i, str) and i and "\0" not in i for i in images)
     if not isinstance(messages, list) or not messages or not named:
         raise UserError(f'{where}: needs "messages" (user, then assistant) and "images" (paths).{_instead(row)}')
     if row.get("tools"):

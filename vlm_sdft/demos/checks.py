@@ -15,6 +15,7 @@ from text_sdft.core import UserError
 from text_sdft.core.errors import listed
 from vlm_sdft.demos.rows import ImageRow, ObjectType, Question
 from vlm_sdft.images.files import image_name, perceptual_hash, read_image
+from vlm_sdft.images.loading import Refusal
 
 OnBadImage = Literal["error", "drop"]
 #: Bits of 64 in which two perceptual hashes may differ and the images still be called near-duplicates.
@@ -22,13 +23,18 @@ NEAR_DUPLICATE_BITS = 1
 
 
 def checked_rows(
-    rows: Sequence[ImageRow], types: Mapping[str, ObjectType], on_bad_image: OnBadImage, notes: list[str]
+    rows: Sequence[ImageRow],
+    types: Mapping[str, ObjectType],
+    on_bad_image: OnBadImage,
+    notes: list[str],
+    refusal: Refusal | None = None,
 ) -> list[ImageRow]:
     """The rows that can be used.
 
     Args:
         types: what is known of each type, by name.
-        on_bad_image: an image that cannot be read is an error, or is dropped and noted.
+        on_bad_image: an image that cannot be read, or is refused, is an error, or is dropped and noted.
+        refusal: why the model does not take an image.
         notes: sentences on what was read so far; those on what is dropped here, and on what looks odd, are added.
 
     Raises:
@@ -36,7 +42,7 @@ def checked_rows(
             left.
     """
     _check_answers(types, rows)
-    rows = _without_leaks(_readable(rows, on_bad_image, notes), notes)
+    rows = _without_leaks(_readable(rows, on_bad_image, notes, refusal), notes)
     labelled, tested = ([row for row in rows if row.split == split] for split in ("train", "test"))
     if not labelled:
         dropped = [sentence for sentence in notes if sentence.startswith(("Dropped", "Not used"))]
@@ -75,7 +81,8 @@ def _one_answer(first: str, second: str, answer: str, rows: Sequence[ImageRow]) 
     forms = [unicodedata.normalize("NFC", name) for name in (first, second)]
     if forms[0] != forms[1] and forms[0].casefold() != forms[1].casefold():
         return (
-            f"The types '{first}' and '{second}' share the answer '{answer}': no answer could tell them apart. Give one "
+            f"The types '{listed([first])}' and '{listed([second])}' share the answer '{listed([answer])}': no answer could "
+            "tell them apart. Give one "
             "another answer in types.yaml, or join their folders."
         )
     lies = [", ".join(dict.fromkeys(f"{row.split}/" for row in rows if row.type == name)) for name in (first, second)]
@@ -86,25 +93,31 @@ def _one_answer(first: str, second: str, answer: str, rows: Sequence[ImageRow]) 
     )
 
 
-def _readable(rows: Sequence[ImageRow], on_bad_image: OnBadImage, notes: list[str]) -> list[ImageRow]:
-    """The rows whose images open. Every image is decoded once, so that none fails within training."""
+def _readable(
+    rows: Sequence[ImageRow], on_bad_image: OnBadImage, notes: list[str], refusal: Refusal | None
+) -> list[ImageRow]:
+    """The rows whose images open and are not refused. Every image is decoded once, so that none fails within training."""
     verdicts: dict[str, str] = {}  # a complaint, or nothing
     changes: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         for place, image in enumerate(row.images):
             if (key := _key(row, place)) not in verdicts:
                 is_file = isinstance(image, str | Path)  # others have no name of their own: the row's
+                name = image_name(image) if is_file else row.id
                 try:
-                    for change in read_image(image)[1]:
-                        changes[change].append(image_name(image) if is_file else row.id)
-                    verdicts[key] = ""
+                    opened, changed = read_image(image)
+                    why = refusal(opened) if refusal is not None else None
+                    verdicts[key] = f"{name} {why}. Replace it, or leave it out." if why else ""
+                    for change in changed:
+                        changes[change].append(name)
                 except UserError as error:
                     verdicts[key] = str(error) if is_file else f"{row.id}: {error}"
     notes += _change_notes(changes)
     complaints = {row.id: next(filter(None, (verdicts[_key(row, i)] for i in range(len(row.images)))), "") for row in rows}
     bad = list(dict.fromkeys(filter(None, complaints.values())))
     if bad and on_bad_image == "error":
-        raise UserError(bad_images(bad))
+        more = f"\n… and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise UserError("\n".join(bad[:5]) + more + "\n(data.on_bad_image: drop leaves such images out.)")
     notes += [f"Dropped: {complaint}" for complaint in bad]
     return [row for row in rows if not complaints[row.id]]
 
@@ -112,12 +125,6 @@ def _readable(rows: Sequence[ImageRow], on_bad_image: OnBadImage, notes: list[st
 def _key(row: ImageRow, place: int) -> str:
     image = row.images[place]
     return image_name(image) if isinstance(image, str | Path) else f"{row.id}\0{place}"
-
-
-def bad_images(complaints: Sequence[str]) -> str:
-    """All that is wrong with images, and what else can be done."""
-    more = f"\n… and {len(complaints) - 5} more" if len(complaints) > 5 else ""
-    return "\n".join(complaints[:5]) + more + "\n(data.on_bad_image: drop leaves such images out.)"
 
 
 def _change_notes(changes: Mapping[str, Sequence[str]]) -> list[str]:
