@@ -11,6 +11,8 @@ from text_sdft.core.errors import UserError
 #: Bytes that a file may hold at most.
 MOST_BYTES = 2**30
 _KINDS = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket"}
+#: Image formats that are read. Others that Pillow knows are left alone: EPS, for one, would start a program.
+_IMAGES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
 
 def check_file(file: Path, most: int = MOST_BYTES) -> None:
@@ -60,3 +62,11 @@ def check_name(path: Path) -> None:
     except UnicodeEncodeError as error:
         shown = os.fsencode(path).decode(errors="backslashreplace")
         raise UserError(f"The name {shown} is not UTF-8. Rename the file or folder, or move it elsewhere.") from error
+
+
+def image_formats() -> list[str]:
+    """What `PIL.Image.open` may be given as its ``formats``."""
+    from PIL import Image
+
+    Image.init()
+    return [kind for kind in _IMAGES if kind in Image.OPEN]

@@ -81,9 +81,8 @@ def _one_answer(first: str, second: str, answer: str, rows: Sequence[ImageRow]) 
     forms = [unicodedata.normalize("NFC", name) for name in (first, second)]
     if forms[0] != forms[1] and forms[0].casefold() != forms[1].casefold():
         return (
-            f"The types '{listed([first])}' and '{listed([second])}' share the answer '{listed([answer])}': no answer could "
-            "tell them apart. Give one "
-            "another answer in types.yaml, or join their folders."
+            f"The types '{listed([first])}' and '{listed([second])}' share the answer '{listed([answer])}': no answer "
+            "could tell them apart. Give one another answer in types.yaml, or join their folders."
         )
     lies = [", ".join(dict.fromkeys(f"{row.split}/" for row in rows if row.type == name)) for name in (first, second)]
     how = "Unicode form (composed or decomposed letters)" if forms[0] == forms[1] else "letter case"

@@ -20,16 +20,13 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from text_sdft.core import UserError
-from text_sdft.files import check_file, file_bytes
+from text_sdft.files import check_file, file_bytes, image_formats
 
 ImageSource: TypeAlias = str | PathLike[str] | bytes | Image.Image | Mapping[str, Any]
 
-_ENDINGS = Image.registered_extensions()  # of all plugins, which it loads
-#: Formats that are read. Others that Pillow knows are left alone: EPS, for one, would start a program.
-_ALLOWED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-FORMATS = tuple(kind for kind in _ALLOWED if kind in Image.OPEN)
+FORMATS = image_formats()
 #: Endings of the files that can be read.
-SUFFIXES = frozenset(ending for ending, kind in _ENDINGS.items() if kind in FORMATS)
+SUFFIXES = frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS)
 #: Larger images are refused before they are decoded; a 100-megapixel photograph takes 300 MB in memory.
 MAX_PIXELS = 100_000_000
 #: Nor is one read with a longer side: to resize it takes more memory than it has.
