@@ -11,8 +11,8 @@ from typing import Any
 from text_sdft.core.adapter import with_unique_ids
 from text_sdft.core.chat import answered, with_system, with_text
 from text_sdft.core.data import Conversation, Demonstration, Example
-from text_sdft.core.errors import UserError, does_not_exist
-from text_sdft.files import check_file, check_name
+from text_sdft.core.errors import UserError, does_not_exist, listed
+from text_sdft.files import check_file
 from text_sdft.row_files import read_rows
 
 COLUMNS = (
@@ -43,7 +43,6 @@ def load_rows(path: str) -> list[dict[str, Any]]:
 
     file = Path(path)
     if file.suffix in KINDS:
-        check_name(file)
         if not os.path.lexists(file):
             raise UserError(does_not_exist(file))
         check_file(file)
@@ -144,10 +143,8 @@ def messages_of(given: Any, column: str, number: int) -> Conversation:
         return [{"role": "user", "content": given}]
     if isinstance(given, list) and given:
         messages = _texts(given, column, number)
-        if messages[-1]["role"] != "user":
-            raise UserError(
-                f"Row {number}: '{column}' ends in a turn of '{messages[-1]['role']}'; it must end in a user turn."
-            )
+        if (last := messages[-1]["role"]) != "user":
+            raise UserError(f"Row {number}: '{column}' ends in a turn of '{listed([last])}'; it must end in a user turn.")
         if messages[-1]["content"].strip():
             return messages
         given = None
@@ -172,7 +169,7 @@ def _flag(given: Any, number: int) -> bool:
     words = {"true": True, "1": True, "false": False, "0": False, "": False}
     word = "" if given is None else str(given).strip().lower()
     if word not in words:
-        raise UserError(f"Row {number}: 'retain' is {given!r}; it must be true or false.")
+        raise UserError(f"Row {number}: 'retain' is {listed([given])}; it must be true or false.")
     return words[word]
 
 
@@ -187,7 +184,7 @@ def _texts(messages: list[Any], column: str, number: int) -> Conversation:
             )
             raise UserError(
                 f"Row {number}: '{column}' is a string, or messages with role and content; message {place} "
-                f"({role or 'without role'}) has {has}{calls}."
+                f"({listed([role or 'without role'])}) has {has}{calls}."
             )
     return [dict(with_text(message, f"Row {number}: '{column}'", "Use `adapter: image`.")) for message in messages]
 

@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from text_sdft.core.errors import UserError
+from text_sdft.core.errors import UserError, listed
 
 #: Bytes that a file may hold at most.
 MOST_BYTES = 2**30
@@ -18,8 +18,9 @@ _IMAGES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 def check_file(file: Path, most: int = MOST_BYTES) -> None:
     """Raise `UserError` unless there is a regular file (or a link to one) of at most ``most`` bytes that may be read.
 
-    A pipe's or a device's content would not end, or not begin.
+    A pipe's or a device's content would not end, or not begin. Nor is a name taken that is not UTF-8 (see `check_name`).
     """
+    check_name(file)
     try:
         state = file.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -27,7 +28,8 @@ def check_file(file: Path, most: int = MOST_BYTES) -> None:
             f"{file} does not exist. Check the path (relative paths start at the data file's folder)."
         ) from error
     except (OSError, ValueError) as error:  # a loop of links, a name with a zero byte
-        raise UserError(f"{str(file)!r} cannot be read: {error}. Rename it, or leave it out.") from error
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{listed([file], length=200)} cannot be read: {why}. Rename it, or leave it out.") from error
     if not stat.S_ISREG(state.st_mode):
         kind = next((words for test, words in _KINDS.items() if test(state.st_mode)), "a device")
         raise UserError(f"{file} is {kind}, where a file is needed. Put a regular file there, or leave it out.")

@@ -61,7 +61,7 @@ def _check_message(message: Any, where: str, number: int) -> None:
     role = message.get("role") if isinstance(message, Mapping) else None
     if isinstance(message, Mapping) and (call := next((key for key in CALLS if message.get(key)), None)):
         raise UserError(
-            f"{where}: '{call}' of message {number} ({role}) is shown to neither student nor teacher. Leave the row out."
+            f"{where}: '{call}' of message {number} ({listed([role])}) is shown in neither view. Leave the row out."
         )
     content = message.get("content") if role else None
     parts = content if isinstance(content, list) else []
@@ -71,7 +71,7 @@ def _check_message(message: Any, where: str, number: int) -> None:
     ):
         raise UserError(
             f'{where}: each message needs role and content: text, or a list of {{"type": "text", "text": …}} and '
-            f'{{"type": "image"}}. Message {number} ({role or "without role"}) has something else.'
+            f'{{"type": "image"}}. Message {number} ({listed([role or "without role"])}) has something else.'
         )
     if any(part[key] for part in parts for key in ("image", "url", "path", "image_url") if part.get(key)):
         raise UserError(

@@ -44,7 +44,7 @@ def read_folder(
     """See `DemoSet.from_folder`."""
     _check_exists(path)
     question = question.strip()
-    outside = _outside(path, _image_files(path)) + (_outside(Path(retain), _image_files(Path(retain))) if retain else [])
+    _all_files(path)  # whose names are checked
     folders, report = _split_folders(path)
     metadata = {split: _read_metadata(folder, split, report) for split, folder in folders.items()}
     typed = [(split, kind, file) for split in LABELLED for kind in _subfolders(folders[split]) for file in _of_type(kind)]
@@ -58,7 +58,7 @@ def read_folder(
     for split, kind, file in typed:
         own = metadata[split][file][0] if split != "old" and file in metadata[split] else {}
         add(file, own, own.get("answer", types[kind.name].answer), kind.name, split)
-    report += outside + ([] if folders["train"] == path else _unused_beside_splits(path, folders))
+    report += [] if folders["train"] == path else _unused_beside_splits(path, folders)
     for split in LABELLED:
         report += _joined_below(folders[split])
         loose = [file for file in _image_files(folders[split]) if file.parent == folders[split]]
@@ -79,7 +79,8 @@ def read_folder(
         for i, asked in enumerate(prompts or retain_questions or [question]):
             rows.append(ImageRow(f"{key}#{i}", (file,), asked, None, None, "retain"))
     unused = [sentence for folder in folders.values() for sentence in _unused_in_split(folder)]
-    return rows, types, [_count_sentence(rows), *report, *unused]
+    images = dict.fromkeys(Path(str(row.images[0])) for row in rows if not row.id.startswith("data.retain/"))
+    return rows, types, [_count_sentence(rows), *report, *unused, *_outside(path, list(images))]
 
 
 def _check_exists(path: Path) -> None:
@@ -127,7 +128,8 @@ def _split_folders(path: Path) -> tuple[dict[Split, Path | None], list[str]]:
                 "after their types, or move them elsewhere."
             )
     for folder in below:
-        if _is_validation(folder) and folders["test"] is None and types & {kind.name for kind in _subfolders(folder)}:
+        shared = types & {kind.name for kind in _subfolders(folder)}
+        if _is_validation(folder) and not _subfolders(folders["test"]) and shared:
             return {**folders, "test": folder}, [f"{folder} is taken as test/, as there is none."]
     return folders, []
 
@@ -259,7 +261,7 @@ def read_jsonl(path: Path) -> Read:
         n_system += n
         split: Any = record.get("split") or "train"
         if split not in SPLITS:
-            raise UserError(f"{where}: split '{split}': use one of {', '.join(SPLITS)}.")
+            raise UserError(f"{where}: split '{listed([split])}': use one of {', '.join(SPLITS)}.")
         if answer is None and split in ("test", "old"):
             raise UserError(f"{where}: needs an assistant turn to test on.")
         if split == "train" and answer is None:
@@ -371,7 +373,7 @@ def _read_metadata(folder: Path | None, split: Split, report: list[str]) -> Meta
         prompt, answer = entry.get("prompt", "-"), entry.get("answer", "-")
         if not isinstance(prompt, str) or not prompt.strip():
             raise UserError(f"{where}: 'prompt' must be a text; leave it out for the usual question.")
-        is_number = isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer)
+        is_number = isinstance(answer, int | float) and not isinstance(answer, bool) and abs(answer) < math.inf
         if not is_number and (not isinstance(answer, str) or not answer.strip()):
             raise UserError(f"{where}: 'answer' must be a text or a number; leave it out for the usual answer.")
         if split == "old" and "answer" not in entry:
