@@ -211,3 +211,16 @@ def test_pillows_own_check_for_bombs_stays_on(monkeypatch):
     )
     load_image(encoded(picture()))
     assert seen and all(seen)
+
+
+def test_deep_grey_with_transparency_is_refused_rather_than_dark():
+    def grey_alpha(top):
+        rows = np.stack([ramp(top), np.full((64, 64), 65535)], -1).astype(">u2").reshape(64, -1)
+        head = struct.pack(">IIBBBBB", 64, 64, 16, 4, 0, 0, 0)
+        parts = [b"IHDR" + head, b"IDAT" + zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)), b"IEND"]
+        chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in parts]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+    assert read_image(grey_alpha(65535))[1] == ["16 bits"]
+    with pytest.raises(UserError, match="at most 14 bits"):
+        load_image(grey_alpha(4095))

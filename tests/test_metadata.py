@@ -111,3 +111,12 @@ def test_an_answer_is_a_text_or_a_number(tmp_path, value):
     fill(tmp_path, {"train/dax": 2})
     (tmp_path / "train/metadata.jsonl").write_text(f'{{"file_name": "dax/0.png", "answer": {value}}}\n')
     assert "metadata.jsonl, line 1: 'answer' must be a text or a number" in error(tmp_path)
+
+
+def test_names_may_be_written_in_either_unicode_form(tmp_path):
+    """Archives of macOS hold decomposed letters."""
+    fill(tmp_path, {"train/Ka\u0308fer": 2, "train/wug": 2, "test/wug": 1})
+    (tmp_path / "types.yaml").write_text("K\u00e4fer: {answer: beetle}\n", encoding="utf-8")
+    lines(tmp_path / "train/metadata.jsonl", {"file_name": "K\u00e4fer/0.png", "prompt": "Which?"})
+    first = DemoSet.load(tmp_path).labelled[0]
+    assert (first.question, first.answer) == ("Which?", "beetle")

@@ -112,18 +112,18 @@ def _readable(
                 except UserError as error:
                     verdicts[key] = str(error) if is_file else f"{row.id}: {error}"
     notes += _change_notes(changes)
-    complaints = {row.id: next(filter(None, (verdicts[_key(row, i)] for i in range(len(row.images)))), "") for row in rows}
-    bad = list(dict.fromkeys(filter(None, complaints.values())))
+    complaints = [next(filter(None, (verdicts[_key(row, i)] for i in range(len(row.images)))), "") for row in rows]
+    bad = list(dict.fromkeys(filter(None, complaints)))
     if bad and on_bad_image == "error":
         more = f"\n… and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise UserError("\n".join(bad[:5]) + more + "\n(data.on_bad_image: drop leaves such images out.)")
     notes += [f"Dropped: {complaint}" for complaint in bad]
-    return [row for row in rows if not complaints[row.id]]
+    return [row for row, complaint in zip(rows, complaints, strict=True) if not complaint]
 
 
 def _key(row: ImageRow, place: int) -> str:
     image = row.images[place]
-    return image_name(image) if isinstance(image, str | Path) else f"{row.id}\0{place}"
+    return image_name(image) if isinstance(image, str | Path) else f"{id(row)}\0{place}"
 
 
 def _change_notes(changes: Mapping[str, Sequence[str]]) -> list[str]:
@@ -169,8 +169,7 @@ def _note_two_answers(rows: Sequence[ImageRow], notes: list[str]) -> None:
         if normalised(str(row.answer), name=True) != normalised(str(twin.answer), name=True):
             notes.append(
                 f"The same image is labelled under two answers: {twin.id} ('{listed([twin.answer])}') and {row.id} "
-                f"('{listed([row.answer])}'). "
-                "Take one out."
+                f"('{listed([row.answer])}'). Take one out."
             )
 
 

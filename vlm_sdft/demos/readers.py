@@ -6,6 +6,7 @@ import difflib
 import math
 import os
 import random
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -320,6 +321,8 @@ def _read_types(file: Path, names: Mapping[str, None]) -> dict[str, ObjectType]:
         raise UserError(f"{file}: lists or mappings stand too deep in each other. Make it flat.") from error
     if not isinstance(given, dict):
         raise UserError(f"{file}: needs a mapping of type names to {{answer, synonyms, cues}}.")
+    forms = {_composed(name): name for name in names}
+    given = {forms.get(_composed(str(name)), name): entry for name, entry in given.items()}
     for name, entry in given.items():
         if name not in names:
             raise UserError(f"{file}: there is no type '{name}'.{did_you_mean(name, names)} Types are the folders' names.")
@@ -358,13 +361,13 @@ def _read_metadata(folder: Path | None, split: Split, report: list[str]) -> Meta
     entries: Metadata = defaultdict(list)
     if folder is None or not os.path.lexists(folder / METADATA_FILE):
         return entries
-    images, others = set(_image_files(folder)), Counter[str]()
+    images, others = {_composed(str(file)): file for file in _image_files(folder)}, Counter[str]()
     for place, record in placed_rows(folder / METADATA_FILE):
         where = f"{folder / METADATA_FILE}, {place}"
         entry = {key: value for key, value in record.items() if value is not None}
         name = str(entry.get("file_name", ""))
-        file = folder / os.path.normpath(name)
-        if file not in images:
+        file = images.get(_composed(str(folder / os.path.normpath(name))))
+        if file is None:
             raise UserError(f"{where}: file_name must name an image below {folder}.")
         for key in entry:
             if key not in METADATA_KEYS and (hint := did_you_mean(key, METADATA_KEYS)):
@@ -388,6 +391,11 @@ def _read_metadata(folder: Path | None, split: Split, report: list[str]) -> Meta
             "question in 'prompt'."
         )
     return entries
+
+
+def _composed(name: str) -> str:
+    """A name in one Unicode form: file systems and archives change it."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _subfolders(folder: Path | None) -> list[Path]:

@@ -66,19 +66,17 @@ def read_image(source: ImageSource) -> tuple[Image.Image, list[str]]:
         if width * height > MAX_PIXELS or max(image.size) > MAX_SIDE:
             raise UserError(f"{name} has {width} × {height} pixels; {size}")
         changes = ["first frame"] if image.format != "MPO" and getattr(image, "is_animated", False) else []
-        deep = _low_bytes(image, data)
+        deep, bits = _is_deep(image), None
         image = ImageOps.exif_transpose(image)
-        bits = None
-        if deep is not None:
-            image, bits = _deep_colours(image, ImageOps.exif_transpose(deep))
+        if deep:
+            image, bits = _eight_bit_colours(image, data)
         elif image.mode.startswith("I"):
-            values = np.asarray(image).astype(np.int64)
+            values = np.asarray(image)
             if values.min() < 0 or values.max() > 65535:
                 raise UserError(
                     f"{name} has grey values beyond 16 bits. Save it as an ordinary 8-bit image, or leave it out."
                 )
-            bits = _bits(values)
-            image = Image.fromarray(_scaled(values, bits))
+            image, bits = _eight_bit(values)
         elif image.mode == "F":
             raise UserError(f"{name} has floating-point grey values. Save it as an ordinary 8-bit image, or leave it out.")
         changes += [f"{bits} bits"] if bits else []
@@ -122,42 +120,42 @@ def perceptual_hash(source: ImageSource) -> imagehash.ImageHash:
     return imagehash.dhash(load_image(source))
 
 
-def _bits(values: np.ndarray) -> int:
-    """The smallest of `DEPTHS` that holds the brightest value."""
-    return next(bits for bits in DEPTHS if values.max() < 2**bits)
-
-
-def _scaled(values: np.ndarray, bits: int) -> np.ndarray:
-    """Values of so many bits as 8 bits; Pillow's own conversion would clip them to white, or leave them nearly black."""
-    return (values * 255 // (2**bits - 1)).astype(np.uint8)
-
-
-def _low_bytes(image: Image.Image, data: bytes) -> Image.Image | None:
-    """The low bytes of 16-bit colours, of which Pillow keeps the high bytes; None for other images.
-
-    Read in the other byte order, the low byte stands where Pillow looks for the high one.
+def _eight_bit(values: np.ndarray) -> tuple[Image.Image, int]:
+    """Values of 16-bit files as 8 bits, and the smallest of `DEPTHS` that holds the brightest of them, by which they are
+    scaled. Pillow's own conversion would clip them to white, or leave them nearly black.
     """
-    for tile in getattr(image, "tile", ()):
+    bits = next(bits for bits in DEPTHS if values.max() < 2**bits)
+    table = (np.arange(2**bits) * 255 // (2**bits - 1)).astype(np.uint8)
+    return Image.fromarray(np.stack([table[row] for row in values])), bits
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an image that is opened and not decoded has 16-bit colours."""
+    modes = [tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in getattr(image, "tile", ())]
+    return any(str(mode).startswith(("LA;16", "RGB;16", "RGBA;16")) for mode in modes)
+
+
+def _eight_bit_colours(high: Image.Image, data: bytes) -> tuple[Image.Image, int]:
+    """An image of 16-bit colours as `_eight_bit` makes it. Pillow keeps the high bytes, which do where all 16 bits are used.
+
+    Else the low bytes are wanted too: read in the other byte order, they stand where Pillow looks for the high ones.
+    """
+    colours = np.asarray(high.convert("RGB"))
+    if colours.max() >= 64:
+        return high, 16
+    if high.mode == "LA":
+        raise ValueError("its 16-bit grey values beside transparency are of at most 14 bits, which are not read")
+    low: Any = Image.open(io.BytesIO(data), formats=FORMATS)
+    for i, tile in enumerate(low.tile):
         mode, *more = tile.args if isinstance(tile.args, tuple) else (tile.args,)
-        if str(mode)[:-1] in ("RGB;16", "RGBA;16"):
-            turned = mode[:-1] + ("L" if mode.endswith("B") or (mode.endswith("N") and sys.byteorder == "big") else "B")
-            low: Any = Image.open(io.BytesIO(data), formats=FORMATS)
-            low.tile = [part._replace(args=(turned, *more) if more else turned) for part in low.tile]
-            return low
-    return None
-
-
-def _deep_colours(high: Image.Image, low: Image.Image) -> tuple[Image.Image, int]:
-    """The image of 16-bit colours, and their bits; at 16 bits the high bytes alone."""
-    colours = [np.asarray(image.convert("RGB")).astype(np.int64) for image in (high, low)]
-    values = colours[0] * 256 + colours[1]
-    bits = _bits(values)
-    if bits == 16:
-        return high, bits
-    scaled = Image.fromarray(_scaled(values, bits))
+        order = sys.byteorder[0].upper() if mode[-1] == "N" else mode[-1]
+        turned = mode[:-1] + ("B" if order == "L" else "L")
+        low.tile[i] = tile._replace(args=(turned, *more) if more else turned)
+    values = colours.astype(np.uint16) * 256 + np.asarray(ImageOps.exif_transpose(low).convert("RGB"))
+    image, bits = _eight_bit(values)
     if high.mode == "RGBA":
-        scaled.putalpha(high.getchannel("A"))
-    return scaled, bits
+        image.putalpha(high.getchannel("A"))
+    return image, bits
 
 
 def encoded_bytes(source: ImageSource) -> bytes:
