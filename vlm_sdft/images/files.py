@@ -136,18 +136,18 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _eight_bit_colours(high: Image.Image, data: bytes) -> tuple[Image.Image, int]:
-    """An image of 16-bit colours as `_eight_bit` makes it. Pillow keeps the high bytes, which do where all 16 bits are used.
+    """An image of 16-bit colours as `_eight_bit` makes it. Pillow keeps the high bytes, which do where all bits are used.
 
     Else the low bytes are wanted too: read in the other byte order, they stand where Pillow looks for the high ones.
     """
     colours = np.asarray(high.convert("RGB"))
     if colours.max() >= 64:
         return high, 16
-    if high.mode == "LA":
-        raise ValueError("its 16-bit grey values beside transparency are of at most 14 bits, which are not read")
     low: Any = Image.open(io.BytesIO(data), formats=FORMATS)
     for i, tile in enumerate(low.tile):
         mode, *more = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        if mode.startswith("LA"):  # which Pillow reads in one order only
+            raise ValueError("its 16-bit grey values beside transparency are of at most 14 bits, which are not read")
         order = sys.byteorder[0].upper() if mode[-1] == "N" else mode[-1]
         turned = mode[:-1] + ("B" if order == "L" else "L")
         low.tile[i] = tile._replace(args=(turned, *more) if more else turned)
