@@ -120,3 +120,9 @@ def test_names_may_be_written_in_either_unicode_form(tmp_path):
     lines(tmp_path / "train/metadata.jsonl", {"file_name": "K\u00e4fer/0.png", "prompt": "Which?"})
     first = DemoSet.load(tmp_path).labelled[0]
     assert (first.question, first.answer) == ("Which?", "beetle")
+
+
+def test_metadata_beside_the_splits_is_reported(tmp_path):
+    fill(tmp_path, {"train/dax": 2, "test/dax": 1})
+    lines(tmp_path / "metadata.jsonl", {"file_name": "train/dax/0.png", "answer": "x"})
+    assert f"Not used: {tmp_path / 'metadata.jsonl'}" in said(DemoSet.load(tmp_path), "Not used")

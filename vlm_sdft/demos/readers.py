@@ -172,7 +172,11 @@ def _unused_beside_splits(path: Path, folders: Mapping[Split, Path | None]) -> l
     unread = listed(folder.name for folder in others)
     sentence = f"Not used: the folders {unread} of {path}, which are none of {', '.join(SPLITS)}."
     images = f"Not used: {len(loose)} images of {path} that lie in none of its folders."
-    return [sentence for sentence, found in ((sentence, others), (images, loose)) if found]
+    metadata = (
+        f"Not used: {path / METADATA_FILE}. It belongs into {path / 'train'} or another split, with file_name from there."
+    )
+    is_there = os.path.lexists(path / METADATA_FILE)
+    return [told for told, found in ((sentence, others), (images, loose), (metadata, is_there)) if found]
 
 
 def _unused_in_split(folder: Path | None) -> list[str]:
@@ -314,7 +318,7 @@ class _Texts(yaml.BaseLoader):
 
 def _read_types(file: Path, names: Mapping[str, None]) -> dict[str, ObjectType]:
     try:
-        given = yaml.load(file_text(file), _Texts) or {} if os.path.lexists(file) else {}
+        given = yaml.load(file_text(file, 2**20), _Texts) or {} if os.path.lexists(file) else {}
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not valid YAML: {error}") from error
     except RecursionError as error:
