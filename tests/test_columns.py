@@ -238,3 +238,42 @@ def test_words_for_retain():
         False,
         True,
     ]
+
+
+# ---- what no view would show ----
+
+TOOL = {"type": "function", "function": {"name": "weather"}}
+CALL = {"role": "assistant", "content": None, "tool_calls": [TOOL]}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({**ROW, "tools": [TOOL]}, "Row 5 has 'tools', which neither student nor teacher would be shown"),
+        (
+            {"messages": [{"role": "user", "content": "a"}], "tools": [TOOL]},
+            "Row 5 has 'messages' and no 'prompt': its turns",
+        ),
+        ({"conversations": [{"from": "human", "value": "a"}]}, "Row 5 has 'conversations' and no 'prompt'"),
+        ({"instruction": "a", "output": "b"}, "Row 5 has 'instruction' and no 'prompt': rename it"),
+        (
+            {"prompt": [{"role": "user", "content": "a"}, CALL, {"role": "user", "content": "b"}]},
+            "message 2 (assistant) has no",
+        ),
+        ({"prompt": [{"role": "user", "content": "a"}, CALL, {"role": "user", "content": "b"}]}, "tool calls go into its"),
+        ({"prompt": [{"content": "a"}]}, "message 1 (without role) has another form"),
+        ({**ROW, "golden_response": "  \n"}, "'golden_response' is empty"),
+        ({**ROW, "golden_response": ["four", " "]}, "'golden_response' is empty"),
+        ({**ROW, "demonstrations": [{"prompt": "a", "answer": " "}]}, "a demonstration needs 'prompt' and 'answer'"),
+        ({"prompt": " \n"}, "'prompt' is missing or empty"),
+    ],
+)
+def test_what_neither_view_would_show_is_refused(row, expected):
+    with pytest.raises(UserError) as raised:
+        to_example(row, 5)
+    assert expected in str(raised.value)
+
+
+def test_white_space_is_no_content():
+    example = to_example({**ROW, "tools": None, "privileged_context": " \n", "reference": " "}, 0)
+    assert example.privileged_context is None and example.reference is None

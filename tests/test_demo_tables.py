@@ -133,6 +133,13 @@ def test_a_dataset_dict_with_strings_and_its_splits(tmp_path):
     assert all(isinstance(image, dict) for image in images), "images stay encoded until they are needed"
 
 
+def test_the_validation_split_of_a_dataset_is_tested_on_where_there_is_no_test(tmp_path):
+    parts = {"train": table(tmp_path, ["dax", "dax"], 0), "validation": table(tmp_path, ["dax"], 50)}
+    demos = DemoSet.from_dataset(datasets.DatasetDict(parts))
+    assert names(demos.test) == ["validation/0"] and len(demos.labelled) == 2
+    said(demos, "'validation' is taken as 'test'")
+
+
 def test_a_mistake_in_a_dataset_is_named(tmp_path):
     rows = table(tmp_path, ["dax", "dax"], 0)
     with pytest.raises(UserError, match=r"no column 'label' \(it has image, kind\)"):

@@ -383,3 +383,118 @@ def test_one_image_under_two_answers_is_reported(tmp_path):
     shutil.copy(tmp_path / "train/dax/1.png", tmp_path / "train/dax/x.png")
     sentence = said(DemoSet.load(tmp_path), "under two answers")
     assert "train/dax/0.png ('dax') and train/wug/x.png ('wug')" in sentence and "dax/1" not in sentence
+
+
+# ---- folders that are not as they seem ----
+
+
+def test_a_folder_above_the_data_names_the_one_to_give(tmp_path):
+    for deeper in ("pets", "download/pets"):
+        root = tmp_path / deeper.replace("/", "-")
+        fill(root / deeper, {"train/dax": 2, "test/dax": 1})
+        assert f"{root} has no train/, but {root / deeper} has: give that folder" in error(root)
+
+
+def test_folders_below_a_types_folder_are_said_to_be_joined(tmp_path):
+    fill(tmp_path, {"train/red/dax": 2, "train/red/wug": 2, "train/blue/zup": 2, "train/cat/images": 2})
+    note = said(DemoSet.load(tmp_path), "hold further folders")
+    assert note.startswith(f"2 type folders of {tmp_path / 'train'}") and "(blue: zup)" in note and "cat" not in note
+
+
+def test_images_without_folders_of_types_are_no_type(tmp_path):
+    fill(tmp_path, {"train/dax": 2, "train/wug": 2, "test/images": 3})
+    assert f"{tmp_path / 'test'} has no type folders: 'images' would be a type" in error(tmp_path)
+    other = fill(tmp_path / "other", {"images": 3})
+    assert f"{other} has no type folders" in error(other)
+    deep = fill(tmp_path / "deep", {"train/train": 3, "train/test": 3})
+    assert f"{deep / 'train'} has no type folders" in error(deep)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
+def test_validation_images_are_tested_on_where_there_is_no_test(tmp_path, name):
+    fill(tmp_path, {"train/dax": 2, "train/wug": 2, f"{name}/dax": 1, f"{name}/wug": 1})
+    demos = DemoSet.load(tmp_path)
+    assert names(demos.test) == [f"{name}/dax/0.png", f"{name}/wug/0.png"] and len(demos.labelled) == 4
+    assert said(demos, "is taken as test/").startswith(f"{tmp_path / name} is")
+    fill(tmp_path, {"test/dax": 1}, start=50)
+    demos = DemoSet.load(tmp_path)
+    assert names(demos.test) == ["test/dax/0.png"] and name in said(demos, "Not used: the folders")
+
+
+def test_validation_images_of_no_type_are_left_out_and_named(tmp_path):
+    fill(tmp_path, {"train/dax": 3, "train/wug": 3, "val/images": 2})
+    demos = DemoSet.load(tmp_path)
+    assert "the folders val of" in said(demos, "Not used") and "held out" in said(demos, "There is no test/")
+    (tmp_path / "train").rename(tmp_path / "training")
+    assert "val/ but no train/" in error(tmp_path)
+
+
+# ---- names ----
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "how"),
+    [
+        ("K\u00e4fer", "Ka\u0308fer", "Unicode form"),
+        ("Cat", "cat", "letter case"),
+        ("STRASSE", "stra\u00dfe", "letter case"),
+    ],
+)
+def test_types_that_differ_in_form_only_are_named_with_their_places(tmp_path, first, second, how):
+    fill(tmp_path, {f"train/{first}": 2, "train/wug": 2, f"test/{second}": 1})
+    message = error(tmp_path)
+    assert f"'{first}' (in train/) and '{second}' (in test/) differ in {how}" in message and "one name" in message
+
+
+def test_answers_have_no_white_space_around_them(tmp_path):
+    fill(tmp_path, {"train/__dax": 2, "train/wug__ru_": 2, "train/b": 2, "test/b": 1})
+    (tmp_path / "types.yaml").write_text('b: {answer: " a b \\n", synonyms: [" c "], cues: ["d "]}\n')
+    types = DemoSet.load(tmp_path, question=" What? ").types
+    assert {kind.answer for kind in types.values()} == {"dax", "wug ru", "a b"}
+    assert (types["b"].synonyms, types["b"].cues) == (("c",), ("d",))
+    assert {row.question for row in DemoSet.load(tmp_path, question=" What? ").labelled} == {"What?"}
+
+
+def test_notes_stay_short_however_many_names_there_are(tmp_path):
+    fill(tmp_path, {f"train/{'x' * 200}{i}": 1 for i in range(12)})
+    note = said(DemoSet.load(tmp_path), "One labelled image only")
+    assert len(note) < 500 and "and 7 more" in note
+
+
+def test_pictures_that_are_not_shown_as_they_stand_are_counted(tmp_path):
+    import numpy as np
+
+    fill(tmp_path, {"train/dax": 2, "train/wug": 2, "test/dax": 1})
+    for i in range(2):
+        Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 16 + i).save(tmp_path / f"train/dax/deep{i}.png")
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "train/wug/moving.gif", save_all=True, append_images=frames[1:])
+    demos = DemoSet.load(tmp_path)
+    assert "1 animations" in said(demos, "Only the first picture") and "moving.gif" in said(demos, "Only the first picture")
+    assert "2 images in 16-bit files" in (note := said(demos, "16-bit")) and "2 of 12 bits" in note
+
+
+def test_images_that_a_model_refuses_are_named_at_once_or_dropped_in_all_sets(tmp_path):
+    from vlm_sdft.adapter import ImageAdapter
+    from vlm_sdft.config import ImageData, ImageDemonstrations
+
+    fill(tmp_path, WHOLE)
+    (tmp_path / "retain/any/1.png").write_bytes(b"nothing")
+    thin = {"train/dax/thin.png": (2000, 3), "test/dax/thin.png": (3, 2000), "unlabelled/thin.png": (900, 4)}
+    thin |= {"retain/thin.png": (901, 4), "old/cat/thin.png": (902, 4)}
+    for place, size in thin.items():
+        Image.effect_noise(size, 50).save(tmp_path / place)
+
+    def load(on_bad_image):
+        section = ImageData(str(tmp_path), on_bad_image=on_bad_image)
+        return ImageAdapter.from_config(section, ImageDemonstrations(), "builtin:tiny-qwen3-vl")
+
+    with pytest.raises(UserError) as caught:
+        load("error")
+    message = str(caught.value)
+    assert message.count("thin.png") + message.count("any/1.png") == 5 and "and 1 more" in message
+    assert "thin.png (3 × 2000) is refused by the model's image processor" in message
+    adapter, splits = load("drop")
+    kept = [*adapter.demos.train, *adapter.demos.test, *adapter.demos.old]
+    assert len(kept) == 5 + 2 + 1 + 2 + 2 and not [row for row in kept if "thin" in row.id]
+    assert sum(line.startswith("Dropped: ") for line in splits.report) == 6

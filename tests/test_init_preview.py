@@ -103,3 +103,16 @@ class NothingToSet(TextAdapter):
     @classmethod
     def from_config(cls, data: TextData, demonstrations: NoSettings) -> tuple[NothingToSet, Splits]:
         return super().from_config(data, TextDemonstrations())
+
+
+@pytest.mark.parametrize(
+    "name", ["a\x85model: evil", "a\u2028model: evil", "a\nmodel: evil", "a\x07b", "no", "null", "1e3", "é🙂"]
+)
+def test_a_name_adds_nothing_to_a_config(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / name, {f"train/{name}": 1, "train/wug": 2, "test/wug": 1})
+    assert main(["init", name, "--model", name]) == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert list(settings) == ["model", "adapter", "data", "demonstrations", "train"]
+    assert settings["model"] == settings["data"]["path"] == name
+    assert settings["train"]["output_dir"] == f"runs/{name}"

@@ -83,3 +83,46 @@ def test_metadata_that_is_no_json_is_an_error_with_its_line(tmp_path):
     fill(tmp_path, {"train/dax": 2})
     (tmp_path / "train/metadata.jsonl").write_text("{file_name: dax/0.png}\n")
     assert "metadata.jsonl cannot be read as json: line 1" in error(tmp_path)
+
+
+def test_keys_of_metadata_that_are_not_read_are_named(tmp_path):
+    fill(tmp_path, {"train/dax": 3, "test/dax": 1})
+    lines(
+        tmp_path / "train/metadata.jsonl",
+        {"file_name": "dax/0.png", "text": "a red star", "label": "dax"},
+        {"file_name": "dax/1.png", "caption": "x", "text": "a blue star"},
+    )
+    sentence = said(DemoSet.load(tmp_path), "Not used")
+    assert "text (2), label (1), caption (1)" in sentence and "'answer'" in sentence and "'prompt'" in sentence
+
+
+def test_prompts_and_answers_of_metadata_have_no_white_space_around_them(tmp_path):
+    fill(tmp_path, {"train/dax": 2, "test/dax": 1, "old/dax": 1})
+    own = {"file_name": "dax/0.png", "prompt": "What is\nthis?  ", "answer": "gor\nyon\n"}
+    for split in ("train", "old"):
+        lines(tmp_path / split / "metadata.jsonl", own)
+    demos = DemoSet.load(tmp_path)
+    rows = {row.id: (row.question, row.answer) for row in (*demos.labelled, *demos.old)}
+    assert rows["train/dax/0.png"] == rows["old/dax/0.png#0"] == ("What is\nthis?", "gor\nyon")
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "true"])
+def test_an_answer_is_a_text_or_a_number(tmp_path, value):
+    fill(tmp_path, {"train/dax": 2})
+    (tmp_path / "train/metadata.jsonl").write_text(f'{{"file_name": "dax/0.png", "answer": {value}}}\n')
+    assert "metadata.jsonl, line 1: 'answer' must be a text or a number" in error(tmp_path)
+
+
+def test_names_may_be_written_in_either_unicode_form(tmp_path):
+    """Archives of macOS hold decomposed letters."""
+    fill(tmp_path, {"train/Ka\u0308fer": 2, "train/wug": 2, "test/wug": 1})
+    (tmp_path / "types.yaml").write_text("K\u00e4fer: {answer: beetle}\n", encoding="utf-8")
+    lines(tmp_path / "train/metadata.jsonl", {"file_name": "K\u00e4fer/0.png", "prompt": "Which?"})
+    first = DemoSet.load(tmp_path).labelled[0]
+    assert (first.question, first.answer) == ("Which?", "beetle")
+
+
+def test_metadata_beside_the_splits_is_reported(tmp_path):
+    fill(tmp_path, {"train/dax": 2, "test/dax": 1})
+    lines(tmp_path / "metadata.jsonl", {"file_name": "train/dax/0.png", "answer": "x"})
+    assert f"Not used: {tmp_path / 'metadata.jsonl'}" in said(DemoSet.load(tmp_path), "Not used")

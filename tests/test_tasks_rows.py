@@ -211,6 +211,9 @@ BAD = [
     ("medical", medical_test()[0], {}, "nothing to show the teacher"),
     ("knowledge", knowledge()[0], {"article": None}, "'article' is missing"),
     ("knowledge", knowledge()[0], {"answer": ""}, "'answer' is missing"),
+    ("knowledge", knowledge()[0], {"article": " \n"}, "'article' is missing or empty"),
+    ("medical", medical()[0], {"Response": " "}, "neither a 'Response'"),
+    ("science", science()[0], {"output_text": " "}, "'output_text' is missing or empty"),
 ]
 
 

@@ -1,6 +1,8 @@
 """Drawn objects and the folders made of them."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from text_sdft.core import UserError
 from vlm_sdft import DemoSet
+from vlm_sdft.config import ImageData, load_demos
 from vlm_sdft.zoo import resolve_data
 from vlm_sdft.zoo.drawing import draw
+from vlm_sdft.zoo.few_shot import made_folder
 from vlm_sdft.zoo.novel_objects import MARKER, NovelObjects, write_novel_objects
 from vlm_sdft.zoo.objects import SPLIT_SIZES, SPLITS, base_types, sample_types, split_attributes
 from vlm_sdft.zoo.vocabulary import base_names, invented_names
@@ -138,3 +143,38 @@ def test_names_of_data(tmp_path: Path) -> None:
         resolve_data("builtin:nothing", tmp_path)
     with pytest.raises(ValueError, match="seed"):
         resolve_data(str(tmp_path), tmp_path, seed=1)
+
+
+def test_two_runs_may_make_one_folder_at_once(tmp_path: Path) -> None:
+    """Each writes beside the folder's place, and the first to finish puts its own there."""
+    both = threading.Barrier(2, timeout=60)
+
+    def write(folder: Path) -> dict[str, int]:
+        both.wait()  # neither is complete while the other begins
+        Image.new("RGB", (8, 8)).save(folder / "x.png")
+        both.wait()
+        return {"found": 1}
+
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(made_folder, tmp_path / "cache" / "made", "m.json", {"seed": 1}, write) for _ in range(2)]
+    assert {run.result() for run in runs} == {tmp_path / "cache" / "made"}
+    assert sorted(p.name for p in (tmp_path / "cache").rglob("*")) == ["m.json", "made", "x.png"], "and nothing beside it"
+    assert json.loads((tmp_path / "cache/made/m.json").read_text()) == {"made_by": {"seed": 1}, "found": 1, "pictures": 1}
+
+
+@pytest.mark.parametrize("cut", [b"", b'{"made_by": {"se', b"[]", b"\xff"])
+def test_a_marker_that_was_cut_is_made_again(tmp_path: Path, cut: bytes) -> None:
+    made = []
+    for _ in range(3):
+        made_folder(tmp_path / "made", "m.json", {"seed": 1}, lambda folder: {"n": made.append(folder)})
+        (tmp_path / "made/m.json").write_bytes(cut)
+    assert len(made) == 3
+    made_folder(tmp_path / "made", "m.json", {"seed": 1}, lambda folder: {"n": made.append(folder)})
+    made_folder(tmp_path / "made", "m.json", {"seed": 1}, lambda folder: {"n": made.append(folder)})
+    assert len(made) == 4, "a whole one is left as it is"
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match=r"data\.cache .*cache cannot be written"):
+        load_demos(ImageData("builtin:novel-objects", options=SMALL, cache=str(tmp_path / "cache")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,22 @@ from typing import Any
 from text_sdft.core.adapter import with_unique_ids
 from text_sdft.core.chat import answered, with_system, with_text
 from text_sdft.core.data import Conversation, Demonstration, Example
-from text_sdft.core.errors import UserError, does_not_exist
+from text_sdft.core.errors import UserError, does_not_exist, listed
+from text_sdft.files import check_file
 from text_sdft.row_files import read_rows
 
 COLUMNS = (
     "prompt", "privileged_context", "demonstrations", "golden_response",
     "teacher_prompt", "reference", "retain", "id",
 )  # fmt: skip
+_TURNS = "its turns up to the last user's go into 'prompt', the assistant's last one into 'golden_response'"
+#: Columns of other programs' files, and what their content is called here.
+RENAMED = {
+    "messages": _TURNS,
+    "conversations": _TURNS + ", each with 'role' and 'content'",
+    "instruction": "rename it 'prompt' (with 'input' behind it), and 'output' 'golden_response'",
+    "question": "rename it 'prompt', and the right answer 'golden_response' or 'reference'",
+}
 KINDS = (".jsonl", ".json", ".parquet", ".csv")
 
 
@@ -33,8 +43,9 @@ def load_rows(path: str) -> list[dict[str, Any]]:
 
     file = Path(path)
     if file.suffix in KINDS:
-        if not file.is_file():
+        if not os.path.lexists(file):
             raise UserError(does_not_exist(file))
+        check_file(file)
         if file.suffix != ".parquet":  # whose columns have types; for other files `datasets` would guess them
             return read_rows(file)
         try:
@@ -74,9 +85,10 @@ def to_example(row: Any, number: int, system_prompt: str | None = None) -> Examp
     messages = with_system(messages_of(row.get("prompt"), "prompt", number), system_prompt)
     golden = row.get("golden_response")
     answers = [golden] if isinstance(golden, str) else golden or []
-    if not isinstance(answers, list) or not all(isinstance(answer, str) and answer for answer in answers):
-        state = "must be a string or a list of strings" if golden else "is empty: leave it out where there is none"
-        raise UserError(f"Row {number}: 'golden_response' {state}.")
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise UserError(f"Row {number}: 'golden_response' must be a string or a list of strings.")
+    if not all(answer.strip() for answer in answers):
+        raise UserError(f"Row {number}: 'golden_response' is empty: leave it out where there is none.")
     given_shown = row.get("demonstrations") or []
     if not isinstance(given_shown, list):
         raise UserError(f"Row {number}: 'demonstrations' must be a list of {{'prompt', 'answer'}}.")
@@ -93,7 +105,7 @@ def to_example(row: Any, number: int, system_prompt: str | None = None) -> Examp
         messages=messages,
         demonstrations=shown,
         privileged_context=_context(row.get("privileged_context"), number),
-        reference=None if reference is None else str(reference),
+        reference=None if reference is None or not str(reference).strip() else str(reference),
         retain=_flag(row.get("retain"), number),
         meta={"teacher_messages": teacher, "golden": len(answers)},  # the golden ones are the last demonstrations
     )
@@ -112,6 +124,13 @@ def to_examples(rows: Iterable[Any], system_prompt: str | None = None) -> list[E
 def _check_names(row: Mapping[str, Any], number: int) -> None:
     if any(row.get(name) is not None for name in ("images", "image", "teacher_images")):
         raise UserError(f"Row {number} has images, which the text adapter would drop. Use `adapter: image`.")
+    if row.get("prompt") is None and (other := next((name for name in RENAMED if row.get(name) is not None), None)):
+        raise UserError(f"Row {number} has '{other}' and no 'prompt': {RENAMED[other]}.")
+    if row.get("tools"):
+        raise UserError(
+            f"Row {number} has 'tools', which neither student nor teacher would be shown. Write them into a system message "
+            "of 'prompt', or leave the column out."
+        )
     for name in row:
         near = difflib.get_close_matches(str(name), COLUMNS, n=1, cutoff=0.85)
         if near and name not in COLUMNS and near[0] not in row:
@@ -122,23 +141,21 @@ def messages_of(given: Any, column: str, number: int) -> Conversation:
     """A query from a string or from messages that end in a user turn. Raises `UserError` naming row and column."""
     if isinstance(given, str) and given.strip():
         return [{"role": "user", "content": given}]
-    if _are_messages(given):
-        if given[-1]["role"] != "user":
-            raise UserError(
-                f"Row {number}: '{column}' ends in a turn of '{given[-1]['role']}'; it must end in a user turn."
-            )
+    if isinstance(given, list) and given:
         messages = _texts(given, column, number)
-        if str(messages[-1]["content"] or "").strip():
+        if (last := messages[-1]["role"]) != "user":
+            raise UserError(f"Row {number}: '{column}' ends in a turn of '{listed([last])}'; it must end in a user turn.")
+        if messages[-1]["content"].strip():
             return messages
         given = None
-    state = "is missing or empty" if not given else f"is a {type(given).__name__}"
+    state = "is missing or empty" if not given or isinstance(given, str) else f"is a {type(given).__name__}"
     raise UserError(f"Row {number}: '{column}' {state}; give a string, or messages with role and content.")
 
 
 def _context(given: Any, number: int) -> str | Conversation | None:
     if given is None or given == [] or isinstance(given, str):
-        return given or None
-    if _are_messages(given):
+        return given if given and given.strip() else None
+    if isinstance(given, list):
         return _texts(given, "privileged_context", number)
     raise UserError(f"Row {number}: 'privileged_context' must be a string, or messages with role and content.")
 
@@ -152,26 +169,33 @@ def _flag(given: Any, number: int) -> bool:
     words = {"true": True, "1": True, "false": False, "0": False, "": False}
     word = "" if given is None else str(given).strip().lower()
     if word not in words:
-        raise UserError(f"Row {number}: 'retain' is {given!r}; it must be true or false.")
+        raise UserError(f"Row {number}: 'retain' is {listed([given])}; it must be true or false.")
     return words[word]
-
-
-def _are_messages(given: Any) -> bool:
-    return (
-        isinstance(given, list)
-        and bool(given)
-        and all(isinstance(m, Mapping) and "role" in m and isinstance(m.get("content"), str | list) for m in given)
-    )
 
 
 def _texts(messages: list[Any], column: str, number: int) -> Conversation:
     """The messages with texts for contents, parts joined. Raises `UserError` where a part is no text."""
+    for place, message in enumerate(messages, 1):
+        role, content = (message.get(key) if isinstance(message, Mapping) else None for key in ("role", "content"))
+        if role is None or not isinstance(content, str | list):
+            has = "no content (null)" if role is not None and content is None else "another form"
+            calls = (
+                ". Its tool calls go into its content, as text" if role is not None and message.get("tool_calls") else ""
+            )
+            raise UserError(
+                f"Row {number}: '{column}' is a string, or messages with role and content; message {place} "
+                f"({listed([role or 'without role'])}) has {has}{calls}."
+            )
     return [dict(with_text(message, f"Row {number}: '{column}'", "Use `adapter: image`.")) for message in messages]
 
 
 def _demonstration(given: Any, number: int) -> Demonstration:
-    if isinstance(given, list) and len(given) >= 2 and _are_messages(given) and given[-1]["role"] == "assistant":
-        return Demonstration(_texts(given, "demonstrations", number))
-    if isinstance(given, Mapping) and all(isinstance(given.get(key), str) and given[key] for key in ("prompt", "answer")):
-        return answered(given["prompt"], given["answer"])
+    if isinstance(given, list) and len(given) >= 2:
+        turns = _texts(given, "demonstrations", number)
+        if turns[-1]["role"] == "assistant":
+            return Demonstration(turns)
+    elif isinstance(given, Mapping):
+        asked, answer = given.get("prompt"), given.get("answer")
+        if isinstance(asked, str) and isinstance(answer, str) and asked.strip() and answer.strip():
+            return answered(asked, answer)
     raise UserError(f"Row {number}: a demonstration needs 'prompt' and 'answer', or user and assistant messages.")

@@ -102,9 +102,15 @@ class ImageAdapter(ChatAdapter):
     train_defaults: ClassVar[dict[str, Any]] = vlm()
 
     @classmethod
-    def from_config(cls, data: ImageData, demonstrations: ImageDemonstrations) -> tuple[ImageAdapter, Splits]:
-        """The adapter and its data from the YAML sections. Rows of ``old`` without a type are ``old skills``."""
-        demos = load_demos(data)
+    def from_config(
+        cls, data: ImageData, demonstrations: ImageDemonstrations, model: str | None = None
+    ) -> tuple[ImageAdapter, Splits]:
+        """The adapter and its data from the YAML sections. Rows of ``old`` without a type are ``old skills``.
+
+        Args:
+            model: whose image processor is asked which images it refuses.
+        """
+        demos = load_demos(data, model)
         shared = ("max_pixels", "system_prompt", "train_vision", "image_features_gib")
         adapter = cls(demos, **asdict(demonstrations), **{name: getattr(data, name) for name in shared})
         evals = {

@@ -14,6 +14,7 @@ from vlm_sdft.demos.rationales import RATIONALE_QUESTION
 from vlm_sdft.demos.retention import is_made, retain_in_context, retain_made
 from vlm_sdft.demos.selection import Selection
 from vlm_sdft.demos.sets import QUESTION, DemoSet
+from vlm_sdft.images.loading import refusal_by
 from vlm_sdft.zoo import resolve_data
 from vlm_sdft.zoo.few_shot import FewShot
 from vlm_sdft.zoo.novel_objects import NovelObjects
@@ -57,7 +58,9 @@ class ImageData:
         0.0, "Share of retention prompts that begin with demonstrations (random names): keeps in-context learning."
     )
     holdout: float = setting(0.2, "Share held out for testing where there is no test/.")
-    on_bad_image: Literal["error", "drop"] = setting("error", "What to do with images that cannot be read.")
+    on_bad_image: Literal["error", "drop"] = setting(
+        "error", "What to do with images that cannot be read or that the model's processor refuses."
+    )
     max_pixels: int | None = setting(
         None, "Pixels one image may cost; fewer make shorter prompts. Unset: the processor's limit."
     )
@@ -131,15 +134,23 @@ def data_folder(name: str, cache_dir: Path, **options: Any) -> Path:
     return resolve_data(name, cache_dir, **options)
 
 
-def load_demos(data: ImageData) -> DemoSet:
-    """The demo set that the section describes; builtin and hub data is written first. Raises `UserError`."""
+def load_demos(data: ImageData, model: str | None = None) -> DemoSet:
+    """The demo set that the section describes, for the model of that name or folder; builtin and hub data is written first.
+    Raises `UserError`.
+    """
     try:
         path = data_folder(data.path, Path(data.cache), **data.options)
     except (ValueError, TypeError) as error:
         raise UserError(f"data.path {data.path}, data.options {data.options}: {error}") from error
+    except OSError as error:
+        raise UserError(
+            f"data.cache {data.cache} cannot be written ({error}). Name a folder that can, with space."
+        ) from error
     made = data.retain is not None and is_made(data.retain)
     names = ("question", "retain_questions", "holdout", "on_bad_image")
-    demos = DemoSet.load(path, retain=None if made else data.retain, **{name: getattr(data, name) for name in names})
+    options = {name: getattr(data, name) for name in names}
+    refusal = None if model is None else refusal_by(model)
+    demos = DemoSet.load(path, retain=None if made else data.retain, refusal=refusal, **options)
     demos = demos if data.types is None else demos.of_types(data.types)
     if made:
         demos = retain_made(demos, str(data.retain), data.retain_questions or [data.question])

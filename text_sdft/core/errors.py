@@ -27,3 +27,10 @@ def does_not_exist(path: Path) -> str:
 def first_line(error: Exception, length: int = 240) -> str:
     """The first line of a library's message, shortened: some go on with hundreds of class names."""
     return shorten(str(error).strip().partition("\n")[0], length, placeholder=" …")
+
+
+def listed(names: Iterable[object], most: int = 5, length: int = 60) -> str:
+    """Names in a sentence: the first of them, each shortened to so many characters, and how many more there are."""
+    whole = [" ".join(str(name).split()) for name in names]
+    shown = [name if len(name) <= length else f"{name[: length - 1]}…" for name in whole[:most]]
+    return ", ".join(shown) + (f" and {len(whole) - most} more" if len(whole) > most else "")

@@ -131,6 +131,6 @@ class TaskAdapter(TextAdapter):
 def required(row: Mapping[str, Any], column: str, number: int) -> Any:
     """The column's value. Raises `UserError` where it is missing or empty."""
     value = row.get(column)
-    if value is None or value == "" or value == []:
+    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         raise UserError(f"Row {number}: '{column}' is missing or empty; its columns are {', '.join(map(str, row))}.")
     return value

@@ -71,4 +71,4 @@ class MedicalAdapter(TaskAdapter):
 
 
 def _first(row: Mapping[str, Any], columns: tuple[str, ...]) -> Any:
-    return next((row[column] for column in columns if row.get(column)), None)
+    return next((row[column] for column in columns if str(row.get(column) or "").strip()), None)

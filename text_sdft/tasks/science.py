@@ -37,7 +37,7 @@ class ScienceAdapter(TaskAdapter):
                 f"Row {number}: no letter as the right answer (found {letter!r}). It stands in 'answer', or in "
                 "'output_text' as <answer>B</answer>. Correct the row or leave it out."
             )
-        reply = [answered(messages[-1], output)] if output else []
+        reply = [answered(messages[-1], output)] if output and output.strip() else []
         return Example(row_id(row, number), messages, reply, reference=letter.strip(), meta={"gold": letter.strip()})
 
     def grade(self, example: Example, answer: str) -> float:

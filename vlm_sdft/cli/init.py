@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import yaml
+
 _TEMPLATE = """\
 # {report}
 model: {model}
@@ -46,9 +48,11 @@ def run_name(data: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """As it stands where YAML would read it so, else quoted."""
-    plain = all(char.isalnum() or char in "/._-" for char in text) and text[:1].isalpha() | text.startswith(("/", "."))
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    """As it stands where YAML would read it so, else quoted, with escapes for all that could end a line."""
+    if all(char.isalnum() or char in "/._-:" for char in text) and yaml.safe_load(text) == text:
+        return text
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in quoted)
 
 
 def init_config(folder: str, model: str) -> str:
@@ -59,8 +63,8 @@ def init_config(folder: str, model: str) -> str:
     images = [sum(row.type == name for row in demos.labelled) for name in {row.type for row in demos.labelled}]
     builtin = model.startswith("builtin:")
     return _TEMPLATE.format(
-        report=" ".join(demos.report).replace("\n", " "),
-        model=model if builtin else _quoted(model),
+        report="".join(char if char.isprintable() else " " for char in " ".join(demos.report)),
+        model=_quoted(model),
         path=_quoted(folder.rstrip("/") or "/"),
         name=_quoted(f"runs/{run_name(folder)}"),
         n_types=min(5, len(images)),

@@ -13,6 +13,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
@@ -158,7 +159,9 @@ def load_experiment(call: Call, config: Settings) -> tuple[Experiment, Namespace
     if values.model.startswith("builtin:") and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # so small a model that several threads only wait for each other
     with train.main_process_first(desc="reading the data"):  # builtin data is drawn once
-        adapter, splits = adapter_type.from_config(data, demonstrations)
+        # Which images a model takes is known before it is loaded.
+        named = "model" in signature(adapter_type.from_config).parameters
+        adapter, splits = adapter_type.from_config(data, demonstrations, **({"model": values.model} if named else {}))
     made = values.model, adapter, splits, train, lora.resolve(values.model), evaluation, settings, values.method
     return Experiment(*made, defaults=defaults), values
 

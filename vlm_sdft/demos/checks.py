@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,8 +12,10 @@ import numpy as np
 
 from text_sdft.answers import normalised
 from text_sdft.core import UserError
-from vlm_sdft.demos.rows import ImageRow, ObjectType
-from vlm_sdft.images.files import image_name, load_image, perceptual_hash
+from text_sdft.core.errors import listed
+from vlm_sdft.demos.rows import ImageRow, ObjectType, Question
+from vlm_sdft.images.files import image_name, perceptual_hash, read_image
+from vlm_sdft.images.loading import Refusal
 
 OnBadImage = Literal["error", "drop"]
 #: Bits of 64 in which two perceptual hashes may differ and the images still be called near-duplicates.
@@ -20,21 +23,26 @@ NEAR_DUPLICATE_BITS = 1
 
 
 def checked_rows(
-    rows: Sequence[ImageRow], types: Mapping[str, ObjectType], on_bad_image: OnBadImage, notes: list[str]
+    rows: Sequence[ImageRow],
+    types: Mapping[str, ObjectType],
+    on_bad_image: OnBadImage,
+    notes: list[str],
+    refusal: Refusal | None = None,
 ) -> list[ImageRow]:
     """The rows that can be used.
 
     Args:
         types: what is known of each type, by name.
-        on_bad_image: an image that cannot be read is an error, or is dropped and noted.
+        on_bad_image: an image that cannot be read, or is refused, is an error, or is dropped and noted.
+        refusal: why the model does not take an image.
         notes: sentences on what was read so far; those on what is dropped here, and on what looks odd, are added.
 
     Raises:
         UserError: two types share an answer, a synonym is another's answer, an image cannot be read, or no labelled row is
             left.
     """
-    _check_answers(types)
-    rows = _without_leaks(_readable(rows, on_bad_image, notes), notes)
+    _check_answers(types, rows)
+    rows = _without_leaks(_readable(rows, on_bad_image, notes, refusal), notes)
     labelled, tested = ([row for row in rows if row.split == split] for split in ("train", "test"))
     if not labelled:
         dropped = [sentence for sentence in notes if sentence.startswith(("Dropped", "Not used"))]
@@ -42,27 +50,22 @@ def checked_rows(
         raise UserError(f"There are no labelled training images: put at least one into train/<type>/.{why}")
     counts = Counter(row.type for row in labelled)
     if single := [str(name) for name, count in counts.items() if count == 1]:
-        notes.append(
-            f"One labelled image only: {', '.join(single)}. As a query it has no demonstration of its type; add one."
-        )
+        notes.append(f"One labelled image only: {listed(single)}. As a query it has no demonstration of its type; add one.")
     _note_two_answers(labelled, notes)
     if unseen := dict.fromkeys(str(row.type) for row in tested if row.type not in counts):
-        notes.append(f"Tested on, but without a labelled training image: {', '.join(unseen)}. Add some.")
+        notes.append(f"Tested on, but without a labelled training image: {listed(unseen)}. Add some.")
     _note_near_duplicates([*labelled, *(row for row in rows if row.split == "unlabelled")], tested, notes)
     return rows
 
 
-def _check_answers(types: Mapping[str, ObjectType]) -> None:
+def _check_answers(types: Mapping[str, ObjectType], rows: Sequence[ImageRow]) -> None:
     seen: dict[str, str] = {}
     for kind in types.values():
         word = normalised(kind.answer, name=True)
         if not word:
             raise UserError(f"The type '{kind.name}' has no answer word: give one in types.yaml.")
         if word in seen:
-            raise UserError(
-                f"The types '{seen[word]}' and '{kind.name}' share the answer '{kind.answer}': no answer could tell them "
-                "apart. Give one another answer in types.yaml, or join their folders."
-            )
+            raise UserError(_one_answer(seen[word], kind.name, kind.answer, rows))
         seen[word] = kind.name
     for kind in types.values():
         for word in kind.synonyms:
@@ -73,29 +76,71 @@ def _check_answers(types: Mapping[str, ObjectType]) -> None:
                 )
 
 
-def _readable(rows: Sequence[ImageRow], on_bad_image: OnBadImage, notes: list[str]) -> list[ImageRow]:
-    """The rows whose images open. Every image is decoded once, so that none fails within training."""
-    verdicts: dict[str, str | None] = {}
-    good, bad = [], []
+def _one_answer(first: str, second: str, answer: str, rows: Sequence[ImageRow]) -> str:
+    """That two types share an answer, and why."""
+    forms = [unicodedata.normalize("NFC", name) for name in (first, second)]
+    if forms[0] != forms[1] and forms[0].casefold() != forms[1].casefold():
+        return (
+            f"The types '{listed([first])}' and '{listed([second])}' share the answer '{listed([answer])}': no answer "
+            "could tell them apart. Give one another answer in types.yaml, or join their folders."
+        )
+    lies = [", ".join(dict.fromkeys(f"{row.split}/" for row in rows if row.type == name)) for name in (first, second)]
+    how = "Unicode form (composed or decomposed letters)" if forms[0] == forms[1] else "letter case"
+    return (
+        f"The types '{first}' (in {lies[0]}) and '{second}' (in {lies[1]}) differ in {how} only: to the model they are one "
+        "answer. Give their folders one name, or one of them another answer in types.yaml."
+    )
+
+
+def _readable(
+    rows: Sequence[ImageRow], on_bad_image: OnBadImage, notes: list[str], refusal: Refusal | None
+) -> list[ImageRow]:
+    """The rows whose images open and are not refused. Every image is decoded once, so that none fails within training."""
+    verdicts: dict[str, str] = {}  # a complaint, or nothing
+    changes: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        complaints: list[str] = []
-        for image in row.images:
-            is_file = isinstance(image, str | Path)  # others have no name of their own: the row's
-            name = image_name(image) if is_file else row.id
-            if name not in verdicts or not is_file:
+        for place, image in enumerate(row.images):
+            if (key := _key(row, place)) not in verdicts:
+                is_file = isinstance(image, str | Path)  # others have no name of their own: the row's
+                name = image_name(image) if is_file else row.id
                 try:
-                    load_image(image)
-                    verdicts[name] = None
+                    opened, changed = read_image(image)
+                    why = refusal(opened) if refusal is not None else None
+                    verdicts[key] = f"{name} {why}. Replace it, or leave it out." if why else ""
+                    for change in changed:
+                        changes[change].append(name)
                 except UserError as error:
-                    verdicts[name] = str(error) if is_file else f"{row.id}: {error}"
-            complaints += filter(None, [verdicts[name]])
-        (bad.append(complaints[0]) if complaints else good.append(row))
-    bad = list(dict.fromkeys(bad))
+                    verdicts[key] = str(error) if is_file else f"{row.id}: {error}"
+    notes += _change_notes(changes)
+    complaints = [next(filter(None, (verdicts[_key(row, i)] for i in range(len(row.images)))), "") for row in rows]
+    bad = list(dict.fromkeys(filter(None, complaints)))
     if bad and on_bad_image == "error":
         more = f"\n… and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise UserError("\n".join(bad[:5]) + more + "\n(data.on_bad_image: drop leaves such images out.)")
     notes += [f"Dropped: {complaint}" for complaint in bad]
-    return good
+    return [row for row, complaint in zip(rows, complaints, strict=True) if not complaint]
+
+
+def _key(row: ImageRow, place: int) -> str:
+    image = row.images[place]
+    return image_name(image) if isinstance(image, str | Path) else f"{id(row)}\0{place}"
+
+
+def _change_notes(changes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Sentences on images that are not shown as they stand in their files (see `read_image`)."""
+    notes = []
+    if frames := changes.get("first frame"):
+        notes.append(
+            f"Only the first picture is read of {len(frames)} animations or files of several, such as {frames[0]}."
+        )
+    deep = {change: names for change, names in sorted(changes.items()) if change.endswith("bits")}
+    if set(deep) - {"8 bits", "16 bits"}:
+        counts = ", ".join(f"{len(names)} of {bits}, such as {names[0]}" for bits, names in deep.items())
+        notes.append(
+            f"{sum(map(len, deep.values()))} images in 16-bit files are made 8-bit ones, each by the fewest bits that hold "
+            f"its brightest value: {counts}."
+        )
+    return notes
 
 
 def _without_leaks(rows: Sequence[ImageRow], notes: list[str]) -> list[ImageRow]:
@@ -118,13 +163,13 @@ def _without_leaks(rows: Sequence[ImageRow], notes: list[str]) -> list[ImageRow]
 
 def _note_two_answers(rows: Sequence[ImageRow], notes: list[str]) -> None:
     """Copies of an image under another answer to the same question: the labels contradict each other."""
-    first: dict[tuple[tuple[str, ...], str], ImageRow] = {}
+    first: dict[tuple[tuple[str, ...], Question], ImageRow] = {}
     for row in rows:
         twin = first.setdefault((row.hashes, row.question), row)
         if normalised(str(row.answer), name=True) != normalised(str(twin.answer), name=True):
             notes.append(
-                f"The same image is labelled under two answers: {twin.id} ('{twin.answer}') and {row.id} ('{row.answer}'). "
-                "Take one out."
+                f"The same image is labelled under two answers: {twin.id} ('{listed([twin.answer])}') and {row.id} "
+                f"('{listed([row.answer])}'). Take one out."
             )
 
 

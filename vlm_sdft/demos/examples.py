@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 from text_sdft.core import Demonstration, Example, Message, UserError
 from text_sdft.core.adapter import with_unique_ids
 from text_sdft.core.chat import answered, with_system
-from vlm_sdft.demos.rows import ImageRow, Split
+from vlm_sdft.demos.rows import ImageRow, Question, Split
 
 
 def examples_of(rows: Iterable[Any], system_prompt: str | None) -> list[Example]:
@@ -48,12 +48,19 @@ def _example(row: ImageRow, system_prompt: str | None) -> Example:
     return Example(row.id, messages, reference=row.answer, retain=row.split == "retain", meta={"row": row})
 
 
-def user_turn(images: Sequence[Any], question: str) -> Message:
-    """A question behind its images."""
-    return {
-        "role": "user",
-        "content": [*({"type": "image", "image": i} for i in images), {"type": "text", "text": question}],
-    }
+def user_turn(images: Sequence[Any], question: Question) -> Message:
+    """A question with its images: before it, or where they stand in it."""
+    texts = question if isinstance(question, tuple) else (*("" for _ in images), question)
+    parts: list[dict[str, Any]] = []
+    for i, text in enumerate(texts):
+        parts += [{"type": "image", "image": images[i - 1]}] if i else []
+        parts += [{"type": "text", "text": text}] if text or len(texts) == 1 else []
+    return {"role": "user", "content": parts}
+
+
+def as_text(question: Question) -> str:
+    """The words of a question."""
+    return question if isinstance(question, str) else " ".join(" ".join(question).split())
 
 
 def images_of(messages: Sequence[dict[str, Any]]) -> list[Any]:

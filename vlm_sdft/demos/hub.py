@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 from PIL import Image, UnidentifiedImageError
 
-from vlm_sdft.images.files import SUFFIXES, encoded_bytes
+from vlm_sdft.images.files import FORMATS, SUFFIXES, encoded_bytes
 from vlm_sdft.zoo.few_shot import SPLITS, FewShot, known_options, made_folder
 from vlm_sdft.zoo.vocabulary import invented_names
 
@@ -241,7 +241,7 @@ def _file_name(text: str) -> str:
 def _file_ending(data: bytes) -> str:
     """A file's ending by what it holds. What is no image is named by the check of all images, as in any other folder."""
     try:
-        ending = f".{Image.open(io.BytesIO(data)).format}".lower()
+        ending = f".{Image.open(io.BytesIO(data), formats=FORMATS).format}".lower()
     except (UnidentifiedImageError, Image.DecompressionBombError):
         return ".jpg"
     return ending if ending in SUFFIXES else ".jpg"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import random
-from collections import defaultdict
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +17,11 @@ import yaml
 
 from text_sdft.answers import normalised
 from text_sdft.core import UserError
-from text_sdft.core.errors import did_you_mean, does_not_exist, first_line
+from text_sdft.core.errors import did_you_mean, does_not_exist, first_line, listed
+from text_sdft.files import check_name, file_text
 from text_sdft.row_files import placed_rows
-from vlm_sdft.demos.rows import QUESTION, ImageRow, ObjectType, Split
+from vlm_sdft.demos.chat_rows import question_and_answer
+from vlm_sdft.demos.rows import ImageRow, ObjectType, Split
 from vlm_sdft.images.files import SUFFIXES
 
 Read = tuple[list[ImageRow], dict[str, ObjectType], list[str]]
@@ -26,6 +30,11 @@ TYPE_KEYS = ("answer", "synonyms", "cues")
 METADATA_FILE = "metadata.jsonl"
 METADATA_KEYS = ("file_name", "prompt", "answer")
 SPLITS: tuple[Split, ...] = get_args(Split)
+#: Folders that serve as ``test/`` where there is none.
+VALIDATION = ("val", "valid", "validation")
+#: Folders that tell no type where there are no others.
+NO_TYPES = {"image", "images", "img", "imgs", "train", "test", *VALIDATION}
+Metadata = dict[Path, list[dict[str, str]]]
 #: Splits whose images lie in a folder for each type.
 LABELLED: tuple[Split, ...] = ("train", "test", "old")
 
@@ -35,8 +44,10 @@ def read_folder(
 ) -> Read:
     """See `DemoSet.from_folder`."""
     _check_exists(path)
-    folders = _split_folders(path)
-    metadata = {split: _read_metadata(folder, split) for split, folder in folders.items()}
+    question = question.strip()
+    _all_files(path)  # whose names are checked
+    folders, report = _split_folders(path)
+    metadata = {split: _read_metadata(folder, split, report) for split, folder in folders.items()}
     typed = [(split, kind, file) for split in LABELLED for kind in _subfolders(folders[split]) for file in _of_type(kind)]
     types = _read_types(path / "types.yaml", dict.fromkeys(kind.name for _, kind, _ in typed))
     rows = []
@@ -47,9 +58,10 @@ def read_folder(
 
     for split, kind, file in typed:
         own = metadata[split][file][0] if split != "old" and file in metadata[split] else {}
-        add(file, own, str(own.get("answer", types[kind.name].answer)), kind.name, split)
-    report = [] if folders["train"] == path else _unused_beside_splits(path)
+        add(file, own, own.get("answer", types[kind.name].answer), kind.name, split)
+    report += [] if folders["train"] == path else _unused_beside_splits(path, folders)
     for split in LABELLED:
+        report += _joined_below(folders[split])
         loose = [file for file in image_files(folders[split]) if file.parent == folders[split]]
         if loose and not (split == "old" and metadata["old"]):
             report.append(f"Not used: {len(loose)} images of {folders[split]} lie in no type's folder.")
@@ -57,7 +69,7 @@ def read_folder(
         rows = _with_held_out(rows, holdout, seed, report)
     for file, entries in metadata["old"].items():
         for i, own in enumerate(entries):
-            add(file, own, str(own["answer"]), None, "old", f"#{i}")
+            add(file, own, own["answer"], None, "old", f"#{i}")
     for file in image_files(folders["unlabelled"]):
         add(file, metadata["unlabelled"].get(file, [{}])[0], None, None, "unlabelled")
     retained = [(file.relative_to(path).as_posix(), file) for file in image_files(folders["retain"])]
@@ -68,10 +80,12 @@ def read_folder(
         for i, asked in enumerate(prompts or retain_questions or [question]):
             rows.append(ImageRow(f"{key}#{i}", (file,), asked, None, None, "retain"))
     unused = [sentence for folder in folders.values() for sentence in _unused_in_split(folder)]
-    return rows, types, [_count_sentence(rows), *report, *unused]
+    images = dict.fromkeys(Path(str(row.images[0])) for row in rows if not row.id.startswith("data.retain/"))
+    return rows, types, [_count_sentence(rows), *report, *unused, *_outside(path, list(images))]
 
 
 def _check_exists(path: Path) -> None:
+    check_name(path)
     if not path.exists():
         raise UserError(
             f"{does_not_exist(path)} Give a folder with train/<type>/* or a .jsonl file; data.path may also be "
@@ -92,23 +106,77 @@ def _check_names(path: Path, flat: bool) -> None:
             raise UserError(f"{shown} is not read: the name is '{near[0]}'. Rename it, or move it elsewhere.")
 
 
-def _split_folders(path: Path) -> dict[Split, Path | None]:
-    """Where each split lies; a folder without ``train/`` is one itself."""
+def _split_folders(path: Path) -> tuple[dict[Split, Path | None], list[str]]:
+    """Where each split lies, and a sentence where another folder serves as ``test/``; a folder without ``train/`` is one
+    itself. Raises `UserError` where the types' folders lie elsewhere.
+    """
     folders: dict[Split, Path | None] = {split: path / split if (path / split).is_dir() else None for split in SPLITS}
-    found = [split for split, folder in folders.items() if folder is not None]
+    below = _subfolders(path)
+    found = [*(split for split, folder in folders.items() if folder), *(f.name for f in below if _is_validation(f))]
     if found and folders["train"] is None:
         raise UserError(f"{path} has {found[0]}/ but no train/: put the labelled images into train/<type>/.")
+    for depth in ("*", "*/*", "*/*/*") if not found else ():
+        if deeper := sorted(path.glob(f"{depth}/train/")):
+            raise UserError(f"{path} has no train/, but {deeper[0].parent} has: give that folder.")
     _check_names(path, flat=not found)
-    return folders if found else {**folders, "train": path}
+    folders = folders if found else {**folders, "train": path}
+    types = {folder.name for folder in _subfolders(folders["train"])}
+    for split in LABELLED:
+        names = {folder.name for folder in _subfolders(folders[split])}
+        if names and {name.casefold() for name in names} <= NO_TYPES:
+            raise UserError(
+                f"{folders[split]} has no type folders: '{min(names)}' would be a type. Put its images into folders named "
+                "after their types, or move them elsewhere."
+            )
+    for folder in below:
+        shared = types & {kind.name for kind in _subfolders(folder)}
+        if _is_validation(folder) and not _subfolders(folders["test"]) and shared:
+            return {**folders, "test": folder}, [f"{folder} is taken as test/, as there is none."]
+    return folders, []
 
 
-def _unused_beside_splits(path: Path) -> list[str]:
+def _is_validation(folder: Path) -> bool:
+    return folder.name.casefold() in VALIDATION
+
+
+def _joined_below(folder: Path | None) -> list[str]:
+    """A sentence on type folders whose own folders hold images: these may be the types."""
+    joined = {}
+    for kind in _subfolders(folder):
+        inner = {file.relative_to(kind).parent.as_posix() for file in image_files(kind)} - {"."}
+        if inner and {name.casefold() for name in inner} - NO_TYPES:
+            joined[kind.name] = inner
+    if not joined:
+        return []
+    first, inner = next(iter(joined.items()))
+    return [
+        f"{len(joined)} type folders of {folder} hold further folders, whose images are all taken as that type: "
+        f"{listed(joined)} ({first}: {listed(sorted(inner))}). If those are the types, move them up into {folder}."
+    ]
+
+
+def _outside(root: Path, files: Sequence[Path]) -> list[str]:
+    """A sentence on files that are read and do not lie below the root, but where links or ``..`` lead."""
+    inside = os.path.join(os.path.realpath(root), "")
+    found = [file for file in files if not os.path.realpath(file).startswith(inside)]
+    told = (
+        f"{len(found)} images that are read lie outside of {root}, such as {next(iter(found), '')}. Reports show them too."
+    )
+    return [told] if found else []
+
+
+def _unused_beside_splits(path: Path, folders: Mapping[Split, Path | None]) -> list[str]:
     """What lies beside ``train/`` and is not read, as sentences."""
-    others = [folder.name for folder in _subfolders(path) if folder.name not in SPLITS]
+    others = [folder for folder in _subfolders(path) if folder not in folders.values()]
     loose = [f for f in path.iterdir() if f.is_file() and f.suffix.lower() in SUFFIXES and not f.name.startswith(".")]
-    folders = f"Not used: the folders {', '.join(others)} of {path}, which are none of {', '.join(SPLITS)}."
+    unread = listed(folder.name for folder in others)
+    sentence = f"Not used: the folders {unread} of {path}, which are none of {', '.join(SPLITS)}."
     images = f"Not used: {len(loose)} images of {path} that lie in none of its folders."
-    return [sentence for sentence, found in ((folders, others), (images, loose)) if found]
+    metadata = (
+        f"Not used: {path / METADATA_FILE}. It belongs into {path / 'train'} or another split, with file_name from there."
+    )
+    is_there = os.path.lexists(path / METADATA_FILE)
+    return [told for told, found in ((sentence, others), (images, loose), (metadata, is_there)) if found]
 
 
 def _unused_in_split(folder: Path | None) -> list[str]:
@@ -146,22 +214,26 @@ def read_dataset(dataset: Any, image_column: str, label_column: str, question: s
     import datasets
 
     parts = dataset if isinstance(dataset, Mapping) else {"train": dataset}
-    unknown = [name for name in parts if name not in (*SPLITS, "validation")]
+    unknown = [name for name in parts if name not in (*SPLITS, *VALIDATION)]
     if unknown or "train" not in parts:
         raise UserError(f"Splits {sorted(parts)}: 'train' must be there; others may be {', '.join(SPLITS[1:])}.")
     types: dict[str, ObjectType] = {}
     rows: list[ImageRow] = []
     report: list[str] = []
-    for split, part in parts.items():
-        if split == "validation":
-            report.append("The split 'validation' is not used; pass it as 'test' to measure on it.")
-            continue
+    for name, part in parts.items():
+        split = name
+        if name in VALIDATION:
+            split = "test"
+            if any(other in parts for other in ("test", *VALIDATION[: VALIDATION.index(name)])):
+                report.append(f"The split '{name}' is not used; pass it as 'test' to measure on it.")
+                continue
+            report.append(f"The split '{name}' is taken as 'test', as there is none.")
         if not hasattr(part, "column_names"):
             raise UserError(f"A '{type(part).__name__}' is no data set: give a datasets.Dataset, or a DatasetDict of them.")
         labelled = split in LABELLED
         for column in (image_column, label_column)[: 2 if labelled else 1]:
             if column not in part.column_names:
-                raise UserError(f"The split '{split}' has no column '{column}' (it has {', '.join(part.column_names)}).")
+                raise UserError(f"The split '{name}' has no column '{column}' (it has {', '.join(part.column_names)}).")
         try:
             part = part.cast_column(image_column, datasets.Image(decode=False))
         except Exception as error:
@@ -171,12 +243,12 @@ def read_dataset(dataset: Any, image_column: str, label_column: str, question: s
             kind = None
             if labelled:
                 label = record[label_column]
-                if label is None or label == -1:  # what a hub data set gives rows whose label it hides
-                    raise UserError(f"{split}/{i} has no label ({label}): leave it out, or use the split 'unlabelled'.")
-                name = feature.int2str(label) if isinstance(feature, datasets.ClassLabel) else str(label)
-                kind = types.setdefault(name, ObjectType(name, name.replace("_", " ")))
-            answer, name = (kind.answer, kind.name) if kind is not None else (None, None)
-            rows.append(ImageRow(f"{split}/{i}", (record[image_column],), question, answer, name, split))  # type: ignore[arg-type]
+                if label is None or label == -1 or label != label:  # as a hub data set and pandas hide labels
+                    raise UserError(f"{name}/{i} has no label ({label}): leave it out, or use the split 'unlabelled'.")
+                word = feature.int2str(label) if isinstance(feature, datasets.ClassLabel) else str(label)
+                kind = types.setdefault(word, ObjectType(word, spelled(word)))
+            answer, word = (kind.answer, kind.name) if kind is not None else (None, None)
+            rows.append(ImageRow(f"{name}/{i}", (record[image_column],), question, answer, word, split))  # type: ignore[arg-type]
     if not any(row.split == "test" for row in rows):
         rows = _with_held_out(rows, holdout, seed, report)
     return rows, types, [_count_sentence(rows), *report]
@@ -190,35 +262,23 @@ def read_jsonl(path: Path) -> Read:
     n_system = 0
     for place, record in placed_rows(path):
         where = f"{path}, {place}"
-        messages, images = record.get("messages"), record.get("images", [])
-        named = isinstance(images, list) and images and all(isinstance(image, str) for image in images)
-        if not isinstance(messages, list) or not messages or not named:
-            raise UserError(f'{where}: needs "messages" (user, then assistant) and "images" (paths).')
-        if not all(isinstance(m, dict) and "role" in m and _is_content(m.get("content")) for m in messages):
-            raise UserError(
-                f'{where}: each message needs role and content: text, or a list of {{"type": "text", "text": …}} and '
-                '{"type": "image"}.'
-            )
-        n_system += messages[0]["role"] == "system"
+        question, answer, n = question_and_answer(record, where)
+        n_system += n
         split: Any = record.get("split") or "train"
         if split not in SPLITS:
-            raise UserError(f"{where}: split '{split}': use one of {', '.join(SPLITS)}.")
-        answer = _text_of(messages[-1]["content"]) if messages[-1].get("role") == "assistant" else None
-        asked = [message for message in messages if message.get("role") == "user"]
-        if len(asked) != 1 or (answer is None and split in ("test", "old")):
-            raise UserError(f"{where}: needs one user turn" + (", and an assistant turn to test on." if asked else "."))
+            raise UserError(f"{where}: split '{listed([split])}': use one of {', '.join(SPLITS)}.")
+        if answer is None and split in ("test", "old"):
+            raise UserError(f"{where}: needs an assistant turn to test on.")
         if split == "train" and answer is None:
             split = "unlabelled"
-        if answer is not None and not normalised(answer, name=True):
-            raise UserError(f"{where}: the answer is empty. Leave the assistant turn out of an unlabelled row.")
-        sources = tuple(path.parent / name for name in images)
-        question = _text_of(asked[0]["content"]) or QUESTION
+        sources = tuple(path.parent / name for name in record["images"])
         typed = normalised(answer, name=True) if answer is not None and split in ("train", "test") else None
         if typed is not None and typed not in types:
             types[typed] = ObjectType(typed, str(answer))
         rows.append(ImageRow(place, sources, question, answer, typed, split))
-    note = f"Not used: {n_system} system messages of {path}. data.system_prompt gives one to all rows."
-    return rows, types, [_count_sentence(rows), *([note] if n_system else [])]
+    report = [f"Not used: {n_system} system messages of {path}. data.system_prompt gives one to all rows."] * bool(n_system)
+    images = [Path(str(image)) for row in rows for image in row.images]
+    return rows, types, [_count_sentence(rows), *report, *_outside(path.parent, images)]
 
 
 def _with_held_out(rows: Sequence[ImageRow], share: float, seed: int, report: list[str]) -> list[ImageRow]:
@@ -245,14 +305,28 @@ def _with_held_out(rows: Sequence[ImageRow], share: float, seed: int, report: li
     return [replace(row, split="test") if row.id in held else row for row in rows]
 
 
+class _Texts(yaml.BaseLoader):
+    """Texts as they are written (usual YAML reads `no` as false and `007` as 7); a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See `yaml.BaseLoader`."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.YAMLError(f"'{twice}' stands twice. Leave one of them out.")
+        return super().construct_mapping(node, deep)
+
+
 def _read_types(file: Path, names: Mapping[str, None]) -> dict[str, ObjectType]:
     try:
-        # Texts as they are written: usual YAML reads `no` as false and `007` as 7.
-        given = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader) or {} if file.exists() else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        given = yaml.load(file_text(file, 2**20), _Texts) or {} if os.path.lexists(file) else {}
+    except yaml.YAMLError as error:
         raise UserError(f"{file} is not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{file}: lists or mappings stand too deep in each other. Make it flat.") from error
     if not isinstance(given, dict):
         raise UserError(f"{file}: needs a mapping of type names to {{answer, synonyms, cues}}.")
+    forms = {_composed(name): name for name in names}
+    given = {forms.get(_composed(str(name)), name): entry for name, entry in given.items()}
     for name, entry in given.items():
         if name not in names:
             raise UserError(f"{file}: there is no type '{name}'.{did_you_mean(name, names)} Types are the folders' names.")
@@ -265,10 +339,11 @@ def _read_types(file: Path, names: Mapping[str, None]) -> dict[str, ObjectType]:
     types = {}
     for name in names:
         entry = given.get(name, {})
-        answer = entry.get("answer", name.replace("_", " "))
+        answer = entry.get("answer", spelled(name))
         if not isinstance(answer, str):
             raise UserError(f"{file}: 'answer' of '{name}' must be a text; further right answers are its synonyms.")
-        if not answer:
+        answer = answer.strip()
+        if not answer and "answer" in entry:
             raise UserError(f"{file}: 'answer' of '{name}' is empty: give the word, or leave the line out.")
         synonyms, cues = (_word_list(file, name, key, entry.get(key, "")) for key in ("synonyms", "cues"))
         types[name] = ObjectType(name, answer, synonyms, cues)
@@ -280,38 +355,51 @@ def _word_list(file: Path, name: str, key: str, given: Any) -> tuple[str, ...]:
     words = given if isinstance(given, list) else [given] if given else []
     if not all(isinstance(word, str) for word in words):
         raise UserError(f"{file}: '{key}' of '{name}' must be a text or a list of texts.")
-    if not all(words):
+    if not all(word.strip() for word in words):
         raise UserError(f"{file}: one of the '{key}' of '{name}' is empty: take it out.")
-    return tuple(words)
+    return tuple(word.strip() for word in words)
 
 
-def _read_metadata(folder: Path | None, split: Split) -> dict[Path, list[dict[str, Any]]]:
-    """Entries of ``metadata.jsonl`` by image file; what is null in one is left out of it."""
-    entries: dict[Path, list[dict[str, Any]]] = defaultdict(list)
-    if folder is None or not (folder / METADATA_FILE).exists():
+def _read_metadata(folder: Path | None, split: Split, report: list[str]) -> Metadata:
+    """Entries of ``metadata.jsonl`` by image file; what is null in one is left out of it. What is not used is reported."""
+    entries: Metadata = defaultdict(list)
+    if folder is None or not os.path.lexists(folder / METADATA_FILE):
         return entries
-    images = set(image_files(folder))
+    images, others = {_composed(str(file)): file for file in image_files(folder)}, Counter[str]()
     for place, record in placed_rows(folder / METADATA_FILE):
         where = f"{folder / METADATA_FILE}, {place}"
         entry = {key: value for key, value in record.items() if value is not None}
         name = str(entry.get("file_name", ""))
-        file = folder / os.path.normpath(name)
-        if file not in images:
+        file = images.get(_composed(str(folder / os.path.normpath(name))))
+        if file is None:
             raise UserError(f"{where}: file_name must name an image below {folder}.")
         for key in entry:
             if key not in METADATA_KEYS and (hint := did_you_mean(key, METADATA_KEYS)):
                 raise UserError(f"{where}: '{key}' is unknown.{hint}")
+        others.update(key for key in entry if key not in METADATA_KEYS)
         prompt, answer = entry.get("prompt", "-"), entry.get("answer", "-")
         if not isinstance(prompt, str) or not prompt.strip():
             raise UserError(f"{where}: 'prompt' must be a text; leave it out for the usual question.")
-        if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
+        is_number = isinstance(answer, int | float) and not isinstance(answer, bool) and abs(answer) < math.inf
+        if not is_number and (not isinstance(answer, str) or not answer.strip()):
             raise UserError(f"{where}: 'answer' must be a text or a number; leave it out for the usual answer.")
         if split == "old" and "answer" not in entry:
             raise UserError(f"{where}: an entry of old/ needs an 'answer', by which the model's is scored.")
         if entries[file] and split not in ("old", "retain"):
             raise UserError(f"{where}: {name} has an entry already, and one is used. Leave one of them out.")
-        entries[file].append(entry)
+        entries[file].append({key: str(entry[key]).strip() for key in ("prompt", "answer") if key in entry})
+    if others:
+        keys = listed(f"{key} ({count})" for key, count in others.items())
+        report.append(
+            f"Not used: of {folder / METADATA_FILE} the keys (rows) {keys}. The right answer stands in 'answer', and the "
+            "question in 'prompt'."
+        )
     return entries
+
+
+def _composed(name: str) -> str:
+    """A name in one Unicode form: file systems and archives change it."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _subfolders(folder: Path | None) -> list[Path]:
@@ -332,6 +420,8 @@ def _all_files(folder: Path | None) -> list[Path]:
     for here, subfolders, names in os.walk(folder, followlinks=True) if folder is not None else ():
         real = os.path.realpath(here)
         subfolders[:] = [] if real in seen else sorted(name for name in subfolders if not name.startswith("."))
+        for name in (*subfolders, *names):
+            check_name(Path(here, name))
         if real not in seen:
             found += [Path(here, name) for name in names if not name.startswith(".")]
         seen.add(real)
@@ -353,15 +443,6 @@ def _count_sentence(rows: Sequence[ImageRow]) -> str:
     return f"Found {found} ({kinds} new types)."
 
 
-def _is_content(content: Any) -> bool:
-    """Whether a message's content is text, or parts that are texts and images."""
-    if not isinstance(content, list):
-        return isinstance(content, str)
-    kinds = [(part.get("type"), part.get("text")) if isinstance(part, dict) else (None, None) for part in content]
-    return all(kind == "image" or (kind == "text" and isinstance(text, str)) for kind, text in kinds)
-
-
-def _text_of(content: Any) -> str:
-    if isinstance(content, str):
-        return content.replace("<image>", "").strip()
-    return " ".join(part["text"] for part in content if part.get("type") == "text").strip()
+def spelled(name: str) -> str:
+    """The answer that a folder's or a label's name gives."""
+    return " ".join(name.replace("_", " ").split())

@@ -19,6 +19,8 @@ import numpy as np
 from PIL import Image
 
 from text_sdft.core import UserError
+from text_sdft.files import file_text
+from vlm_sdft.demos.examples import as_text
 from vlm_sdft.demos.rows import ImageRow
 from vlm_sdft.demos.sets import DemoSet
 from vlm_sdft.images.files import load_image
@@ -37,7 +39,7 @@ PROMPTS_PER_IMAGE = 4
 
 def is_made(source: str) -> bool:
     """Whether ``data.retain`` names what `retain_made` makes, and not a folder of images."""
-    return source in SOURCES or Path(source).is_file()
+    return source in SOURCES or (Path(source).exists() and not Path(source).is_dir())
 
 
 def retain_made(demos: DemoSet, source: str, questions: Sequence[str]) -> DemoSet:
@@ -79,7 +81,7 @@ def retain_in_context(demos: DemoSet, share: float) -> DemoSet:
     order: list[ImageRow] = []
     while len(order) < count:
         order += random.Random(len(order)).sample(queries, len(queries))
-    question = demos.labelled[0].question
+    question = as_text(demos.labelled[0].question)
     rows = [
         ImageRow(f"in context {i}/{row.id}", row.images, question, None, None, "retain", in_context=True)
         for i, row in enumerate(order[:count])
@@ -99,12 +101,7 @@ def pictured(demos: DemoSet) -> list[ImageRow]:
 
 
 def _prompts_of(file: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"data.retain: {file} is not UTF-8 text ({error}). Give a text file or a folder of images."
-        ) from error
+    lines = [line.strip() for line in file_text(file).splitlines()]
     if not any(lines):
         raise UserError(f"data.retain: {file} holds no prompt; write one in each line.")
     return [line for line in lines if line]

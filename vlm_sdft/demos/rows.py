@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from vlm_sdft.images.files import ImageSource, content_hash
 
 Split = Literal["train", "test", "unlabelled", "retain", "old"]
+#: A text behind the row's images, or the texts before, between and after them.
+Question: TypeAlias = str | tuple[str, ...]
 QUESTION = "What is this?"
 
 
@@ -29,7 +31,7 @@ class ImageRow:
     Attributes:
         id: stable between runs.
         images: where they come from (paths, bytes, PIL images); read when needed.
-        question: the text that goes with them.
+        question: the text behind the images; where they stand within it, the texts around them, one more than images.
         answer: the right answer; None where nobody knows it.
         type: the type's name, for balancing demonstrations; None where unknown.
         split: what the row is used for.
@@ -38,7 +40,7 @@ class ImageRow:
 
     id: str
     images: tuple[ImageSource, ...]
-    question: str
+    question: Question
     answer: str | None
     type: str | None
     split: Split

@@ -20,6 +20,7 @@ from text_sdft.core.errors import did_you_mean
 from vlm_sdft.demos.checks import OnBadImage, checked_rows
 from vlm_sdft.demos.readers import read_dataset, read_folder, read_jsonl
 from vlm_sdft.demos.rows import QUESTION, ImageRow, ObjectType
+from vlm_sdft.images.loading import Refusal
 
 
 @dataclass
@@ -61,6 +62,7 @@ class DemoSet:
         holdout: float = 0.2,
         seed: int = 0,
         on_bad_image: OnBadImage = "error",
+        refusal: Refusal | None = None,
     ) -> DemoSet:
         """A folder in the imagefolder convention.
 
@@ -75,14 +77,15 @@ class DemoSet:
             retain: a further folder of retention images, any nesting.
             holdout: share of each type's images held out where there are none to test on; above 0 at least one of two.
             seed: of that draw.
-            on_bad_image: an image that cannot be read is an error, or is dropped and reported.
+            on_bad_image: an image that cannot be read, or is refused, is an error, or is dropped and reported.
+            refusal: why the model does not take an image (`vlm_sdft.images.loading.refusal_by`); None: it takes all.
 
         Raises:
             UserError: a type is empty, two share an answer, a synonym is another's answer, an image cannot be read, a file
                 or key is wrong.
         """
         read = read_folder(Path(path), question, retain_questions, retain, holdout, seed)
-        return cls.from_rows(*read, on_bad_image)
+        return cls.from_rows(*read, on_bad_image, refusal)
 
     @classmethod
     def from_dataset(
@@ -102,16 +105,16 @@ class DemoSet:
         return cls.from_rows(*read_dataset(dataset, image_column, label_column, question, holdout, seed))
 
     @classmethod
-    def from_jsonl(cls, path: str | Path, *, on_bad_image: OnBadImage = "error") -> DemoSet:
+    def from_jsonl(cls, path: str | Path, *, on_bad_image: OnBadImage = "error", refusal: Refusal | None = None) -> DemoSet:
         """Lines {"messages": [user …, assistant], "images": [paths], "split": …}.
 
         The user turn is the question, the assistant turn the answer (none: an unlabelled query); paths start at the file.
         """
-        return cls.from_rows(*read_jsonl(Path(path)), on_bad_image)
+        return cls.from_rows(*read_jsonl(Path(path)), on_bad_image, refusal)
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> DemoSet:
-        """`from_folder` for a folder, `from_jsonl` for a ``.jsonl`` file, whose rows need only ``on_bad_image``. Raises
+        """`from_folder` for a folder, `from_jsonl` for a ``.jsonl`` file, which heeds options on bad images only. Raises
         `UserError`: it is neither, or as those two.
         """
         path = Path(path)
@@ -121,7 +124,7 @@ class DemoSet:
             raise UserError(f"{path}: give a folder (train/<type>/*) or a .jsonl file with messages and images.")
         if options.get("retain") is not None:
             raise UserError(f'data.retain goes with a folder; in {path} write rows with "split": "retain".')
-        return cls.from_jsonl(path, on_bad_image=options.get("on_bad_image", "error"))
+        return cls.from_jsonl(path, **{name: options[name] for name in ("on_bad_image", "refusal") if name in options})
 
     @classmethod
     def from_rows(
@@ -130,11 +133,12 @@ class DemoSet:
         types: Mapping[str, ObjectType],
         report: Iterable[str] = (),
         on_bad_image: OnBadImage = "error",
+        refusal: Refusal | None = None,
     ) -> DemoSet:
         """Rows read elsewhere, checked: every image opens, nothing of the test side is trained on. Raises `UserError`."""
         notes = list(report)
         by_split: dict[str, list[ImageRow]] = defaultdict(list)
-        for row in checked_rows(rows, types, on_bad_image, notes):
+        for row in checked_rows(rows, types, on_bad_image, notes, refusal):
             by_split["labelled" if row.split == "train" else row.split].append(row)
         return cls(**by_split, types=dict(types), report=notes)
 

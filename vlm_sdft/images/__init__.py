@@ -1,1 +1,5 @@
 """Images: files, model families, encoding, features."""
+
+from vlm_sdft.images.files import load_image
+
+__all__ = ["load_image"]

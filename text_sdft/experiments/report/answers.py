@@ -12,6 +12,7 @@ from typing import Any
 
 from text_sdft.experiments.answers import bare_answer
 from text_sdft.experiments.folder import Record
+from text_sdft.files import image_formats
 
 #: Types in the confusion matrix, and in the gallery.
 MATRIX_TYPES, GALLERY_TYPES = 25, 12
@@ -118,7 +119,7 @@ def _thumbnail(name: str, pixels: int) -> str | None:
     if not Path(name).is_file():
         return None
     try:
-        with Image.open(name) as opened:
+        with Image.open(name, formats=image_formats()) as opened:
             opened.draft("RGB", (2 * pixels, 2 * pixels))
             image = ImageOps.exif_transpose(opened)
             if image.has_transparency_data:  # on white, as the model is shown it
