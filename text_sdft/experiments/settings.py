@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from text_sdft.experiments.gone import GONE, Gone
+
 Settings = dict[str, Any]
 
 #: Settings by which no number changes: where things lie, what is kept and shown, how much is done at once.
@@ -19,8 +21,6 @@ FREE = {"data.cache", "data.image_features_dir", "eval.batch_size"} | {
 }  # fmt: skip
 FREE_BEGINNINGS = ("train.save_", "train.log", "train.hub_")
 FREE_END = "_gib"
-#: Settings that are gone, at the values at which they changed nothing: runs that older versions began may go on.
-GONE = {"train.confidence": "none", "train.distillation_add_tail": False, "demonstrations.context": "teacher"}
 #: One query to a forward pass or several: a step is the mean over all of its queries.
 BATCH = ("train.per_device_train_batch_size", "train.gradient_accumulation_steps")
 
@@ -52,7 +52,8 @@ def first_change(before: Settings, now: Settings, defaults: Settings) -> str | N
             those that have been added since.
     """
     for key in sorted(before.keys() | now.keys()):
-        old, new = (settings.get(key, defaults.get(key, GONE.get(key.rpartition(": ")[2]))) for settings in (before, now))
+        gone = GONE.get(key.rpartition(": ")[2], Gone(None, ""))
+        old, new = (settings.get(key, defaults.get(key, gone.default)) for settings in (before, now))
         if old != new:
             return f"{key} {old}, not {new}"
     return None

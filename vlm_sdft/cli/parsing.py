@@ -22,6 +22,7 @@ from jsonargparse import SUPPRESS, ActionParser, ArgumentError, ArgumentParser, 
 from text_sdft.core.errors import UserError, did_you_mean
 from text_sdft.core.settings import wrong_value
 from text_sdft.experiments.config import EvalSettings, LoRASettings
+from text_sdft.experiments.gone import GONE, gone_message, still_there
 from vlm_sdft.cli.arguments import COMMANDS, EXAMPLES, NOTES
 from vlm_sdft.cli.init import run_name
 
@@ -120,6 +121,7 @@ def load_experiment(call: Call, config: Settings) -> tuple[Experiment, Namespace
         UserError: a key is unknown or missing, a value is wrong, or the data cannot be used.
         SystemExit: the help or the settings were to be printed alone.
     """
+    config = still_there(config)
     parser, sections, adapter_type = _experiment_parser(call, config)
     if "help" in call.given:
         parser.print_help()
@@ -314,6 +316,8 @@ def _unknown_names(names: Sequence[str], command: str, sections: Sections, all_k
     unknown = [name for name in names if {name, ".".join(name.split(".")[:2])}.isdisjoint(known)]
     unknown = [name for name in unknown if sections.get(name.partition(".")[0]) is not dict]
     for name in unknown:
+        if name in GONE:
+            raise UserError(gone_message(name))
         namesakes = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
         near = did_you_mean(dashes + name, [dashes + other for other in known])
         near = near or "".join(f" Did you mean '{other}'?" for other in namesakes[:1])
