@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, field, fields
 from numbers import Integral, Real
+from textwrap import shorten
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 
@@ -18,8 +19,8 @@ class Bounds(NamedTuple):
     def remedy(self, value: float) -> str:
         """What to use in the place of a value; empty where it is within."""
         if value >= self.least and not (self.above and value == self.least):
-            return "" if value <= self.most else f"at most {self.most:,.9g}"
-        return f"more than {self.least:,.9g}" if self.above else f"{self.least:,.9g} or more"  # of NaN too
+            return "" if value <= self.most else f"at most {self.most:,.10g}"
+        return f"more than {self.least:,.10g}" if self.above else f"{self.least:,.10g} or more"  # of NaN too
 
 
 def setting(default: Any = MISSING, help: str = "", **bounds: Any) -> Any:
@@ -48,7 +49,7 @@ def wrong_value(values: Any, prefix: str = "", inherited: Mapping[str, Bounds] |
     for f in fields(values):
         value, bounds = getattr(values, f.name), f.metadata.get("bounds", (inherited or {}).get(f.name))
         if bounds is not None and (remedy := _remedy(value, hints[f.name], bounds)):
-            return f"{prefix}{f.name} {value!r}: use {remedy}"
+            return f"{prefix}{f.name} {shorten(repr(value), 60, placeholder='…')}: use {remedy}"
     return ""
 
 
@@ -65,5 +66,5 @@ def _remedy(value: Any, hint: Any, bounds: Bounds) -> str:
     if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
         number = "a whole number" if kind is int else "a number (in YAML 1.0e-4, since 1e-4 is read as a string)"
         return number + unset
-    remedy = bounds.remedy(float(value))
+    remedy = bounds.remedy(value)  # type: ignore[arg-type]
     return remedy and remedy + unset
