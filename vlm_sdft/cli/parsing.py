@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 import yaml
 from jsonargparse import SUPPRESS, ActionParser, ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from text_sdft.core.errors import UserError, did_you_mean
+from text_sdft.core.errors import UserError, did_you_mean, first_line
 from text_sdft.core.settings import wrong_value
+from text_sdft.core.writing import check_apart, check_writable
 from text_sdft.experiments.config import EvalSettings, LoRASettings
 from text_sdft.experiments.gone import GONE, gone_message, still_there
 from vlm_sdft.cli.arguments import COMMANDS, EXAMPLES, NOTES
@@ -146,6 +147,8 @@ def load_experiment(call: Call, config: Settings) -> tuple[Experiment, Namespace
         )
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
+    except ImportError as error:  # of DeepSpeed, say
+        raise UserError(f"A setting of train needs a package: {first_line(error)} Install it, or leave it out.") from error
     for part, section in ((data, "data"), (demonstrations, "demonstrations"), (lora, "lora"), (evaluation, "eval")):
         if wrong := wrong_value(part, f"{section}."):
             raise UserError(wrong)
@@ -154,13 +157,23 @@ def load_experiment(call: Call, config: Settings) -> tuple[Experiment, Namespace
 
     from text_sdft.experiments.config import Experiment
     from text_sdft.methods.table import find_method
+    from text_sdft.training.checks import check_optimiser
 
     find_method(values.method)
+    if call.command != "eval":
+        check_optimiser(train)
+    if call.command != "preview" and os.environ.get("RANK", "0") == "0":
+        check_apart(Path(train.output_dir), Path(str(data.path)), "train.output_dir")
+        check_writable(Path(train.output_dir), "train.output_dir")
     set_seed(train.seed)
     if values.model.startswith("builtin:") and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # so small a model that several threads only wait for each other
     with train.main_process_first(desc="reading the data"):  # builtin data is drawn once
-        adapter, splits = adapter_type.from_config(data, demonstrations)
+        try:
+            adapter, splits = adapter_type.from_config(data, demonstrations)
+        except OSError as error:
+            where = "data.cache" if getattr(data, "cache", "/") in str(error.filename) else "data.path"
+            raise UserError(f"{error.filename} ({error.strerror}): give {where} another place.") from error
     made = values.model, adapter, splits, train, lora.resolve(values.model), evaluation, settings, values.method
     return Experiment(*made, defaults=defaults), values
 
