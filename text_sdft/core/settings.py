@@ -23,6 +23,12 @@ class Bounds(NamedTuple):
         return f"more than {self.least:,.10g}" if self.above else f"{self.least:,.10g} or more"  # of NaN too
 
 
+class _Help(str):
+    """What `--help` says, and the bounds beside it (transformers' parser takes no more of a field than its help)."""
+
+    bounds: Bounds
+
+
 def setting(default: Any = MISSING, help: str = "", **bounds: Any) -> Any:
     """A dataclass field with its help.
 
@@ -31,7 +37,9 @@ def setting(default: Any = MISSING, help: str = "", **bounds: Any) -> Any:
         help: what `--help` says.
         bounds: of a number, see `Bounds`.
     """
-    metadata = {"help": help, "bounds": Bounds(**bounds)}
+    told = _Help(help)
+    told.bounds = Bounds(**bounds)
+    metadata = {"help": told}
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
@@ -47,7 +55,7 @@ def wrong_value(values: Any, prefix: str = "", inherited: Mapping[str, Bounds] |
     """
     hints = get_type_hints(type(values))
     for f in fields(values):
-        value, bounds = getattr(values, f.name), f.metadata.get("bounds", (inherited or {}).get(f.name))
+        value, bounds = getattr(values, f.name), getattr(f.metadata.get("help"), "bounds", (inherited or {}).get(f.name))
         if bounds is not None and (remedy := _remedy(value, hints[f.name], bounds)):
             return f"{prefix}{f.name} {shorten(repr(value), 60, placeholder='…')}: use {remedy}"
     return ""
