@@ -88,8 +88,8 @@ class ChatAdapter(ExperimentAdapter):
             return AutoTokenizer.from_pretrained(name, **self._trust)
         except Exception as error:  # a damaged tokenizer.json raises many kinds
             raise UserError(
-                f"No tokenizer could be loaded from '{name}': {first_line(error)} Pass processing_class, or save the model's "
-                "tokenizer beside it."
+                f"No tokenizer could be loaded from '{name}': {first_line(error)} Pass processing_class, or save the "
+                "model's tokenizer beside it."
             ) from error
 
     @property

@@ -202,7 +202,7 @@ def _refused(config: SDFTConfig) -> str:
     """``NAME VALUE: remedy`` of the first setting that does nothing here and is set all the same; empty where none is."""
     for f in fields(config):
         value, default = getattr(config, f.name), f.default if f.default_factory is MISSING else f.default_factory()
-        if f.name in REFUSED and value != default:
+        if f.name in REFUSED and value != default and (value or default != "no"):  # "no" may be said by False
             return f"{f.name} {value!r}: {REFUSED[f.name]}"
     return ""
 
