@@ -71,7 +71,7 @@ def compare(
         except Unsupported as error:
             del chosen[name]
             comparison.skipped[name] = str(error)
-            runner.console.print(f"Left out: {error}", highlight=False, soft_wrap=True)
+            runner.console.print(f"Left out: {error}", highlight=False, markup=False, soft_wrap=True)
     for method in chosen.values():
         runner.run(method)
     return write_tables(comparison, experiment, experiment.folder)

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from text_sdft.core import UserError
 from text_sdft.experiments.folder import Record, read_json
 from text_sdft.experiments.pages import filled
 from text_sdft.experiments.report import plots
 from text_sdft.experiments.report.answers import confusion, cut, gallery, pictures
 from text_sdft.experiments.report.reading import Point, Run, read_run, run_names
+from text_sdft.experiments.report.shapes import COMPARISON, SEQUENCE, checked
 from text_sdft.experiments.scores import of_prior_skills
 from text_sdft.experiments.settings import flattened
 from text_sdft.experiments.stats import mean
@@ -29,10 +31,11 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     """
     runs, comparisons, sequences = [], [], []
     for folder, name in zip(folders, run_names(folders), strict=True):
-        comparison, sequence = read_json(folder / "compare.json"), read_json(folder / "sequence.json")
-        comparisons += [(name, comparison)] if comparison else []
-        sequences += [(name, sequence)] if sequence else []
-        runs += [] if comparison or sequence else [read_run(folder, name)]
+        compared, sequenced = folder / "compare.json", folder / "sequence.json"
+        comparison, sequence = read_json(compared), read_json(sequenced)
+        comparisons += [] if comparison is None else [(name, checked(comparison, COMPARISON, compared))]
+        sequences += [] if sequence is None else [(name, checked(sequence, SEQUENCE, sequenced))]
+        runs += [read_run(folder, name)] if comparison is None and sequence is None else []
     points = [point for _, comparison in comparisons for point in _compared(comparison)]
     points += [point for run in runs if (point := _point(run, "after", run.name))]
     starts = [point for run in runs if (point := _point(run, "before", "before training"))]
@@ -47,8 +50,11 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
         cut=cut,
         pictures=pictures,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page, encoding="utf-8", errors="replace")  # names of files need not be UTF-8
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}): name another file with --out.") from error
 
 
 def _sections(run: Run) -> dict[str, Any]:

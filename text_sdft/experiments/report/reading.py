@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from text_sdft.core import UserError
 from text_sdft.experiments.folder import Record, read_json, read_json_lines
+from text_sdft.experiments.report.shapes import ANSWER, LOG, PROBE, RESULTS, checked
 
 
 @dataclass(frozen=True)
@@ -50,24 +52,34 @@ class Point:
 
 def read_run(folder: Path, name: str) -> Run:
     """The records of a run. Raises `UserError` where the folder holds none."""
-    results = read_json(folder / "results.json")
-    if results is None:
+    results, metrics, samples = (folder / name for name in ("results.json", "metrics.jsonl", "samples.jsonl"))
+    if (found := read_json(results)) is None:
         raise UserError(
             f"{folder} holds no run to report on (no results.json): give what --train.output_dir named, or a folder of "
             "`vlm-sdft compare` or `vlm-sdft sequence`."
         )
     return Run(
         name=name,
-        results=results,
-        metrics=read_json_lines(folder / "metrics.jsonl"),
-        answers=[sample for sample in read_json_lines(folder / "samples.jsonl") if "phase" in sample],
-        probe=_probe(folder / "probe.json", results["settings"]),
+        results=checked(found, RESULTS, results),
+        metrics=_lines(metrics, LOG),
+        answers=_lines(samples, ANSWER, "phase"),
+        probe=_probe(folder / "probe.json", found["settings"]),
     )
+
+
+def _lines(file: Path, shape: Any, key: str = "") -> list[Record]:
+    """The records of a file, those with the key."""
+    lines = enumerate(read_json_lines(file), start=1)
+    return [
+        checked(record, shape, file, k) for k, record in lines if not isinstance(record, dict) or not key or key in record
+    ]
 
 
 def _probe(file: Path, trained: Record) -> Record | None:
     """A probe of the run's own model, data and demonstrations; None where it was of others, or there is none."""
     probe = read_json(file)
+    if probe is not None:
+        checked(probe, PROBE, file)
     probed = (probe or {}).get("settings", trained)  # those written before they held settings are taken for the run's
     return probe if all(probed.get(part) == trained.get(part) for part in ("model", "data", "demonstrations")) else None
 
