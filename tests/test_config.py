@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
-from transformers.integrations import integration_utils
+import re
+from dataclasses import fields
+from pathlib import Path
 
-from tests.toy import toy_args
-from text_sdft.core import SDFTConfig
+import pytest
+from transformers import SchedulerType, TrainingArguments
+from transformers.integrations import integration_utils
+from transformers.training_args import OptimizerNames
+
+from tests.cli_runs import fails
+from tests.toy import ToyAdapter, toy_args, toy_rows
+from text_sdft.core import SDFTConfig, UserError
+from text_sdft.core.inherited import BOUNDS, REFUSED, TAKEN
+from text_sdft.training import SDFTTrainer
+from text_sdft.training.checks import check_optimiser
 
 
 def test_evaluation_in_another_precision_is_refused(tmp_path):
@@ -48,3 +58,87 @@ def test_the_best_model_is_one_that_was_measured(tmp_path, given, saved):
     """(A checkpoint after each fifth of a run is the default: whole steps of evaluation are not mixed with it.)"""
     args = SDFTConfig(str(tmp_path), load_best_model_at_end=True, eval_strategy="steps", **given)
     assert args.save_steps == saved
+
+
+def test_every_setting_of_transformers_is_known():
+    """Each does what its help says, or is refused: a new one fails here by its name, until it is put where it belongs."""
+    installed = {f.name for f in fields(TrainingArguments)}
+    assert installed ^ (TAKEN | REFUSED.keys()) == set() and not TAKEN & REFUSED.keys()
+    assert BOUNDS.keys() <= TAKEN
+
+
+def test_settings_without_effect_are_refused_with_what_to_do(tmp_path):
+    others = {"include_for_metrics": ["loss"], "label_names": ["labels"], "length_column_name": "tokens"}
+    others |= {"liger_kernel_config": {"rope": True}, "resume_from_checkpoint": "runs/x/checkpoint-5"}
+    others |= {"include_num_input_tokens_seen": "all", "eval_accumulation_steps": 2, "label_smoothing_factor": 0.1}
+    others |= {"parallelism_config": object()}
+    for name, remedy in REFUSED.items():
+        value = others.get(name) or not SDFTConfig.__dataclass_fields__[name].default
+        with pytest.raises(ValueError, match=f"^{name} .*{re.escape(remedy)}"):
+            toy_args(tmp_path, **{name: value})
+
+
+def test_numbers_beyond_sense_are_refused_with_the_largest_that_has_some(tmp_path):
+    for name, value, use in (
+        ("num_generations", 10**6, "at most 1,024"),
+        ("max_steps", 10**30, "at most 1,000,000,000"),
+        ("max_completion_length", 10**12, "at most 1,048,576"),
+        ("seed", 2**32, "at most 4,294,967,295"),
+        ("data_seed", -1, "0 or more"),
+        ("save_steps", 0, "more than 0"),
+        ("save_steps", -1, "more than 0"),
+        ("save_steps", float("nan"), "more than 0"),
+        ("logging_steps", float("inf"), "at most 1,000,000,000"),
+        ("eval_steps", 0, "more than 0"),
+        ("save_total_limit", 0, "1 or more"),
+        ("dataloader_num_workers", -1, "0 or more"),
+        ("temperature", float("nan"), "more than 0"),
+        ("num_generations", 2.5, "a whole number"),
+        ("num_generations", True, "a whole number"),
+        ("teacher_model_kind", "frozen", "base or ema or live"),
+        ("log_level", "loud", "one of detail, debug"),
+        ("accelerator_config", {"dispatch_batches": True}, "every process reads its own rows"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} .*{use}"):
+            toy_args(tmp_path, **{name: value})
+    with pytest.raises(ValueError) as told:
+        toy_args(tmp_path, seed=int("9" * 4_000))
+    assert len(str(told.value)) < 200
+
+
+def test_an_optimiser_or_schedule_that_cannot_be_built_is_refused_before_the_model_is_loaded(tmp_path):
+    """All that transformers names: each is built, or refused by one sentence; none of them fails later."""
+    refused = {}
+    for name, kind in (("optim", OptimizerNames), ("lr_scheduler_type", SchedulerType)):
+        for one in kind:
+            args = toy_args(tmp_path, **{name: one.value}, eval_strategy="steps")
+            try:
+                check_optimiser(args)
+            except UserError as error:
+                refused[one.value] = str(error)
+                with pytest.raises(UserError, match=f"^{name} {one.value} "):
+                    SDFTTrainer("nowhere", args, adapter=ToyAdapter(), train_dataset=toy_rows())
+    assert "min_lr" in refused["cosine_with_min_lr"] and "num_decay_steps" in refused["warmup_stable_decay"]
+    assert refused.keys().isdisjoint(("adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "linear", "cosine", "greedy"))
+    for given, said in (
+        ({"optim_args": "momentum"}, "optim adamw_torch_fused with optim_args momentum cannot be used"),
+        ({"optim_args": "momentum=0.9"}, "adamw_torch_fused takes none"),
+        ({"optim_target_modules": "all-linear"}, "only GaLore and APOLLO"),
+        ({"lr_scheduler_kwargs": {"rate": 1}}, "lr_scheduler_type cosine with lr_scheduler_kwargs"),
+    ):
+        with pytest.raises(UserError, match=said):
+            check_optimiser(toy_args(tmp_path, **given))
+    check_optimiser(toy_args(tmp_path, optim="sgd", optim_args="momentum=0.9"))
+
+
+@pytest.mark.parametrize("command", ["train", "probe", "compare"])
+def test_a_folder_that_cannot_be_written_is_said_at_once(data, tmp_path, capsys, command):
+    """(A file stands in the way: a test may run as root, who may write everywhere.) Nothing is left behind."""
+    (tmp_path / "file").write_text("")
+    given = ["--model", "nowhere", "--data", data, "--train.output_dir"]
+    for folder, why in ((tmp_path / "file" / "run", "Not a directory"), (tmp_path / ("x" * 300), "too long")):
+        message = fails(capsys, command, *given, str(folder))
+        assert f"{folder} cannot be written" in message and why in message and "--train.output_dir" in message
+    assert "lies in the data's folder" in fails(capsys, command, *given, f"{data}/runs/x")
+    assert command == "compare" or fails(capsys, command, *given, str(tmp_path / "a" / "b"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and not (Path(data) / "runs").exists()

@@ -12,7 +12,6 @@ import pytest
 from text_sdft.core import UserError
 from text_sdft.core.files import (
     LOCK_FILE,
-    Shape,
     append_json_lines,
     claimed,
     disk_errors_explained,
@@ -66,7 +65,7 @@ def test_names_that_are_no_utf8_are_kept(tmp_path):
     write_json(tmp_path / "a.json", {"name": "caf\udce9.png"})
     append_json_lines(tmp_path / "a.jsonl", [{"name": "caf\udce9.png"}])
     assert read_json(tmp_path / "a.json") == {"name": "caf\udce9.png"}
-    assert read_json_lines(tmp_path / "a.jsonl", Shape({"name": str})) == [{"name": "caf\udce9.png"}]
+    assert read_json_lines(tmp_path / "a.jsonl", {"name": str}) == [{"name": "caf\udce9.png"}]
 
 
 @pytest.mark.parametrize(
@@ -85,15 +84,15 @@ def test_a_damaged_line_is_named(tmp_path, text, said):
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError) as raised:
-        read_json_lines(file, Shape({"step": int}))
+        read_json_lines(file, {"step": int})
     assert str(file) in str(raised.value) and said in str(raised.value) and "another folder" in str(raised.value)
 
 
 def test_half_a_last_line_is_that_of_a_killed_run(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1}\n{"step": 2}')
-    assert read_json_lines(file, Shape({"step": int})) == [{"step": 1}]
-    assert read_json_lines(tmp_path / "none.jsonl", Shape({})) == []
+    assert read_json_lines(file, {"step": int}) == [{"step": 1}]
+    assert read_json_lines(tmp_path / "none.jsonl", dict) == []
 
 
 def test_a_folder_in_a_files_place_is_named(tmp_path):
@@ -112,9 +111,7 @@ def test_a_full_disk_leaves_what_was_written_before(tmp_path):
             write_json_lines(file, [{"id": "b" * 2000}])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert read_json_lines(file, Shape({"id": str})) == [{"id": "a"}] and [f.name for f in tmp_path.iterdir()] == [
-        file.name
-    ]
+    assert read_json_lines(file, {"id": str}) == [{"id": "a"}] and [f.name for f in tmp_path.iterdir()] == [file.name]
 
 
 def test_a_mistake_of_ours_is_not_taken_for_the_disks(tmp_path):

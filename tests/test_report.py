@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import json
+import random
 import re
 import shutil
 import time
@@ -17,11 +18,14 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.cli_runs import fails
 from tests.tiny_text import save_tiny_text_model
+from text_sdft.core import UserError
 from text_sdft.experiments.report import plots, write_report
 from text_sdft.experiments.report.answers import OTHER, _thumbnail, confusion
 from text_sdft.experiments.report.reading import Point
 from vlm_sdft.cli import main
+from vlm_sdft.cli.tables import print_results
 
 EVIL = "<script>alert('x')</script>"
 VOID = {"meta", "img", "br", "input", "link", "hr"}
@@ -353,3 +357,66 @@ def test_it_is_quick(run, tmp_path):
     write_report([run], tmp_path / "page.html")
     assert time.process_time() - started < 2
     assert (tmp_path / "page.html").read_text() == (tmp_path / "warm.html").read_text(), "the same run, the same page"
+
+
+def leaves(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The places of all values, those that hold others too."""
+    inside = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    return [*([path] if path else []), *(place for key, one in inside for place in leaves(one, (*path, key)))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["results.json", "probe.json", "metrics.jsonl", "samples.jsonl"])
+def test_a_file_that_was_edited_by_hand_is_named(run, tmp_path, name):
+    """Each of 12 values, drawn by a seed, becomes another kind or goes away: a page is made, or the place is named."""
+    folder = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("model", "*.html")))
+    text, draw, refused = (folder / name).read_text(), random.Random(0), 0
+    for _ in range(12):
+        lines = [json.loads(line) for line in text.splitlines()] if name.endswith("l") else [json.loads(text)]
+        number = draw.randrange(len(lines))
+        *path, last = draw.choice(leaves(lines[number]))
+        place = lines[number]
+        for key in path:
+            place = place[key]
+        kind = draw.choice([None, "word", [], {}, -1, 10**400, {"a": [1]}, True, "\ud800", "gone"])
+        if kind == "gone":
+            del place[last]
+        else:
+            place[last] = kind
+        (folder / name).write_text("\n".join(map(json.dumps, lines)))
+        try:
+            write_report([folder], tmp_path / "page.html")
+        except UserError as error:
+            refused += 1
+            assert str(folder / name) in str(error) and "\n" not in str(error) and len(str(error)) < 500
+            assert name.endswith(".json") or f"line {number + 1}" in str(error)
+    assert refused
+
+
+def test_what_is_no_record_is_named(run, tmp_path, capsys):
+    folder = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("model", "*.html")))
+    for name, text in (("results.json", "[]"), ("results.json", "{}"), ("results.json", "3"), ("probe.json", '"word"')):
+        kept = (folder / name).read_text()
+        (folder / name).write_text(text)
+        assert name in fails(capsys, "report", str(folder))
+        (folder / name).write_text(kept)
+    for name, text in (("compare.json", "{}"), ("compare.json", '{"methods": 3}'), ("sequence.json", '{"tasks": [1]}')):
+        (folder / name).write_text(text)
+        assert name in fails(capsys, "report", str(folder))
+        (folder / name).unlink()
+    (folder / "file").write_text("")
+    assert "cannot be written" in fails(capsys, "report", str(folder), "--out", str(folder / "file" / "page.html"))
+
+
+def test_markup_in_a_name_is_shown_as_it_is(capsys):
+    """(rich would take it for colours, and fail over what closes none.)"""
+    score = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    print_results({"before": {"a [/red] :cat:": score}, "after": {}}, Path("run[/red]x"), "image", ("[b]", "[/i]"))
+    shown = capsys.readouterr().out
+    assert "run[/red]x/" in shown and "a [/red] :cat:" in shown and "[/i]" in shown
+
+
+def test_no_other_program_is_started_for_a_picture(tmp_path):
+    """(An EPS file under any ending would start Ghostscript.)"""
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png", "EPS")
+    assert _thumbnail(str(tmp_path / "a.png"), 64) is None

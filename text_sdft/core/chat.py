@@ -50,7 +50,7 @@ class ChatAdapter(ExperimentAdapter):
             check_template(template)
         self.template, self.system_prompt, self.chat_options = template, system_prompt, chat_options
         self.processing_class: Any = None
-        self._trust: dict[str, Any] = {}  # the model's own code was trusted: so is its tokenizer's
+        self._trust: dict[str, Any] = {"trust_remote_code": False}  # where the model's own code was trusted: True
 
     def load_model(self, name: str, **kwargs: Any) -> PreTrainedModel:
         """The causal language model of that name or folder. Raises `UserError`."""
@@ -77,8 +77,11 @@ class ChatAdapter(ExperimentAdapter):
             name = model.config.name_or_path
             try:
                 processing_class = AutoTokenizer.from_pretrained(name, **self._trust)
-            except (OSError, ValueError) as error:
-                raise UserError(f"No tokenizer could be loaded from '{name}': {error} Pass processing_class.") from error
+            except Exception as error:  # a damaged tokenizer.json raises many kinds
+                raise UserError(
+                    f"No tokenizer could be loaded from '{name}': {first_line(error)} Pass processing_class, or save the "
+                    "model's tokenizer beside it."
+                ) from error
         bound = copy.copy(self)
         bound.processing_class = processing_class
         return bound

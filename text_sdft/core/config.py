@@ -7,26 +7,22 @@ vocabulary, EMA teacher at rate 0.01 moved every step, 3 tokens skipped, 1 compl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, cast
 
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+from transformers.training_args import trainer_log_levels
 
 from text_sdft.core.divergence import DivergenceSettings
-from text_sdft.core.settings import Bounds, setting, wrong_value
+from text_sdft.core.inherited import BOUNDS, REFUSED
+from text_sdft.core.settings import setting, wrong_value
 from text_sdft.core.teachers import TeacherKind
 
 #: Answers of at most so many tokens are labels: no token of theirs is skipped, and cut ones still count.
 SHORT_ANSWER = 16
 
 
-#: Of transformers' own settings.
-BOUNDS = {
-    "num_train_epochs": Bounds(least=0, above=True, most=1_000_000),
-    "max_steps": Bounds(),
-    "seed": Bounds(0, 2**32 - 1),
-}
 #: Setting -> what holds of a good value, and what to use instead of a bad one.
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "output_dir": (lambda v: bool(str(v)), "name the run's folder, such as runs/mine"),
@@ -40,10 +36,14 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "rows have no tokens before a step; use random or sequential (a forward pads little, as it takes rows of similar "
         "length together)",
     ),
-    "bf16_full_eval": (lambda v: not v, "must stay off: answers come from the model as it is trained"),
-    "fp16_full_eval": (lambda v: not v, "must stay off: answers come from the model as it is trained"),
     "model_init_kwargs": (lambda v: not isinstance(v, str), "use a mapping, such as {'attn_implementation': 'sdpa'}"),
-    "remove_unused_columns": (lambda v: not v, "must stay off: the adapter reads the rows"),
+    "accelerator_config": (
+        lambda v: not (v.dispatch_batches or v.split_batches),
+        "dispatch_batches and split_batches must stay off: every process reads its own rows",
+    ),
+    "ddp_find_unused_parameters": (lambda v: not v, "must stay off: every trained parameter takes part in each step"),
+    "log_level": (lambda v: v in trainer_log_levels, f"use one of {', '.join(trainer_log_levels)}"),
+    "log_level_replica": (lambda v: v in trainer_log_levels, f"use one of {', '.join(trainer_log_levels)}"),
 }
 
 
@@ -149,7 +149,7 @@ class SDFTConfig(TrainingArguments):
             self.load_best_model_at_end or self.save_strategy == "best" or by_metric
         ):
             self.metric_for_best_model = "accuracy"  # what `SDFTTrainer.evaluate` reports; there is no eval_loss
-        if wrong := wrong_value(self, inherited=BOUNDS):
+        if wrong := wrong_value(self, inherited=BOUNDS) or _refused(self):
             raise ValueError(wrong)
         if self.save_strategy == "steps" and self.save_steps < 1 and self.save_total_limit is None:
             self.save_total_limit = 1
@@ -196,6 +196,15 @@ class SDFTConfig(TrainingArguments):
         if self.mask_truncated_completions is not None:
             return self.mask_truncated_completions
         return not self.short_answers
+
+
+def _refused(config: SDFTConfig) -> str:
+    """``NAME VALUE: remedy`` of the first setting that does nothing here and is set all the same; empty where none is."""
+    for f in fields(config):
+        value, default = getattr(config, f.name), f.default if f.default_factory is MISSING else f.default_factory()
+        if f.name in REFUSED and value != default and (value or default != "no"):  # "no" may be said by False
+            return f"{f.name} {value!r}: {REFUSED[f.name]}"
+    return ""
 
 
 def _unusable_logger(names: Iterable[str]) -> str:

@@ -8,13 +8,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from text_sdft.core.errors import UserError, first_line
+from text_sdft.core.shapes import shape_fault
 
 Record = dict[str, Any]
 LOCK_FILE = ".lock"
@@ -24,31 +24,6 @@ DISK_MESSAGES = ("PytorchStreamWriter", "inline_container", *(f"(os error {numbe
 #: Bytes of a file's beginning and of its end that `fingerprint` reads.
 ENDS = 2**20
 DAMAGED = "The file was edited, or its disk is damaged: put it back as it was, or start anew in another folder."
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What an object of a file must look like.
-
-    Attributes:
-        types: key -> type, or types, of its value where it has one; ``"*"``: of all other keys.
-        needed: object -> the same of keys that it must have; None: all but ``"*"``.
-    """
-
-    types: Mapping[str, Any]
-    needed: Callable[[Record], Mapping[str, Any]] | None = None
-
-    def check(self, content: Any, where: str) -> None:
-        """Raise `UserError` where the content is another."""
-        if not isinstance(content, dict):
-            raise UserError(f"{where} is a {type(content).__name__}, not an object. {DAMAGED}")
-        needed = self.needed(content) if self.needed else {key: kind for key, kind in self.types.items() if key != "*"}
-        if lacking := sorted(needed.keys() - content.keys()):
-            raise UserError(f"{where} lacks '{lacking[0]}'. {DAMAGED}")
-        types = {**self.types, **needed}
-        for key, value in content.items():
-            if not isinstance(value, types.get(key, types.get("*", object))):
-                raise UserError(f"{where}: '{key}' is {value!r:.60}, which no run writes. {DAMAGED}")
 
 
 def write_text(file: Path, text: str) -> None:
@@ -85,12 +60,12 @@ def _lines(records: Iterable[Record]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False, default=float) + "\n" for record in records)
 
 
-def read_json(file: Path, shape: Shape | None = None) -> Any:
+def read_json(file: Path, shape: Any = object) -> Any:
     """A file's content; None where there is none. Raises `UserError` where it is damaged, or of another shape."""
     return _parsed(_text(file), str(file), shape) if file.exists() else None
 
 
-def read_json_lines(file: Path, shape: Shape) -> list[Record]:
+def read_json_lines(file: Path, shape: Any = object) -> list[Record]:
     """One record a line; half a last line, of a run that was killed while it wrote, is left out.
 
     Raises `UserError` naming the line that is damaged, or of another shape.
@@ -106,13 +81,13 @@ def _text(file: Path) -> str:
         raise UserError(f"{file} cannot be read ({error}). {DAMAGED}") from error
 
 
-def _parsed(text: str, where: str, shape: Shape | None) -> Any:
+def _parsed(text: str, where: str, shape: Any) -> Any:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not whole JSON ({first_line(error)}). {DAMAGED}") from error
-    if shape is not None:
-        shape.check(content, where)
+    if fault := shape_fault(content, shape):
+        raise UserError(f"{where}: {fault}. {DAMAGED}")
     return content
 
 

@@ -97,9 +97,15 @@ def check_logits(module: Model, inputs: ModelInputs) -> None:
     Raises `UserError` where it caps, masks or cuts its logits behind the output layer in a way that `Head` does not know.
     """
     batch = {**inputs.batch(device=module.device), "use_cache": False, "logits_to_keep": 1}
-    layer = module.get_output_embeddings()
+    layer, known = module.get_output_embeddings(), getattr(module.get_input_embeddings(), "num_embeddings", None)
+    if known is not None and (largest := int(batch["input_ids"].max())) >= known:
+        raise UserError(
+            f"The tokenizer gives the id {largest}, and the model knows {known}: give the model's own tokenizer."
+        )
     with layer.register_forward_pre_hook(lambda _, args: (CHECK_FACTOR * args[0],)):
         theirs_BV = module(**batch).logits[:, -1].float()
+        if bool(theirs_BV.isnan().any()):
+            raise UserError("The model's logits are no numbers: its weights are damaged, or too large for its dtype.")
         try:
             with without_head(module):
                 hidden_BH = module(**batch).logits[:, -1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, field, fields
 from numbers import Integral, Real
+from textwrap import shorten
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 
@@ -18,8 +19,14 @@ class Bounds(NamedTuple):
     def remedy(self, value: float) -> str:
         """What to use in the place of a value; empty where it is within."""
         if value >= self.least and not (self.above and value == self.least):
-            return "" if value <= self.most else f"at most {self.most:,.9g}"
-        return f"more than {self.least:,.9g}" if self.above else f"{self.least:,.9g} or more"  # of NaN too
+            return "" if value <= self.most else f"at most {self.most:,.10g}"
+        return f"more than {self.least:,.10g}" if self.above else f"{self.least:,.10g} or more"  # of NaN too
+
+
+class _Help(str):
+    """What `--help` says, and the bounds beside it (transformers' parser takes no more of a field than its help)."""
+
+    bounds: Bounds
 
 
 def setting(default: Any = MISSING, help: str = "", **bounds: Any) -> Any:
@@ -30,7 +37,9 @@ def setting(default: Any = MISSING, help: str = "", **bounds: Any) -> Any:
         help: what `--help` says.
         bounds: of a number, see `Bounds`.
     """
-    metadata = {"help": help, "bounds": Bounds(**bounds)}
+    told = _Help(help)
+    told.bounds = Bounds(**bounds)
+    metadata = {"help": told}
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
@@ -46,9 +55,9 @@ def wrong_value(values: Any, prefix: str = "", inherited: Mapping[str, Bounds] |
     """
     hints = get_type_hints(type(values))
     for f in fields(values):
-        value, bounds = getattr(values, f.name), f.metadata.get("bounds", (inherited or {}).get(f.name))
+        value, bounds = getattr(values, f.name), getattr(f.metadata.get("help"), "bounds", (inherited or {}).get(f.name))
         if bounds is not None and (remedy := _remedy(value, hints[f.name], bounds)):
-            return f"{prefix}{f.name} {value!r}: use {remedy}"
+            return f"{prefix}{f.name} {shorten(repr(value), 60, placeholder='…')}: use {remedy}"
     return ""
 
 
@@ -65,5 +74,5 @@ def _remedy(value: Any, hint: Any, bounds: Bounds) -> str:
     if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
         number = "a whole number" if kind is int else "a number (in YAML 1.0e-4, since 1e-4 is read as a string)"
         return number + unset
-    remedy = bounds.remedy(float(value))
+    remedy = bounds.remedy(value)  # type: ignore[arg-type]
     return remedy and remedy + unset

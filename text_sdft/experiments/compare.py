@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from text_sdft.core import UserError
-from text_sdft.core.files import Shape, claimed, disk_errors_explained, read_json, write_json
+from text_sdft.core.files import claimed, disk_errors_explained, read_json, write_json
 from text_sdft.experiments.compare_cells import NEW, CellRunner, Comparison, Sets
 from text_sdft.experiments.compare_table import write_tables
 from text_sdft.experiments.config import Experiment
@@ -67,7 +67,7 @@ def _compare(
         except Unsupported as error:
             del chosen[name]
             comparison.skipped[name] = str(error)
-            runner.console.print(f"Left out: {error}", highlight=False, soft_wrap=True)
+            runner.console.print(f"Left out: {error}", highlight=False, markup=False, soft_wrap=True)
     for method in chosen.values():
         runner.run(method)
     return write_tables(comparison, experiment, experiment.folder)
@@ -117,7 +117,7 @@ def _check_same(file: Path, experiment: Experiment) -> None:
     """Cells of other settings must not get into this table. Raises `UserError` naming the setting."""
     settings = {**experiment.settings, "rows": list(experiment.splits.report)}
     flat = {key: value for key, value in flattened(settings).items() if key not in CHOSEN}
-    stored, digests = read_json(file, Shape({})) or flat, row_digests(experiment)
+    stored, digests = read_json(file, dict) or flat, row_digests(experiment)
     changed = other_content(stored.pop("digests", {}), digests)
     if changed := first_change(stored, flat, flattened(experiment.defaults)) or changed:
         raise UserError(

@@ -14,7 +14,6 @@ import shutil
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,13 @@ from transformers import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from text_sdft.core import Conversation, Example, UserError
-from text_sdft.core.files import Shape, is_of_the_disk, read_json, write_json
+from text_sdft.core.files import is_of_the_disk, read_json, write_json
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.cost import training_flops
 from text_sdft.experiments.drift import StartReading, drift, start_reading
 from text_sdft.experiments.run import make_trainer
 from text_sdft.experiments.scores import contexts_for, evaluate, of_prior_skills
+from text_sdft.experiments.shapes import CELL
 from text_sdft.experiments.stats import mean
 from text_sdft.methods.table import Method, find_method
 from text_sdft.training import SDFTTrainer
@@ -38,8 +38,6 @@ from text_sdft.training import SDFTTrainer
 Sets = dict[str, list[Example]]
 #: The set that is learnt.
 NEW = "new"
-#: What every cell's file has, beside its scores.
-CELL = {"method": str, "learning_rate": Real, "seed": int, "seconds": Real, "flops": Real}
 #: Seeds that are looked at, where fewer are run: a later run may add some.
 SEEDS = 10
 
@@ -150,7 +148,7 @@ class CellRunner:
         """The stored cell, or one that is run now, and stored; None where it failed."""
         file = self._file(method, part, rate, seed)
         name = f"{method.name}, {part}" + (f", learning rate {rate:g}" if rate else "") + f", seed {seed}"
-        if (stored := read_json(file, Shape({**CELL, part: dict}, lambda _: {**CELL, part: dict}))) is not None:
+        if (stored := read_json(file, {**CELL, part: dict})) is not None:
             return stored
         self.console.print(f"[{time.strftime('%H:%M:%S')}] {name} …", highlight=False, markup=False)
         try:

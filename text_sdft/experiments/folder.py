@@ -3,49 +3,31 @@
 from __future__ import annotations
 
 import shutil
-from numbers import Real
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 
-from text_sdft.core.files import Record, Shape, read_json, read_json_lines, write_json, write_json_lines
+from text_sdft.core.files import Record, read_json, read_json_lines, write_json, write_json_lines
+from text_sdft.experiments.shapes import LOG, RESULTS, SAMPLE
 from text_sdft.training.checkpoints import checkpoint_step, checkpoints
 
 __all__ = ["Record", "read_json", "write_json"]
-_RUN = {"before": dict, "trained": str, "rows": dict, "seconds": Real, "tokens": dict, "settings": dict, "versions": dict}
-RESULTS = Shape({**_RUN, "after": dict, "probe": dict, "drift": dict, "resumed_at": int}, lambda _: _RUN)
-SCORE = Shape(dict.fromkeys(("accuracy", "n", "low", "high"), Real))
-METRICS = Shape({"step": int, "*": (Real, NoneType)})
-_TEXTS = dict.fromkeys(
-    ("phase", "set", "view", "id", "prompt", "answer", "reference", "completion", "context"), (str, NoneType)
-)
-_ANSWER = {"phase": str, "id": str, "set": str, "view": str, "answer": str, "score": Real}
-SAMPLES = Shape(
-    {**_TEXTS, "score": (Real, NoneType), "images": list, "demonstrations": list},
-    lambda record: _ANSWER if "phase" in record else {"id": str, "step": int},
-)
 
 
 def read_results(folder: Path) -> Any:
     """A run's ``results.json``; None where there is none. Raises `UserError` where it is damaged."""
-    file = folder / "results.json"
-    results = read_json(file, RESULTS)
-    for phase in ("before", "after") if results else ():
-        for name, score in results.get(phase, {}).items():
-            SCORE.check(score, f"{file}: {phase}.{name}")
-    return results
+    return read_json(folder / "results.json", RESULTS)
 
 
 def read_metrics(folder: Path) -> list[Record]:
     """A run's logs. Raises `UserError` naming a damaged line."""
-    return read_json_lines(folder / "metrics.jsonl", METRICS)
+    return read_json_lines(folder / "metrics.jsonl", LOG)
 
 
 def read_samples(folder: Path) -> list[Record]:
     """A run's completions and answers. Raises `UserError` naming a damaged line."""
-    return read_json_lines(folder / "samples.jsonl", SAMPLES)
+    return read_json_lines(folder / "samples.jsonl", SAMPLE)
 
 
 def rewind(folder: Path, checkpoint: Path | None) -> None:

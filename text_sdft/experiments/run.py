@@ -276,7 +276,7 @@ def _change(experiment: Experiment, results: Results) -> str | None:
     args = experiment.args
     before = resumable(results["settings"], results.get("processes", args.world_size))
     now, defaults, rows = resumable(experiment.settings, args.world_size), resumable(experiment.defaults), _rows(experiment)
-    if changed := first_change(before | results["rows"], now | rows, defaults):
+    if changed := first_change(before | results.get("rows", rows), now | rows, defaults):
         queries, here = before.get(QUERIES, 0), args.per_device_train_batch_size * args.world_size
         fits = QUERIES in changed and queries % here == 0
         return f"{changed}: --resume needs " + (

@@ -12,22 +12,20 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from text_sdft.core import Example, Model, UserError
-from text_sdft.core.files import Shape, claimed, disk_errors_explained, read_json, write_json
+from text_sdft.core.files import claimed, disk_errors_explained, read_json, write_json
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.folder import read_results
 from text_sdft.experiments.run import eval_sets, measuring_trainer, row_digests, run_training, trained_model
 from text_sdft.experiments.scores import evaluate, of_prior_skills
 from text_sdft.experiments.settings import Settings, first_change, other_content, resumable
+from text_sdft.experiments.shapes import SEQUENCE
 from text_sdft.methods.table import find_method
 from text_sdft.training.modeling import load_model
 
 Row = dict[str, Any]
-_SEQUENCE = {"method": str, "tasks": list, "before": dict, "n": dict, "after": list, "settings": list}
-SEQUENCE = Shape({**_SEQUENCE, "joint": (dict, NoneType), "retain_earlier": int, "summary": dict}, lambda _: _SEQUENCE)
 
 
 def run_sequence(

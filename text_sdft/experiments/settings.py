@@ -11,6 +11,7 @@ from typing import Any
 
 from text_sdft.core.data import Demonstration, Example
 from text_sdft.core.files import fingerprint
+from text_sdft.experiments.gone import GONE, Gone
 
 Settings = dict[str, Any]
 
@@ -26,8 +27,6 @@ FREE = {"data.cache", "data.image_features_dir", "eval.batch_size"} | {
 }  # fmt: skip
 FREE_BEGINNINGS = ("train.save_", "train.log", "train.hub_")
 FREE_END = "_gib"
-#: Settings that are gone, at the values at which they changed nothing: runs that older versions began may go on.
-GONE = {"train.confidence": "none", "train.distillation_add_tail": False, "demonstrations.context": "teacher"}
 #: One query to a forward pass or several, on one process or more: a step is the mean over all of its queries.
 BATCH = ("train.per_device_train_batch_size", "train.gradient_accumulation_steps")
 QUERIES = f"processes × {' × '.join(BATCH)}"
@@ -60,7 +59,8 @@ def first_change(before: Settings, now: Settings, defaults: Settings) -> str | N
             those that have been added since.
     """
     for key in sorted(before.keys() | now.keys()):
-        old, new = (settings.get(key, defaults.get(key, GONE.get(key.rpartition(": ")[2]))) for settings in (before, now))
+        gone = GONE.get(key.rpartition(": ")[2], Gone(None, ""))
+        old, new = (settings.get(key, defaults.get(key, gone.default)) for settings in (before, now))
         if old != new:
             return f"{key} {old}, not {new}"
     return None

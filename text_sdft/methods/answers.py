@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from text_sdft.core import Example, ExperimentAdapter, ModalityAdapter, Model, UserError
-from text_sdft.core.files import Shape
 from text_sdft.core.groups import Answer
 from text_sdft.core.sampling import eos_ids
 
 ANSWERS_FILE = "answers.jsonl"
-ANSWERS = Shape({"id": str, "answer": str, "ids": list, "finished": bool, "seed": int})
+ANSWERS = {"id": str, "answer": str, "ids": [int], "finished": bool, "seed": int}
 
 
 def expert_answers(model: Model, adapter: ExperimentAdapter, examples: Sequence[Example], limit: int) -> dict[str, Answer]:

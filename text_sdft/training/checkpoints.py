@@ -6,8 +6,8 @@ import math
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
-from numbers import Real
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from text_sdft.core.errors import UserError
-from text_sdft.core.files import Record, Shape, disk_errors_explained, fingerprint, read_json, write_json
+from text_sdft.core.files import Record, disk_errors_explained, fingerprint, read_json, write_json
+from text_sdft.core.shapes import ANY, NUMBER
 from text_sdft.core.sharding import whole
 from text_sdft.core.teachers import LiveTeacher
 from text_sdft.fast.prefix import PrefixStore
@@ -28,10 +29,10 @@ from text_sdft.training.placement import whole_state_dict
 logger = logging.get_logger(__name__)
 TEACHER_FILE = "teacher.safetensors"
 PREFIXES_FILE = "prefixes.safetensors"
-STATE = Shape(
-    {"epoch": Real, "log_history": list, "stateful_callbacks": dict, "total_flos": Real},
-    lambda _: {"global_step": int, "log_history": list},
-)
+STATE = {
+    "global_step": int, "log_history": list, "epoch?": (*NUMBER, NoneType), "total_flos?": NUMBER,
+    "stateful_callbacks?": dict,
+}  # fmt: skip
 #: One a process.
 UNLOGGED_FILE = "unlogged_{}.json"
 #: The checkpoint's other files and their fingerprints.
@@ -167,7 +168,7 @@ def damage(checkpoint: Path) -> str:
         if (read_json(state_file, STATE) or {}).get("global_step") != checkpoint_step(checkpoint):
             return f"{TRAINER_STATE_NAME} is missing, or of another step"
         TrainerState.load_from_json(str(state_file))
-        files = read_json(checkpoint / FILES, Shape({"*": str}))
+        files = read_json(checkpoint / FILES, {ANY: str})
     except (TypeError, UserError):
         return f"{TRAINER_STATE_NAME} or {FILES} is damaged"
     if files is None:

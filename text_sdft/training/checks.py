@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
-from transformers import TrainingArguments
+import torch
+from torch import nn
+from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
+from transformers.trainer_optimizer import is_optimizer_factory
+from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from text_sdft.core.adapter import ExperimentAdapter, ModalityAdapter, missing_methods, with_defaults
 from text_sdft.core.config import SDFTConfig
-from text_sdft.core.errors import UserError
+from text_sdft.core.errors import UserError, first_line
 
 logger = logging.get_logger(__name__)
 
@@ -35,6 +40,47 @@ def checked_args(args: SDFTConfig | None, model: Any) -> SDFTConfig:
         logger.warning(f"Using one of {args.n_gpu} GPUs: start the same command with `accelerate launch` for all.")
         args._n_gpu = 1
     return args
+
+
+def check_optimiser(args: SDFTConfig) -> None:
+    """Build the optimiser and the schedule of these settings for a small layer: both may lack a package or an argument.
+
+    Raises:
+        UserError: one cannot be built, or a setting of it would be ignored.
+    """
+    layer, name = nn.Linear(2, 2), OptimizerNames(args.optim).value
+    if args.optim_target_modules is not None and not name.startswith(("galore", "apollo")):
+        raise UserError(f"optim_target_modules: {name} does not take it, only GaLore and APOLLO do. Leave it out.")
+    try:
+        kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, layer)  # type: ignore[arg-type]
+    except Exception as error:
+        if args.optim_target_modules is None or isinstance(error, ImportError):  # else the layer may lack those modules
+            raise UserError(_unusable_optimiser(name, args, error)) from error
+        kind, kwargs = torch.optim.SGD, {"lr": 0.1}
+    if args.optim_args and args.optim_target_modules is None:
+        bare = copy(args)
+        bare.optim_args = None
+        if Trainer.get_optimizer_cls_and_kwargs(bare, layer) == (kind, kwargs):  # type: ignore[arg-type]
+            raise UserError(f"optim_args {args.optim_args}: {name} takes none. Leave them out.")
+    if is_optimizer_factory(kind) or kwargs.keys() & {"params", "model", "optimizer_dict"}:
+        kind, kwargs = torch.optim.SGD, {"lr": 0.1}
+    try:
+        optimiser = kind(layer.parameters(), **kwargs)
+    except Exception as error:
+        raise UserError(_unusable_optimiser(name, args, error)) from error
+    steps, given = max(args.max_steps, 1_000), cast(dict[str, Any], args.lr_scheduler_kwargs or {})
+    try:
+        get_scheduler(args.lr_scheduler_type, optimiser, args.get_warmup_steps(steps), steps, dict(given))
+    except Exception as error:
+        raise UserError(
+            f"lr_scheduler_type {SchedulerType(args.lr_scheduler_type).value} with lr_scheduler_kwargs {given} cannot be "
+            f"used: {first_line(error)} Or use cosine without any."
+        ) from error
+
+
+def _unusable_optimiser(name: str, args: SDFTConfig, error: Exception) -> str:
+    given = f" with optim_args {args.optim_args}" if args.optim_args else ""
+    return f"optim {name}{given} cannot be used: {first_line(error)} Or use adamw_torch{' without any' * bool(given)}."
 
 
 def checked_adapter(adapter: Any) -> ExperimentAdapter:

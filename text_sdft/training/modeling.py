@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, set_seed
+from transformers.utils import logging
 
 from text_sdft.core.adapter import ModalityAdapter
 from text_sdft.core.config import SDFTConfig
 from text_sdft.core.data import Model
-from text_sdft.core.errors import UserError
+from text_sdft.core.errors import UserError, first_line
+
+logger = logging.get_logger(__name__)
+#: What a model's folder holds, or that of a peft adapter.
+CONFIGS = ("config.json", "adapter_config.json")
 
 
 def default_lora() -> LoraConfig:
@@ -23,15 +31,54 @@ def default_lora() -> LoraConfig:
 
 
 def load_model(name: str, adapter: ModalityAdapter, args: SDFTConfig, peft_config: PeftConfig | None) -> PreTrainedModel:
-    """The model of that name.
+    """The model of that name; of a run's folder the run's.
 
     All weights trained: fp32 unless ``model_init_kwargs`` says otherwise, because small updates of bf16 weights are rounded
     away (``bf16: true`` still computes in bf16). With LoRA: the checkpoint's own dtype.
+
+    Raises:
+        UserError: it cannot be loaded, with the file at fault; or a weight is no number.
     """
-    kwargs: dict[str, Any] = {"dtype": torch.float32 if peft_config is None else "auto"}
-    if args.trust_remote_code:
-        kwargs["trust_remote_code"] = True
-    return adapter.load_model(name, **{**kwargs, **cast(dict[str, Any], args.model_init_kwargs or {})})
+    run = Path(name) / "model"
+    if not (run.parent / "config.json").exists() and any((run / file).is_file() for file in CONFIGS):
+        name = str(run)
+        logger.warning(f"A run's folder is given as the model: {name} is taken.")
+    dtype = torch.float32 if peft_config is None else "auto"
+    # Said outright: transformers would ask on standard input, and load pickles.
+    kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": args.trust_remote_code, "use_safetensors": True}
+    try:
+        model = adapter.load_model(name, **{**kwargs, **cast(dict[str, Any], args.model_init_kwargs or {})})
+    except Exception as error:
+        raise UserError(_why_not_loaded(name, error)) from error
+    for key, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not parameter.is_meta and not bool(parameter.isfinite().all()):
+            raise UserError(
+                f"The model '{name}' has weights that are no numbers ({key}): take one from before it diverged."
+            )
+    return model
+
+
+def _why_not_loaded(name: str, error: Exception) -> str:
+    cause = error.__cause__ or error
+    if "trust_remote_code" in str(cause):
+        return f"'{name}' comes with Python code, which was not run. If you trust it, set train.trust_remote_code true."
+    again = "Copy the model's folder again."
+    for file in sorted(Path(name).glob("*.safetensors")):
+        try:
+            safe_open(file, "pt")
+        except Exception as damage:
+            return f"{file} is no whole safetensors file ({first_line(damage)}). {again}"
+    for file in sorted(Path(name).glob("*.json")):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError, OSError) as damage:
+            return f"{file} is no JSON ({first_line(damage)}). {again}"
+    if Path(name).is_dir() and not any(Path(name).glob("*.safetensors")) and any(Path(name).glob("*.bin")):
+        return f"{name} has weights as pickles alone, which are never loaded. Save it with save_pretrained, as safetensors."
+    if isinstance(error, UserError):
+        return str(error)
+    told = f"{type(error).__name__}: {first_line(error)}"
+    return f"'{name}' could not be loaded ({told}): its config.json and its weights do not fit each other. {again}"
 
 
 def prepare_model(model: Model, adapter: ModalityAdapter, peft_config: PeftConfig | None, seed: int) -> Model:

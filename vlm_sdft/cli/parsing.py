@@ -15,14 +15,18 @@ from dataclasses import MISSING, Field, fields
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 import yaml
 from jsonargparse import SUPPRESS, ActionParser, ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from text_sdft.core.errors import UserError, did_you_mean
+from text_sdft.core.config_files import read_yaml
+from text_sdft.core.errors import UserError, did_you_mean, first_line
 from text_sdft.core.settings import wrong_value
+from text_sdft.core.writing import check_apart, check_writable
 from text_sdft.experiments.config import EvalSettings, LoRASettings
+from text_sdft.experiments.gone import GONE, gone_message, still_there
 from vlm_sdft.cli.arguments import COMMANDS, EXAMPLES, NOTES
 from vlm_sdft.cli.init import run_name
 
@@ -84,12 +88,9 @@ def config_of(call: Call) -> Settings:
 
 def read_config(file: Path) -> Settings:
     """The settings in a YAML file. Raises `UserError` where they cannot be an experiment's."""
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f"There is no config file {file}. `vlm-sdft init FOLDER` prints one for a folder of images.")
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {error}") from error
+    settings = read_yaml(file)
     if not isinstance(settings, dict):
         raise UserError(f"{file}: needs keys such as model, data and train at its top.")
     if isinstance(settings.get("data"), str):
@@ -121,6 +122,7 @@ def load_experiment(call: Call, config: Settings) -> tuple[Experiment, Namespace
         UserError: a key is unknown or missing, a value is wrong, or the data cannot be used.
         SystemExit: the help or the settings were to be printed alone.
     """
+    config = still_there(config)
     parser, sections, adapter_type = _experiment_parser(call, config)
     if "help" in call.given:
         parser.print_help()
@@ -139,22 +141,20 @@ def load_experiment(call: Call, config: Settings) -> tuple[Experiment, Namespace
     if values.print_config:
         print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), end="")
         raise SystemExit(0)
-    try:
-        data, demonstrations, lora, evaluation, train = (
-            kind(**vars(values.get(section, Namespace()))) for section, kind in sections.items()
-        )
-    except (ValueError, TypeError) as error:
-        raise UserError(str(error)) from error
-    for part, section in ((data, "data"), (demonstrations, "demonstrations"), (lora, "lora"), (evaluation, "eval")):
-        if wrong := wrong_value(part, f"{section}."):
-            raise UserError(wrong)
+    data, demonstrations, lora, evaluation, train = _made_sections(values, sections)
     import torch
     from transformers import set_seed
 
     from text_sdft.experiments.config import Experiment
     from text_sdft.methods.table import find_method
+    from text_sdft.training.checks import check_optimiser
 
     find_method(values.method)
+    if call.command != "eval":
+        check_optimiser(train)
+    if call.command != "preview" and os.environ.get("RANK", "0") == "0":
+        check_writable(Path(train.output_dir), "train.output_dir")
+        check_apart(Path(train.output_dir), Path(str(data.path)), "train.output_dir")
     set_seed(train.seed)
     if values.model.startswith("builtin:") and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # so small a model that several threads only wait for each other
@@ -164,6 +164,23 @@ def load_experiment(call: Call, config: Settings) -> tuple[Experiment, Namespace
         adapter, splits = adapter_type.from_config(data, demonstrations, **({"model": values.model} if named else {}))
     made = values.model, adapter, splits, train, lora.resolve(values.model), evaluation, settings, values.method
     return Experiment(*made, defaults=defaults), values
+
+
+def _made_sections(values: Namespace, sections: Sections) -> list[Any]:
+    """The sections as their dataclasses. Raises `UserError` naming the setting that is wrong."""
+    made = []
+    for section, kind in sections.items():
+        try:
+            made.append(kind(**vars(values.get(section, Namespace()))))
+        except ImportError as error:  # of DeepSpeed, say
+            why = f"needs a package: {first_line(error)} Install it, or leave the setting out."
+            raise UserError(f"A setting of {section} {why}") from error
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            named = str(error).partition(" ")[0] in {f.name for f in fields(kind)}
+            raise UserError(f"{'' if named else f'A setting of {section} cannot be used: '}{error}") from error
+        if wrong := "" if section == "train" else wrong_value(made[-1], f"{section}."):
+            raise UserError(wrong)
+    return made
 
 
 # ---- parsers ----
@@ -251,13 +268,14 @@ def _parsed(parser: ArgumentParser, given: Sequence[str] | Settings, **options: 
     try:
         return parser.parse_object(given, **options) if isinstance(given, dict) else parser.parse_args(given, **options)
     except ArgumentError as error:
-        hint = '\nA list is written so: \'["one", "two"]\'.' if "<class 'list'>" in str(error) else ""
-        command, _, name = str(error).partition("arguments are required: ")[2].partition(".")
+        told = shorten(str(error), 600, placeholder=" …")  # in one line
+        hint = ' A list is written so: \'["one", "two"]\'.' if "<class 'list'>" in told else ""
+        command, _, name = told.partition("arguments are required: ")[2].partition(".")
         if name:  # what stands first: the parser's own words have it under a name that nobody has seen
             metavar = COMMANDS[command].arguments[name]["metavar"]
             error_text = f"{command} needs at least one {metavar}: vlm-sdft {command} {COMMANDS[command].usage}"
             raise UserError(error_text) from error
-        raise UserError(f"{error}{hint}") from error
+        raise UserError(f"{told}{hint}") from error
 
 
 def _written(parser: ArgumentParser, values: Namespace, sections: Sections) -> tuple[Settings, Settings]:
@@ -317,6 +335,8 @@ def _unknown_names(names: Sequence[str], command: str, sections: Sections, all_k
     unknown = [name for name in names if {name, ".".join(name.split(".")[:2])}.isdisjoint(known)]
     unknown = [name for name in unknown if sections.get(name.partition(".")[0]) is not dict]
     for name in unknown:
+        if name in GONE:
+            raise UserError(gone_message(name))
         namesakes = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
         near = did_you_mean(dashes + name, [dashes + other for other in known])
         near = near or "".join(f" Did you mean '{other}'?" for other in namesakes[:1])

@@ -27,7 +27,7 @@ def print_results(
         n = dict.fromkeys(str(part[name]["n"]) for part in (before, after) if name in part)
         table.add_row(labels.get(name, name), _cell(before.get(name)), _cell(after.get(name)), ", ".join(n))
     nothing = "Nothing was measured: the data has no rows to measure (test/<type>/*, data.test)."
-    Console().print(table if before or after else nothing)
+    _console().print(table if before or after else nothing)
     moved = results.get("drift")
     if moved is not None:
         line = f"On prompts of prior skills: KL from the start {moved['after']['kl']:.3g} nats a token"
@@ -64,7 +64,7 @@ def print_probe(numbers: dict[str, Any], file: Path) -> None:
         seconds = numbers["seconds"].get(name)
         table.add_row(label, _cell(accuracy), str(accuracy["n"]), f"{seconds:.2f}" if seconds is not None else "–")
     gap, tokens = numbers["gap"], numbers["tokens"]
-    Console().print(table)
+    _console().print(table)
     _print(
         f"Teacher minus student: {100 * gap['mean']:+.1f} points ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f}), "
         "on the same examples.",
@@ -130,27 +130,27 @@ def print_sequence(found: dict[str, Any], folder: Path) -> None:
     rows |= {"all at once": found["joint"]} if found["joint"] else {}
     for name, row in rows.items():
         table.add_row(name, *(f"{100 * value:.1f}" for value in (*row["new"], *(row["old"][key] for key in old))))
-    Console().print(table)
+    _console().print(table)
     _print(*(f"{name.replace('_', ' ')}: {100 * value:.1f}" for name, value in found["summary"].items()))
     _print(f"Everything is in {folder}/.")
 
 
 def print_preview(preview: dict[str, Any]) -> None:
     """Rendered prompts, token counts and memory."""
-    console = Console()
+    console = _console()
     for example in preview["examples"]:
         console.rule(f"{example['id']} ({example['set']})", align="left")
         for view in ("student", "teacher", "answer"):
             if view in example:
-                console.print(f"[bold]{view}[/bold] ({example[view]['tokens']} tokens)")
-                console.print(example[view]["text"], markup=False, highlight=False, soft_wrap=True)
+                console.print(f"{view} ({example[view]['tokens']} tokens)", style="bold")
+                console.print(example[view]["text"], soft_wrap=True)
         _print(*(f"image: {file}" for file in example["images"]))
     counts = _table("Tokens of a prompt", "", "least", "median", "most", "image tokens (median)")
     for view, row in preview["tokens"].items():
         counts.add_row(view, *(str(row[key]) for key in ("min", "median", "max", "image_median")))
     console.print(counts)
     console.print(f"Demonstrations left out because of the limit of {preview['limit']} tokens: {preview['dropped']}.")
-    console.print(preview["trained"], highlight=False)
+    console.print(preview["trained"])
     together = sum(preview["memory"].values())
     unit, scale = ("GiB", 2**30) if together > 2**30 else ("MiB", 2**20)
     memory = _table("Expected peak memory (an estimate)", "", unit)
@@ -170,10 +170,15 @@ def _table(title: str, *headings: str, no_wrap: bool = False) -> Table:
     return table
 
 
+def _console() -> Console:
+    """Names of folders, sets and types may hold what rich takes for markup: they are shown as they are."""
+    return Console(markup=False, emoji=False, highlight=False)
+
+
 def _print(*lines: str) -> None:
     """Lines as they are: neither coloured nor broken."""
     for line in lines:
-        Console().print(line, highlight=False, soft_wrap=True)
+        _console().print(line, soft_wrap=True)
 
 
 def _cell(accuracy: dict[str, Any] | None) -> str:

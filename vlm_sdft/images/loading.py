@@ -38,8 +38,8 @@ def load_processor(model: PreTrainedModel, **kwargs: Any) -> Any:
         return AutoProcessor.from_pretrained(model.name_or_path, **kwargs)
     except Exception as error:
         raise UserError(
-            f"No processor could be loaded from '{model.name_or_path}': {error} Save the model's processor beside it, or "
-            "pass one."
+            f"No processor could be loaded from '{model.name_or_path}': {first_line(error)} Save the model's processor "
+            "beside it, or pass one."
         ) from error
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from text_sdft.core import UserError
 from text_sdft.core.files import write_text
 from text_sdft.experiments.folder import Record, read_json
 from text_sdft.experiments.pages import filled
@@ -14,6 +15,7 @@ from text_sdft.experiments.report.answers import confusion, cut, gallery, pictur
 from text_sdft.experiments.report.reading import Point, Run, read_run, run_names
 from text_sdft.experiments.scores import of_prior_skills
 from text_sdft.experiments.settings import flattened
+from text_sdft.experiments.shapes import COMPARISON, SEQUENCE
 from text_sdft.experiments.stats import mean
 
 
@@ -30,10 +32,11 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     """
     runs, comparisons, sequences = [], [], []
     for folder, name in zip(folders, run_names(folders), strict=True):
-        comparison, sequence = read_json(folder / "compare.json"), read_json(folder / "sequence.json")
-        comparisons += [(name, comparison)] if comparison else []
-        sequences += [(name, sequence)] if sequence else []
-        runs += [] if comparison or sequence else [read_run(folder, name)]
+        comparison = read_json(folder / "compare.json", COMPARISON)
+        sequence = read_json(folder / "sequence.json", SEQUENCE)
+        comparisons += [] if comparison is None else [(name, comparison)]
+        sequences += [] if sequence is None else [(name, sequence)]
+        runs += [read_run(folder, name)] if comparison is None and sequence is None else []
     points = [point for _, comparison in comparisons for point in _compared(comparison)]
     points += [point for run in runs if (point := _point(run, "after", run.name))]
     starts = [point for run in runs if (point := _point(run, "before", "before training"))]
@@ -48,7 +51,10 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
         cut=cut,
         pictures=pictures,
     )
-    write_text(out, page)
+    try:
+        write_text(out, page)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}): name another file with --out.") from error
 
 
 def _sections(run: Run) -> dict[str, Any]:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from text_sdft.core import UserError
+from text_sdft.core.files import DAMAGED
+from text_sdft.core.shapes import shape_fault
 from text_sdft.experiments.folder import Record, read_json, read_metrics, read_results, read_samples
+from text_sdft.experiments.shapes import ANSWER, PROBE
 
 
 @dataclass(frozen=True)
@@ -56,18 +59,23 @@ def read_run(folder: Path, name: str) -> Run:
             f"{folder} holds no run to report on (no results.json): give what --train.output_dir named, or a folder of "
             "`vlm-sdft compare` or `vlm-sdft sequence`."
         )
+    samples = folder / "samples.jsonl"
+    answers = [(line, sample) for line, sample in enumerate(read_samples(folder), start=1) if "phase" in sample]
+    for line, answer in answers:
+        if fault := shape_fault(answer, ANSWER):
+            raise UserError(f"{samples}, line {line}: {fault}. {DAMAGED}")
     return Run(
         name=name,
         results=results,
         metrics=read_metrics(folder),
-        answers=[sample for sample in read_samples(folder) if "phase" in sample],
+        answers=[answer for _, answer in answers],
         probe=_probe(folder / "probe.json", results["settings"]),
     )
 
 
 def _probe(file: Path, trained: Record) -> Record | None:
     """A probe of the run's own model, data and demonstrations; None where it was of others, or there is none."""
-    probe = read_json(file)
+    probe = read_json(file, PROBE)
     probed = (probe or {}).get("settings", trained)  # those written before they held settings are taken for the run's
     return probe if all(probed.get(part) == trained.get(part) for part in ("model", "data", "demonstrations")) else None
 
