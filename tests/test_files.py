@@ -72,8 +72,8 @@ def test_names_that_are_no_utf8_are_kept(tmp_path):
     ("text", "said"),
     [
         ('{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n', "line 2 is not whole JSON"),
-        ('{"step": 1}\n[2]\n', "line 2 is a list, not an object"),
-        ('{"step": 1}\n\n{"loss": 1.0}\n', "line 3 lacks 'step'"),
+        ('{"step": 1}\n[2]\n', "line 2: the content is no mapping"),
+        ('{"step": 1}\n\n{"loss": 1.0}\n', "line 3: 'step' is missing"),
         ('{"step": "1"}\n', "line 1: 'step' is '1'"),
         ("[" * 100_000 + "\n", "line 1 is not whole JSON"),
         ('{"step": ' + "1" * 5000 + "}\n", "line 1 is not whole JSON"),

@@ -44,6 +44,6 @@ COMPARISON = {"methods": {ANY: {"learning_rate": (*NUMBER, NoneType), "new": OVE
 CELL = {"method": str, "learning_rate": NUMBER, "seed": int, "seconds": NUMBER, "flops": NUMBER}
 ROW = {"new": [NUMBER], "old": {ANY: NUMBER}}
 SEQUENCE = {
-    "tasks": [str], "method": str, "settings": list, "before": ROW, "n": dict, "after": [ROW],
+    "tasks": [str], "method": str, "settings?": list, "before": ROW, "n?": dict, "after": [ROW],
     "joint?": (NoneType, ROW), "summary?": {ANY: NUMBER}, "retain_earlier?": int,
 }  # fmt: skip
