@@ -189,7 +189,10 @@ def _with_earlier(task: Experiment, earlier: Sequence[Experiment], count: int) -
 
 def _stored_sequence(folder: Path, tasks: Sequence[Experiment], resume: bool, retain_earlier: int) -> dict[str, Any]:
     """What was measured so far. Raises `UserError` where the folder holds a sequence that this call does not go on with."""
-    found, settings = read_json(folder / "sequence.json", {**SEQUENCE, "settings": list, "n": dict}), [task.settings for task in tasks]
+    found, settings = (
+        read_json(folder / "sequence.json", {**SEQUENCE, "settings": list, "n": dict}),
+        [task.settings for task in tasks],
+    )
     digests = {f"{key} (task {k})": mark for k, task in enumerate(tasks, 1) for key, mark in row_digests(task).items()}
     if found is None:
         names = [task.folder.name for task in tasks]
