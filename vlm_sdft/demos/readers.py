@@ -148,8 +148,8 @@ def _joined_below(folder: Path | None) -> list[str]:
             joined[kind.name] = listed(sorted(inner))
     found = listed(f"{name} ({inner})" for name, inner in joined.items())
     told = (
-        f"{len(joined)} type folders of {folder} hold further folders, whose images are all taken as that type: {found}. If "
-        f"those are the types, move them up into {folder}."
+        f"{len(joined)} type folders of {folder} hold further folders, whose images are all taken as that type: {found}. "
+        f"If those are the types, move them up into {folder}."
     )
     return [told] if joined else []
 
