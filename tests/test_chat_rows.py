@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.image_files import error, fill, lines, names
+from text_sdft.core import TeacherContext
 from vlm_sdft import DemoSet, ImageAdapter
 from vlm_sdft.demos.retention import retain_in_context
 
@@ -134,3 +136,18 @@ def test_turns_of_another_name_are_to_be_renamed(tmp_path):
     fill(tmp_path, {"": 1})
     lines(tmp_path / "rows.jsonl", {"conversations": [USER, ANSWER], "images": ["0.png"]})
     assert "It has 'conversations': rename that." in error(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("template", ["turns", "quoted"])
+def test_the_teacher_sees_demonstrations_with_their_images_in_place(tmp_path, template):
+    words = "Reference: <image> Candidate: <image> Same?"
+    demos = read(tmp_path, row(words, 2, "yes"), row(words, 2, "no", start=2), row(words, 2, "no", start=4))
+    adapter = ImageAdapter(demos, selection="fixed", n_types=2, shots=2, template=template)
+    messages = adapter.teacher_messages(adapter.examples(demos.labelled)[0], TeacherContext())
+    parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
+    for image, following in itertools.pairwise(parts):
+        if image["type"] == "image":
+            first = int(Path(image["image"]).stem) % 2 == 0
+            assert following["text"].startswith(" Candidate: " if first else " Same?")
+    shown = [Path(part["image"]).name for part in parts if part["type"] == "image"]
+    assert shown[-2:] == ["0.png", "1.png"] and sorted(shown) == [f"{i}.png" for i in range(6)]

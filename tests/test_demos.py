@@ -398,7 +398,7 @@ def test_a_folder_above_the_data_names_the_one_to_give(tmp_path):
 def test_folders_below_a_types_folder_are_said_to_be_joined(tmp_path):
     fill(tmp_path, {"train/red/dax": 2, "train/red/wug": 2, "train/blue/zup": 2, "train/cat/images": 2})
     note = said(DemoSet.load(tmp_path), "hold further folders")
-    assert note.startswith(f"2 type folders of {tmp_path / 'train'}") and "(blue: zup)" in note and "cat" not in note
+    assert note.startswith(f"2 type folders of {tmp_path / 'train'}") and "blue (zup)" in note and "cat" not in note
 
 
 def test_images_without_folders_of_types_are_no_type(tmp_path):

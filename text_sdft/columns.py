@@ -39,8 +39,6 @@ def load_rows(path: str) -> list[dict[str, Any]]:
     Raises:
         UserError: the file does not exist or cannot be read.
     """
-    import datasets
-
     file = Path(path)
     if file.suffix in KINDS:
         if not os.path.lexists(file):
@@ -48,17 +46,19 @@ def load_rows(path: str) -> list[dict[str, Any]]:
         check_file(file)
         if file.suffix != ".parquet":  # whose columns have types; for other files `datasets` would guess them
             return read_rows(file)
-        try:
-            return list(datasets.load_dataset("parquet", data_files=str(file), split="train"))
-        except Exception as error:
-            raise UserError(f"{file} cannot be read as parquet: {error}") from error
+    import datasets  # takes seconds
+
     name, _, split = (path, "", "") if file.exists() else path.partition(":")
     try:
+        if file.suffix == ".parquet":
+            return list(datasets.load_dataset("parquet", data_files=str(file), split="train"))
         if not any((Path(name) / saved).is_file() for saved in ("dataset_info.json", "dataset_dict.json")):
             return list(datasets.load_dataset(name, split=split or "train"))
         found = datasets.load_from_disk(name)
         return list(found[split or "train"] if isinstance(found, Mapping) else found)
     except Exception as error:
+        if file.suffix == ".parquet":
+            raise UserError(f"{file} cannot be read as parquet: {error}") from error
         raise UserError(
             f"'{path}' is neither a file ({', '.join(KINDS)}) nor a data set that can be loaded: {error}"
         ) from error
@@ -178,13 +178,12 @@ def _texts(messages: list[Any], column: str, number: int) -> Conversation:
     for place, message in enumerate(messages, 1):
         role, content = (message.get(key) if isinstance(message, Mapping) else None for key in ("role", "content"))
         if role is None or not isinstance(content, str | list):
-            has = "no content (null)" if role is not None and content is None else "another form"
-            calls = (
-                ". Its tool calls go into its content, as text" if role is not None and message.get("tool_calls") else ""
-            )
+            has = "another form" if role is None or content is not None else "no content (null)"
+            if role is not None and message.get("tool_calls"):
+                has += ". Its tool calls go into its content, as text"
             raise UserError(
                 f"Row {number}: '{column}' is a string, or messages with role and content; message {place} "
-                f"({listed([role or 'without role'])}) has {has}{calls}."
+                f"({listed([role or 'without role'])}) has {has}."
             )
     return [dict(with_text(message, f"Row {number}: '{column}'", "Use `adapter: image`.")) for message in messages]
 

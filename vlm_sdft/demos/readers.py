@@ -144,15 +144,14 @@ def _joined_below(folder: Path | None) -> list[str]:
     joined = {}
     for kind in _subfolders(folder):
         inner = {file.relative_to(kind).parent.as_posix() for file in image_files(kind)} - {"."}
-        if inner and {name.casefold() for name in inner} - NO_TYPES:
-            joined[kind.name] = inner
-    if not joined:
-        return []
-    first, inner = next(iter(joined.items()))
-    return [
-        f"{len(joined)} type folders of {folder} hold further folders, whose images are all taken as that type: "
-        f"{listed(joined)} ({first}: {listed(sorted(inner))}). If those are the types, move them up into {folder}."
-    ]
+        if {name.casefold() for name in inner} - NO_TYPES:
+            joined[kind.name] = listed(sorted(inner))
+    found = listed(f"{name} ({inner})" for name, inner in joined.items())
+    told = (
+        f"{len(joined)} type folders of {folder} hold further folders, whose images are all taken as that type: {found}. "
+        f"If those are the types, move them up into {folder}."
+    )
+    return [told] if joined else []
 
 
 def _outside(root: Path, files: Sequence[Path]) -> list[str]:
