@@ -145,7 +145,7 @@ def is_of_the_disk(error: Exception) -> bool:
     """Whether the disk is full or failed, and no code is wrong."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in DISK_ERRORS
-    return any(message in str(error) for message in DISK_MESSAGES)
+    return not isinstance(error, UserError) and any(message in str(error) for message in DISK_MESSAGES)
 
 
 @contextmanager
