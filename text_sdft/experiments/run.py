@@ -133,6 +133,18 @@ def _save_model(trainer: SDFTTrainer, folder: Path) -> None:
         part.replace(folder)
 
 
+def is_finished(experiment: Experiment) -> bool:
+    """Whether the run's folder has all that it promises."""
+    results = read_results(experiment.folder) or {}
+    pushed = not experiment.args.push_to_hub or "pushed" in results
+    return "after" in results and _has_report(experiment.folder) and pushed
+
+
+def _has_report(folder: Path) -> bool:
+    page = folder / "report.html"
+    return page.exists() and page.stat().st_mtime >= (folder / "results.json").stat().st_mtime
+
+
 def _finish(experiment: Experiment, results: Results) -> None:
     """Make what a finished run's folder lacks: the model's card, the report, and the push to the hub."""
     folder, card, page = experiment.folder, experiment.folder / "model" / "README.md", experiment.folder / "report.html"
@@ -140,7 +152,7 @@ def _finish(experiment: Experiment, results: Results) -> None:
     text = filled("model_card.md", experiment=experiment, results=results, summary=summary)
     if not card.exists() or card.read_bytes() != text.encode("utf-8", "backslashreplace"):
         write_text(card, text)
-    if not page.exists() or page.stat().st_mtime < (folder / "results.json").stat().st_mtime:
+    if not _has_report(folder):
         from text_sdft.experiments.report import write_report  # loads matplotlib
 
         write_report([folder], page)
