@@ -14,8 +14,9 @@ from text_sdft.core.files import Record, Shape, read_json, read_json_lines, writ
 from text_sdft.training.checkpoints import checkpoint_step, checkpoints
 
 __all__ = ["Record", "read_json", "write_json"]
-_RUN = {"before": dict, "trained": str, "rows": dict, "seconds": Real, "tokens": dict, "settings": dict, "versions": dict}
-RESULTS = Shape({**_RUN, "after": dict, "probe": dict, "drift": dict, "resumed_at": int}, lambda _: _RUN)
+_RUN = {"before": dict, "trained": str, "seconds": Real, "settings": dict, "versions": dict}
+_FURTHER = dict.fromkeys(("after", "probe", "drift", "rows", "digests", "tokens"), dict)
+RESULTS = Shape({**_FURTHER, "processes": int, "resumed_at": int}, lambda _: _RUN)
 SCORE = Shape(dict.fromkeys(("accuracy", "n", "low", "high"), Real))
 METRICS = Shape({"step": int, "*": (Real, NoneType)})
 _TEXTS = dict.fromkeys(

@@ -27,7 +27,7 @@ from text_sdft.core import Example, Model, SDFTConfig, UserError
 from text_sdft.core.files import append_json_lines, claimed, disk_errors_explained, write_json, write_text
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.drift import drift, start_reading
-from text_sdft.experiments.folder import read_metrics, read_results, rewind
+from text_sdft.experiments.folder import read_metrics, read_results, read_samples, rewind
 from text_sdft.experiments.pages import filled
 from text_sdft.experiments.pass_at_k import measure_pass_at_k
 from text_sdft.experiments.probe import short_probe
@@ -62,8 +62,9 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
     Returns:
         What ``results.json`` holds: ``before`` and ``after`` ({set: {accuracy, n, low, high}}), ``drift`` (``before`` and
         ``after``, see `drift`; where prior skills are measured), ``probe`` (the verdict of the short probe, where it was
-        asked), ``trained``, ``rows`` (how many of each use), ``seconds`` and ``tokens`` of training (of this process, where
-        a run was resumed: from the step ``resumed_at``), ``settings``, ``versions``.
+        asked), ``trained``, ``rows`` (how many of each use) and ``digests`` of what they hold, ``processes``, ``seconds``
+        and ``tokens`` of training (of this process, where a run was resumed: from the step ``resumed_at``), ``settings``,
+        ``versions``, ``pushed`` (its name on the hub).
 
     Raises:
         UserError: the folder holds another run, or something in the data, model or settings cannot work.
@@ -150,7 +151,7 @@ def _finish(experiment: Experiment, results: Results) -> None:
     folder, card, page = experiment.folder, experiment.folder / "model" / "README.md", experiment.folder / "report.html"
     summary = find_method(experiment.method).summary
     text = filled("model_card.md", experiment=experiment, results=results, summary=summary)
-    if not card.exists() or card.read_bytes() != text.encode("utf-8", "backslashreplace"):
+    if card.parent.is_dir() and (not card.exists() or card.read_bytes() != text.encode("utf-8", "backslashreplace")):
         write_text(card, text)
     if not _has_report(folder):
         from text_sdft.experiments.report import write_report  # loads matplotlib
@@ -277,6 +278,7 @@ def _stored_results(experiment: Experiment, resume: bool) -> Results:
         return {}
     if results is None:
         raise UserError(f"{folder} holds no run to resume: leave --resume out, or check --train.output_dir.")
+    read_samples(folder)  # what is damaged is named before the model is loaded
     if changed := _change(experiment, results):
         raise UserError(f"{folder} holds a run with {changed}; --train.output_dir runs/OTHER starts a new run.")
     return results
@@ -287,7 +289,7 @@ def _change(experiment: Experiment, results: Results) -> str | None:
     args = experiment.args
     before = resumable(results["settings"], results.get("processes", args.world_size))
     now, defaults, rows = resumable(experiment.settings, args.world_size), resumable(experiment.defaults), _rows(experiment)
-    if changed := first_change(before | results["rows"], now | rows, defaults):
+    if changed := first_change(before | results.get("rows", rows), now | rows, defaults):
         queries, here = before.get(QUERIES, 0), args.per_device_train_batch_size * args.world_size
         fits = QUERIES in changed and queries % here == 0
         return f"{changed}: --resume needs " + (
