@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,10 @@ from tests.cli_runs import BUILTIN, SETTINGS, STEPS, measured, read, steps, stop
 from tests.families import family_folder
 from tests.image_files import WHOLE, fill
 from tests.tiers import further
-from text_sdft.core import SDFTConfig
+from text_sdft.core import Example, SDFTConfig
 from text_sdft.core.files import append_json_lines
 from text_sdft.experiments.folder import rewind
-from text_sdft.experiments.settings import resumable
+from text_sdft.experiments.settings import content_digest, resumable
 from vlm_sdft.cli import main
 from vlm_sdft.zoo import resolve_model
 
@@ -275,6 +276,66 @@ def test_resuming_a_finished_run_changes_nothing(config, finished, tmp_path, cap
     train(config, run, "--resume")
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == times
     assert "new types" in capsys.readouterr().out
+
+
+def test_what_a_finished_run_lacks_is_made_up_for(config, finished, tmp_path, monkeypatch, capsys):
+    """(It was killed, or the disk was full, between its results and its report; or the hub could not be reached.)"""
+    from huggingface_hub import HfApi
+
+    run = shutil.copytree(finished, tmp_path / finished.name)
+    lost = [run / "report.html", run / "model" / "README.md"]
+    for file in lost:
+        file.unlink()
+    pushed = []
+    push = ["train", config, "--train.output_dir", str(run), "--resume", "--train.push_to_hub", "true"]
+    with monkeypatch.context() as patch:
+        patch.setattr(HfApi, "create_repo", lambda self, name, **_: 1 / 0)
+        assert main(push) == 2
+        said = capsys.readouterr().err
+        assert "could not be pushed" in said and "--resume" in said
+    for file in lost:
+        assert file.read_bytes() == (finished / file.relative_to(run)).read_bytes()
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **_: type("Repo", (), {"repo_id": f"me/{name}"})())
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, repo_id, **_: pushed.append(repo_id))
+    assert main(push) == 0 and main(push) == 0
+    assert pushed == [f"me/{run.name}"] == [read(run / "results.json")["pushed"]]
+
+
+DAMAGE = [
+    ("results.json", lambda text: text[:-30], "is not whole JSON"),
+    ("results.json", lambda text: "[]", "is a list, not an object"),
+    ("results.json", lambda text: text.replace('"settings"', '"setings"'), "lacks 'settings'"),
+    ("results.json", lambda text: text.replace('"accuracy"', '"acuracy"', 1), "before.new lacks 'accuracy'"),
+    ("metrics.jsonl", lambda text: text.replace('"step": 2', '"step": "two"'), "line 2: 'step' is 'two'"),
+    ("metrics.jsonl", lambda text: text.replace('"loss": ', '"loss": [', 1), "line 1 is not whole JSON"),
+    ("samples.jsonl", lambda text: text.replace('"score"', '"skore"', 1), "line 1 lacks 'score'"),
+    ("samples.jsonl", lambda text: "null\n" + text, "line 1 is a NoneType, not an object"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "said"), DAMAGE)
+def test_an_edited_file_of_a_run_is_named_by_resume_and_report(config, finished, tmp_path, capsys, name, change, said):
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(run / "checkpoint-6")  # the report is made again where the run goes on; here it is not there yet
+    (run / "report.html").unlink()
+    (run / name).write_text(change((run / name).read_text()))
+    for argv in (["train", config, "--train.output_dir", str(run), "--resume"], ["report", str(run)]):
+        assert main(argv) == 2
+        message = capsys.readouterr().err
+        assert f"{run / name}" in message and said in message and "start anew" in message
+
+
+def test_rows_are_the_same_by_what_they_hold(tmp_path):
+    data = fill(tmp_path / "data", WHOLE)
+    image = next(data.rglob("*.png"))
+    rows = [Example("a", [{"role": "user", "content": [{"type": "image", "image": str(image)}]}], reference="dax")]
+    digest = content_digest(rows)
+    copied = Path(shutil.copy(image, tmp_path / "copied.png"))
+    moved = [replace(rows[0], messages=[{"role": "user", "content": [{"type": "image", "image": copied}]}])]
+    assert content_digest(moved) == digest, "where an image lies is not what it shows"
+    assert content_digest([replace(rows[0], reference="wug")]) != digest
+    copied.write_bytes(copied.read_bytes()[:-1] + b"x")
+    assert content_digest(moved) != digest
 
 
 @pytest.mark.parametrize("stopped", [False, True])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli_runs import FAST, fails, options, stop_before
+from tests.cli_runs import FAST, fails, options, read, stop_before
 from tests.image_files import WHOLE, fill, save
 from text_sdft.core import SDFTConfig
 from text_sdft.experiments.report import write_report
@@ -48,6 +48,12 @@ def test_nobody_loses_more_than_a_fifth_of_a_run(tmp_path, monkeypatch, capsys):
     message = fails(capsys, *argv, "--resume")
     assert "rows of train 9, not 10" in message and "output_dir" in message
     more.unlink()
+    shown = next((data / "unlabelled").glob("*.png"))
+    painted = shown.read_bytes()
+    save(shown, 98)
+    message = fails(capsys, *argv, "--resume")
+    assert "as many rows, but another content of train" in message and "output_dir" in message
+    shown.write_bytes(painted)
     assert main([*argv, "--resume"]) == 0
     results = json.loads((run / "results.json").read_text())
     assert results["resumed_at"] == 3
@@ -55,6 +61,22 @@ def test_nobody_loses_more_than_a_fifth_of_a_run(tmp_path, monkeypatch, capsys):
     assert f"{results['seconds'] / (STEPS - 3):.2f}</td>" in page.partition("seconds a step")[2][:60]
     assert "training since step 3, where it was resumed" in page
     assert "tokens that the student read since step 3" in page
+
+
+@pytest.mark.slow
+def test_a_run_that_took_no_step_is_begun_anew_with_other_settings(tmp_path, monkeypatch, capsys, caplog):
+    data, run = fill(tmp_path / "data", WHOLE), tmp_path / "run"
+    argv = [*command(data, run), "--train.max_steps", "1"]
+    with monkeypatch.context() as patch:
+        stop_before(0, patch)
+        fails(capsys, *argv)
+    assert "after" not in read(run / "results.json")
+    assert main([*argv, "--train.learning_rate", "1e-3"]) == 0
+    assert "took no step: it is begun anew" in caplog.text
+    assert read(run / "results.json")["settings"]["train"]["learning_rate"] == 1e-3
+    ids = [(record["set"], record["id"]) for record in read(run / "samples.jsonl") if record.get("phase") == "before"]
+    assert len(ids) == len(set(ids)), "measured once"
+    assert "holds a run already" in fails(capsys, *argv)
 
 
 def test_checkpoints_at_steps_of_ones_own_are_all_kept():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +14,11 @@ from typing import Any
 
 from text_sdft.core.errors import UserError, first_line
 from text_sdft.core.shapes import shape_fault
+
+try:
+    import fcntl
+except ImportError:  # Windows, where runs are not kept apart
+    fcntl = None  # type: ignore[assignment]
 
 Record = dict[str, Any]
 LOCK_FILE = ".lock"
@@ -120,7 +124,7 @@ def is_of_the_disk(error: Exception) -> bool:
     """Whether the disk is full or failed, and no code is wrong."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in DISK_ERRORS
-    return any(message in str(error) for message in DISK_MESSAGES)
+    return not isinstance(error, UserError) and any(message in str(error) for message in DISK_MESSAGES)
 
 
 @contextmanager
@@ -147,7 +151,8 @@ def claimed(folder: Path, main: bool = True) -> Iterator[None]:
         raise UserError(f"Nothing can be written into {folder} ({error.strerror}): {remedy}.") from error
     with stream:
         try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             owned = file.exists() and os.path.samestat(file.stat(), os.fstat(stream.fileno()))  # and not just given up
         except OSError:
             owned = False

@@ -27,7 +27,7 @@ from text_sdft.core import Example, Model, SDFTConfig, UserError
 from text_sdft.core.files import append_json_lines, claimed, disk_errors_explained, write_json, write_text
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.drift import drift, start_reading
-from text_sdft.experiments.folder import read_metrics, read_results, rewind
+from text_sdft.experiments.folder import read_metrics, read_results, read_samples, rewind
 from text_sdft.experiments.pages import filled
 from text_sdft.experiments.pass_at_k import measure_pass_at_k
 from text_sdft.experiments.probe import short_probe
@@ -63,8 +63,9 @@ def run_training(experiment: Experiment, resume: bool = False, force: bool = Tru
     Returns:
         What ``results.json`` holds: ``before`` and ``after`` ({set: {accuracy, n, low, high}}), ``drift`` (``before`` and
         ``after``, see `drift`; where prior skills are measured), ``probe`` (the verdict of the short probe, where it was
-        asked), ``trained``, ``rows`` (how many of each use), ``seconds`` and ``tokens`` of training (of this process, where
-        a run was resumed: from the step ``resumed_at``), ``settings``, ``versions``.
+        asked), ``trained``, ``rows`` (how many of each use) and ``digests`` of what they hold, ``processes``, ``seconds``
+        and ``tokens`` of training (of this process, where a run was resumed: from the step ``resumed_at``), ``settings``,
+        ``versions``, ``pushed`` (its name on the hub).
 
     Raises:
         UserError: the folder holds another run, or something in the data, model or settings cannot work.
@@ -134,14 +135,28 @@ def _save_model(trainer: SDFTTrainer, folder: Path) -> None:
         part.replace(folder)
 
 
+def is_finished(experiment: Experiment) -> bool:
+    """Whether the run's folder has all that it promises."""
+    results = read_results(experiment.folder) or {}
+    pushed = not experiment.args.push_to_hub or "pushed" in results
+    return "after" in results and _has_report(experiment.folder) and pushed
+
+
+def _has_report(folder: Path) -> bool:
+    page = folder / "report.html"
+    return page.exists() and page.stat().st_mtime >= (folder / "results.json").stat().st_mtime
+
+
 def _finish(experiment: Experiment, results: Results) -> None:
     """Make what a finished run's folder lacks: the model's card, the report, and the push to the hub."""
     folder, card, page = experiment.folder, experiment.folder / "model" / "README.md", experiment.folder / "report.html"
     summary = find_method(experiment.method).summary
-    text = filled("model_card.md", experiment=experiment, results=results, summary=summary, **write_usage(experiment))
-    if not card.exists() or card.read_bytes() != text.encode("utf-8", "backslashreplace"):
-        write_text(card, text)
-    if not page.exists() or page.stat().st_mtime < (folder / "results.json").stat().st_mtime:
+    if card.parent.is_dir():
+        facts = write_usage(experiment)
+        text = filled("model_card.md", experiment=experiment, results=results, summary=summary, **facts)
+        if not card.exists() or card.read_bytes() != text.encode("utf-8", "backslashreplace"):
+            write_text(card, text)
+    if not _has_report(folder):
         from text_sdft.experiments.report import write_report  # loads matplotlib
 
         write_report([folder], page)
@@ -266,6 +281,7 @@ def _stored_results(experiment: Experiment, resume: bool) -> Results:
         return {}
     if results is None:
         raise UserError(f"{folder} holds no run to resume: leave --resume out, or check --train.output_dir.")
+    read_samples(folder)  # what is damaged is named before the model is loaded
     if changed := _change(experiment, results):
         raise UserError(f"{folder} holds a run with {changed}; --train.output_dir runs/OTHER starts a new run.")
     return results

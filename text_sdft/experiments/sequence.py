@@ -17,8 +17,7 @@ from typing import Any
 from text_sdft.core import Example, Model, UserError
 from text_sdft.core.files import claimed, disk_errors_explained, read_json, write_json
 from text_sdft.experiments.config import Experiment
-from text_sdft.experiments.folder import read_results
-from text_sdft.experiments.run import eval_sets, measuring_trainer, row_digests, run_training, trained_model
+from text_sdft.experiments.run import eval_sets, is_finished, measuring_trainer, row_digests, run_training, trained_model
 from text_sdft.experiments.scores import evaluate, of_prior_skills
 from text_sdft.experiments.settings import Settings, first_change, other_content, resumable
 from text_sdft.experiments.shapes import SEQUENCE
@@ -77,10 +76,10 @@ def _run_sequence(
         found["before"], found["n"] = measure(model, tasks)
         write_json(folder / "sequence.json", found)
     for k, task in enumerate(tasks):
-        finished = "after" in (read_results(task.folder) or {})  # but for its report, perhaps
-        if model is None and k > 0 and not finished:
-            model = trained_model(task, tasks[k - 1].folder / "model")
-        _train(replace(_with_earlier(task, tasks[:k], retain_earlier), start=model))
+        if not is_finished(task):
+            if model is None and k > 0:
+                model = trained_model(task, tasks[k - 1].folder / "model")
+            _train(replace(_with_earlier(task, tasks[:k], retain_earlier), start=model))
         model = None
         if k == len(found["after"]):
             model = _reload(task)

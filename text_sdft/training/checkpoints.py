@@ -1,4 +1,7 @@
-"""What a checkpoint holds beside the Trainer's own files: the teachers' weights, and where their prompts were cut."""
+"""What a checkpoint holds beside the Trainer's own files, and whether it is whole.
+
+The teachers' weights, where their prompts were cut, what was summed up for the next log, and each file's fingerprint.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
@@ -171,9 +175,10 @@ def damage(checkpoint: Path) -> str:
         files = read_json(checkpoint / FILES, {ANY: str})
     except (TypeError, UserError):
         return f"{TRAINER_STATE_NAME} or {FILES} is damaged"
-    if files is None:
-        return f"it has no {FILES}, as with save_only_model"
-    for name, mark in files.items():
+    for part in ("optimizer", "scheduler", "rng_state") if files is None else ():  # an older version wrote it
+        if not any(checkpoint.glob(f"{part}*")):
+            return f"it has no {part}, as with save_only_model"
+    for name, mark in (files or {}).items():
         if not (checkpoint / name).is_file() or fingerprint(checkpoint / name) != mark:
             return f"{name} is missing or damaged"
     return ""
@@ -182,8 +187,9 @@ def damage(checkpoint: Path) -> str:
 def check_weights(model: nn.Module, step: int, learning_rate: float) -> None:
     """Raise `UserError` where the trained weights have diverged: such as are not finite, or whose square is not."""
     for parameter in model.parameters():
-        norm = torch.linalg.vector_norm(parameter.detach(), dtype=torch.float32) if parameter.requires_grad else 0.0
-        if not math.isfinite(float(norm)):
+        values = parameter.detach() if parameter.requires_grad else torch.zeros(1)
+        values = values.to_local() if isinstance(values, DTensor) else values
+        if not math.isfinite(float(torch.linalg.vector_norm(values, dtype=torch.float32))):
             raise diverged(f"The weights after step {step} are not finite", learning_rate)
 
 
