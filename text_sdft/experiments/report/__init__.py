@@ -12,9 +12,9 @@ from text_sdft.experiments.pages import filled
 from text_sdft.experiments.report import plots
 from text_sdft.experiments.report.answers import confusion, cut, gallery, pictures
 from text_sdft.experiments.report.reading import Point, Run, read_run, run_names
-from text_sdft.experiments.report.shapes import COMPARISON, SEQUENCE, checked
 from text_sdft.experiments.scores import of_prior_skills
 from text_sdft.experiments.settings import flattened
+from text_sdft.experiments.shapes import COMPARISON, SEQUENCE, checked
 from text_sdft.experiments.stats import mean
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from text_sdft.core import UserError
 from text_sdft.experiments.folder import Record, read_json, read_json_lines
-from text_sdft.experiments.report.shapes import ANSWER, LOG, PROBE, RESULTS, checked
+from text_sdft.experiments.shapes import ANSWER, LOG, PROBE, RESULTS, checked
 
 
 @dataclass(frozen=True)
