@@ -142,3 +142,23 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(data, tmp_path, capsys,
     assert "lies in the data's folder" in fails(capsys, command, *given, f"{data}/runs/x")
     assert command == "compare" or fails(capsys, command, *given, str(tmp_path / "a" / "b"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and not (Path(data) / "runs").exists()
+
+
+def test_a_setting_that_does_nothing_alone_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for given, said in (
+        ({"fsdp": "full_shard"}, "fsdp full_shard needs several processes"),
+        ({"fsdp_config": {"min_num_params": 1}}, "fsdp_config .* needs fsdp"),
+        ({"save_strategy": "best"}, "save_strategy best needs eval_strategy"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end True needs eval_strategy"),
+        ({"dataloader_persistent_workers": True}, "needs dataloader_num_workers"),
+        ({"activation_checkpointing_kwargs": {"reentrant": True}}, "use use_reentrant"),
+        ({"warmup_steps": 1.5}, "use a whole number"),
+        ({"train_sampling_strategy": "sorted"}, "use random or sequential"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            toy_args(tmp_path, **given)
+    for given in ({"torch_compile_backend": "nothing"}, {"torch_compile_mode": "nothing"}):
+        args = toy_args(tmp_path, torch_compile=True, **given)
+        with pytest.raises(UserError, match="nothing"):
+            SDFTTrainer("nowhere", args, adapter=ToyAdapter(), train_dataset=toy_rows())

@@ -107,8 +107,8 @@ class ImageDemonstrations:
         "retrieved (the most similar labelled images), grouped (one block for queries that lie close to each "
         "other: faster), random or fixed.",
     )
-    n_types: int = setting(5, "Types shown to the teacher with each query.")
-    shots: int = setting(2, "Images of each type.")
+    n_types: int = setting(5, "Types shown to the teacher with each query.", most=1_000)
+    shots: int = setting(2, "Images of each type.", most=1_000)
     rung: int = setting(
         2,
         "What the teacher is shown: 0 nothing, 1 demonstrations without the query's type, 2 demonstrations, "

@@ -6,8 +6,10 @@ vocabulary, EMA teacher at rate 0.01 moved every step, 3 tokens skipped, 1 compl
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
+from multiprocessing import get_all_start_methods
 from typing import Any, Literal, cast
 
 from transformers import TrainingArguments
@@ -23,6 +25,8 @@ from text_sdft.core.teachers import TeacherKind
 SHORT_ANSWER = 16
 
 
+#: What `torch.utils.checkpoint` takes.
+CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "early_stop", "debug")
 #: Setting -> what holds of a good value, and what to use instead of a bad one.
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "output_dir": (lambda v: bool(str(v)), "name the run's folder, such as runs/mine"),
@@ -32,7 +36,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "answers are measured by their accuracy: use accuracy",
     ),
     "train_sampling_strategy": (
-        lambda v: v != "group_by_length",
+        lambda v: v in ("random", "sequential"),
         "rows have no tokens before a step; use random or sequential (a forward pads little, as it takes rows of similar "
         "length together)",
     ),
@@ -42,8 +46,23 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "dispatch_batches and split_batches must stay off: every process reads its own rows",
     ),
     "ddp_find_unused_parameters": (lambda v: not v, "must stay off: every trained parameter takes part in each step"),
+    "warmup_steps": (lambda v: v < 1 or v == int(v), "use a whole number, or below 1 the share of all steps"),
+    "activation_checkpointing_kwargs": (lambda v: set(CHECKPOINTING) >= set(v or ()), f"use {', '.join(CHECKPOINTING)}"),
+    "gradient_checkpointing_kwargs": (lambda v: set(CHECKPOINTING) >= set(v or ()), f"use {', '.join(CHECKPOINTING)}"),
+    "dataloader_multiprocessing_context": (
+        lambda v: v is None or v in get_all_start_methods(),
+        f"use {' or '.join(get_all_start_methods())}",
+    ),
     "log_level": (lambda v: v in trainer_log_levels, f"use one of {', '.join(trainer_log_levels)}"),
     "log_level_replica": (lambda v: v in trainer_log_levels, f"use one of {', '.join(trainer_log_levels)}"),
+}
+#: Settings that do nothing alone: what they need.
+NEEDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "fsdp": (lambda args: int(os.environ.get("WORLD_SIZE", "1")) > 1, "several processes: begin with `accelerate launch`"),
+    "fsdp_config": (lambda args: bool(args.fsdp or os.environ.get("ACCELERATE_USE_FSDP")), "fsdp"),
+    "dataloader_multiprocessing_context": (lambda args: args.dataloader_num_workers > 0, "dataloader_num_workers"),
+    "dataloader_persistent_workers": (lambda args: args.dataloader_num_workers > 0, "dataloader_num_workers"),
+    "load_best_model_at_end": (lambda args: args.eval_strategy != "no", "eval_strategy, by which the best is found"),
 }
 
 
@@ -151,6 +170,8 @@ class SDFTConfig(TrainingArguments):
             self.metric_for_best_model = "accuracy"  # what `SDFTTrainer.evaluate` reports; there is no eval_loss
         if wrong := wrong_value(self, inherited=BOUNDS) or _refused(self):
             raise ValueError(wrong)
+        if self.save_strategy == "best" and self.eval_strategy == "no":
+            raise ValueError("save_strategy best needs eval_strategy, by which the best is found")
         if self.save_strategy == "steps" and self.save_steps < 1 and self.save_total_limit is None:
             self.save_total_limit = 1
         measured_every = self.eval_steps or self.logging_steps
@@ -199,7 +220,10 @@ class SDFTConfig(TrainingArguments):
 
 
 def _refused(config: SDFTConfig) -> str:
-    """``NAME VALUE: remedy`` of the first setting that does nothing here and is set all the same; empty where none is."""
+    """``NAME VALUE: remedy`` of the first setting that does nothing and is set all the same; empty where none is."""
+    for name, (there, what) in NEEDS.items():
+        if getattr(config, name) and not there(config):
+            return f"{name} {getattr(config, name)} needs {what}"
     for f in fields(config):
         value, default = getattr(config, f.name), f.default if f.default_factory is MISSING else f.default_factory()
         if f.name in REFUSED and value != default and (value or default != "no"):  # "no" may be said by False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from copy import copy
+from importlib.util import find_spec
 from os import PathLike
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from transformers.utils import logging
 from text_sdft.core.adapter import ExperimentAdapter, ModalityAdapter, missing_methods, with_defaults
 from text_sdft.core.config import SDFTConfig
 from text_sdft.core.errors import UserError, first_line
+from text_sdft.fast.vllm_sampler import REMEDY
 
 logger = logging.get_logger(__name__)
 
@@ -70,12 +72,26 @@ def check_optimiser(args: SDFTConfig) -> None:
         raise UserError(_unusable_optimiser(name, args, error)) from error
     steps, given = max(args.max_steps, 1_000), cast(dict[str, Any], args.lr_scheduler_kwargs or {})
     try:
-        get_scheduler(args.lr_scheduler_type, optimiser, args.get_warmup_steps(steps), steps, dict(given))
+        made = get_scheduler(args.lr_scheduler_type, optimiser, args.get_warmup_steps(steps), steps, dict(given))
+        for factor in getattr(made, "lr_lambdas", ()):  # some arguments are of use behind the warm-up alone
+            factor(steps - 1)
     except Exception as error:
         raise UserError(
             f"lr_scheduler_type {SchedulerType(args.lr_scheduler_type).value} with lr_scheduler_kwargs {given} cannot be "
             f"used: {first_line(error)} Or use cosine without any."
         ) from error
+
+
+def check_engines(args: SDFTConfig) -> None:
+    """Raise `UserError` where vLLM is asked for and not installed, or torch knows no such way to compile."""
+    if args.sampler == "vllm" and find_spec("vllm") is None:
+        raise UserError(f"train.sampler is vllm, which is not installed: see docs/benchmarks.md. {REMEDY}")
+    if args.torch_compile:
+        try:
+            torch.compile(nn.Identity(), backend=args.torch_compile_backend or "inductor", mode=args.torch_compile_mode)
+        except Exception as error:
+            given = f"torch_compile_backend {args.torch_compile_backend}, torch_compile_mode {args.torch_compile_mode}"
+            raise UserError(f"{given}: {first_line(error)}") from error
 
 
 def _unusable_optimiser(name: str, args: SDFTConfig, error: Exception) -> str:

@@ -49,7 +49,8 @@ def load_model(name: str, adapter: ModalityAdapter, args: SDFTConfig, peft_confi
     try:
         model = adapter.load_model(name, **{**kwargs, **cast(dict[str, Any], args.model_init_kwargs or {})})
     except Exception as error:
-        raise UserError(_why_not_loaded(name, error)) from error
+        given = f" model_init_kwargs were {args.model_init_kwargs}." if args.model_init_kwargs else ""
+        raise UserError(_why_not_loaded(name, error) + given) from error
     for key, parameter in model.named_parameters():
         if parameter.is_floating_point() and not parameter.is_meta and not bool(parameter.isfinite().all()):
             raise UserError(

@@ -46,7 +46,14 @@ from text_sdft.methods.plain_text import windows
 from text_sdft.methods.table import Method, method_of
 from text_sdft.training.callbacks import MetricsWriter, TeacherUpdate
 from text_sdft.training.checkpoints import CheckpointedTrainer, checkpoints, damage, diverged, newest_checkpoint
-from text_sdft.training.checks import check_optimiser, checked_adapter, checked_args, checked_evals, checked_rows
+from text_sdft.training.checks import (
+    check_engines,
+    check_optimiser,
+    checked_adapter,
+    checked_args,
+    checked_evals,
+    checked_rows,
+)
 from text_sdft.training.metrics import StepMetrics
 from text_sdft.training.modeling import load_model, loss_summary, prepare_model, prompt_limit, training_summary
 from text_sdft.training.placement import place_for_zero, shard
@@ -100,6 +107,7 @@ class SDFTTrainer(CheckpointedTrainer):
         args = self.method.configured(checked_args(args, model))
         if train_dataset is not None and optimizers == (None, None):
             check_optimiser(args)
+        check_engines(args)
         adapter = checked_adapter(adapter)
         examples = with_unique_ids(adapter.examples(checked_rows(train_dataset))) if train_dataset is not None else []
         # Without rows the model is only measured.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 OUT_OF_MEMORY = """\
 The GPU's memory is full. Halve train.per_device_train_batch_size and double train.gradient_accumulation_steps, or set
@@ -23,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from vlm_sdft.cli.commands import RUN
     from vlm_sdft.cli.parsing import read_call
 
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8, nor the terminal
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         call = read_call(sys.argv[1:] if argv is None else argv)
         return RUN[call.command](call) or 0

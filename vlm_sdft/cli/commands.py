@@ -67,22 +67,24 @@ def evaluate(call: Call) -> None:
         raise UserError(
             "eval takes a run's folder first: vlm-sdft eval RUN [--samples N] [--skills TASK,…] [--key value …]."
         )
-    if samples is not None and samples < 1:
-        raise UserError(f"--samples {samples}: give the number of answers to each row, such as 16.")
+    if samples is not None and not 1 <= samples <= 10_000:
+        raise UserError(f"--samples {samples}: give the number of answers to each row, 1 … 10,000, such as 16.")
     folder = Path(run)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run's folder (it has no config.yaml). Give what --train.output_dir named.")
     _say(f"Reading {folder} …")
+    from text_sdft.experiments.folder import read_results
+
+    stored = read_results(folder)
     call.argv.extend(["--train.output_dir", str(folder)])
     experiment, values = load_experiment(call, read_config(folder / "config.yaml"))
-    from text_sdft.experiments.folder import read_json
     from text_sdft.experiments.run import run_evaluation
     from vlm_sdft.cli.tables import print_further, print_results
 
     skills = [name for name in call.given.get("skills", "").split(",") if name]
     measured = run_evaluation(experiment, folder, samples or 0, skills)
-    stored = (read_json(folder / "results.json") or {}).get("after", {})
-    print_results({"before": stored, "after": measured}, folder, values.adapter, ("stored", "measured now"))
+    after = (stored or {}).get("after", {})
+    print_results({"before": after, "after": measured}, folder, values.adapter, ("stored", "measured now"))
     print_further(folder, pass_at_k=bool(samples), skills=bool(skills))
 
 

@@ -177,7 +177,8 @@ def _made_sections(values: Namespace, sections: Sections) -> list[Any]:
             raise UserError(f"A setting of {section} {why}") from error
         except (ValueError, TypeError, KeyError, OSError) as error:
             named = str(error).partition(" ")[0] in {f.name for f in fields(kind)}
-            raise UserError(f"{'' if named else f'A setting of {section} cannot be used: '}{error}") from error
+            told = shorten(str(error), 600, placeholder=" …")  # in one line
+            raise UserError(f"{'' if named else f'A setting of {section} cannot be used: '}{told}") from error
         if wrong := "" if section == "train" else wrong_value(made[-1], f"{section}."):
             raise UserError(wrong)
     return made
