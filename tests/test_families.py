@@ -139,6 +139,8 @@ def test_max_pixels_bounds_an_image(family_name: str):
     assert len(row) < before or family_name == "gemma3"
     with torch.no_grad():
         model(**ModelInputs([row], 0, family.media_by_row).batch())
+    bound_images(family, processor, model, 10**7)
+    assert len(encode_row(processor, conversation, family)) == len(row), "a processor's own limit is never raised"
     with pytest.raises(UserError, match="max_pixels"):
         bound_images(family, processor, model, 0)
 

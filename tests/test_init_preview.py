@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import yaml
 
-from tests.cli_runs import FAST, ROOT, fails, options
+from tests.cli_runs import BUILTIN, FAST, ROOT, fails, options
 from tests.image_files import fill, save
 from tests.tiers import further
 from tests.tiny_text import save_tiny_text_model
@@ -34,13 +34,28 @@ def test_init_prints_a_config_that_train_accepts(name, tmp_path, model, monkeypa
 
 def test_init_takes_the_builtin_model_unless_told(tmp_path, data, capsys):
     assert main(["init", data]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["model"] == "builtin:tiny-qwen3-vl"
+    printed = capsys.readouterr().out
+    builtin = yaml.safe_load(printed)
+    assert builtin["model"] == "builtin:tiny-qwen3-vl" and "max_pixels" not in printed, "its images have one size"
     assert main(["init", data, "--model=some/model"]) == 0
     hub = yaml.safe_load(capsys.readouterr().out)
     assert hub["model"] == "some/model"
     shipped = yaml.safe_load((ROOT / "configs" / "qwen3-vl-8b-new-types.yaml").read_text(encoding="utf-8"))
     assert hub["data"]["max_pixels"] == shipped["data"]["max_pixels"], "the memory in docs/visual-icl.md is this config's"
     assert {k: v for k, v in hub["train"].items() if k != "output_dir"}.items() <= shipped["train"].items()
+
+
+def test_the_builtin_model_says_what_it_cannot_name(tmp_path, capsys):
+    """In a config's first line, and where it is measured; nothing of names that it has words for."""
+    told = "it will hardly learn to say hammer, gear. Your own images need a larger model"
+    fill(tmp_path / "parts", {"train/hammer": 2, "train/gear": 2, "test/gear": 1})
+    fill(tmp_path / "drawn", {"train/dax ru": 2, "train/wug": 2, "test/wug": 1})
+    for folder, is_told in (("parts", True), ("drawn", False)):
+        assert main(["init", str(tmp_path / folder)]) == 0
+        assert (told in capsys.readouterr().out.splitlines()[0].replace("gear, hammer", "hammer, gear")) == is_told
+    argv = ["preview", "--model", BUILTIN, "--data", str(tmp_path / "parts"), *options(FAST)]
+    assert main(argv) == 0
+    assert told in capsys.readouterr().out.replace("gear, hammer", "hammer, gear")
 
 
 def test_init_refuses_what_it_does_not_know(tmp_path, data, capsys):

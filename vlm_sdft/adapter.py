@@ -40,6 +40,7 @@ from vlm_sdft.images.encoding import RowEncoder, check_by_forward
 from vlm_sdft.images.families import FAMILIES, Family, bound_images, find_family, vision_modules
 from vlm_sdft.images.features import ImageFeatures
 from vlm_sdft.images.loading import load_processor, load_vlm
+from vlm_sdft.zoo import limits
 
 
 class ImageAdapter(ChatAdapter):
@@ -118,7 +119,8 @@ class ImageAdapter(ChatAdapter):
             "old": [row for row in demos.old if row.type is not None],
             "old skills": [row for row in demos.old if row.type is None],
         }
-        return adapter, Splits(demos.train, evals, demos.report)
+        said = limits(model or "", dict.fromkeys(str(row.answer) for row in demos.labelled))
+        return adapter, Splits(demos.train, evals, [*demos.report, *said])
 
     def load_model(self, name: str, **kwargs: Any) -> PreTrainedModel:
         """See `load_vlm`."""

@@ -16,8 +16,7 @@ data:
   path: {path}
   question: What is this?        # asked about every image; answers come from the folders' names or types.yaml
   # retain: general_images       # a folder of any images that the model should go on answering as it does{retain_note}
-  {pixels:<31}# 448 × 448: fewer pixels, shorter prompts
-
+{pixels}
 demonstrations:                  # what the teacher sees before each query
   selection: retrieved           # the most similar labelled images; random where nothing retrieves well
   n_types: {n_types:<22}# the fewer types, the more retrieval decides; `vlm-sdft probe --sweep` says what is best
@@ -58,18 +57,20 @@ def _quoted(text: str) -> str:
 def init_config(folder: str, model: str) -> str:
     """The config as YAML text. Raises `UserError` where the folder cannot be used."""
     from vlm_sdft.demos.sets import DemoSet
+    from vlm_sdft.zoo import limits
 
     demos = DemoSet.load(folder)
     images = [sum(row.type == name for row in demos.labelled) for name in {row.type for row in demos.labelled}]
     builtin = model.startswith("builtin:")
+    said = limits(model, dict.fromkeys(str(row.answer) for row in demos.labelled))
     return _TEMPLATE.format(
-        report="".join(char if char.isprintable() else " " for char in " ".join(demos.report)),
+        report="".join(char if char.isprintable() else " " for char in " ".join([*demos.report, *said])),
         model=_quoted(model),
         path=_quoted(folder.rstrip("/") or "/"),
         name=_quoted(f"runs/{run_name(folder)}"),
         n_types=min(5, len(images)),
         shots=min(2, min(images)),
-        pixels="# max_pixels: 200704" if builtin else "max_pixels: 200704",
+        pixels="" if builtin else "  max_pixels: 200704             # 448 × 448: fewer pixels, shorter prompts\n",
         train=_TINY if builtin else _HUB,
         retain_note="" if demos.retain else " (recommended)",
     )

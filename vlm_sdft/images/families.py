@@ -80,13 +80,14 @@ def _count_internvl(ids_L: Tensor, media: Mapping[str, Tensor], processor: Any) 
 
 
 def _bound_qwen(processor: Any, model: PreTrainedModel, max_pixels: int) -> None:
-    shortest = min(processor.image_processor.size["shortest_edge"], max_pixels)
-    processor.image_processor.size = {"shortest_edge": shortest, "longest_edge": max_pixels}
+    size = processor.image_processor.size
+    longest = min(size["longest_edge"], max_pixels)
+    processor.image_processor.size = {"shortest_edge": min(size["shortest_edge"], longest), "longest_edge": longest}
 
 
 def _bound_idefics(processor: Any, model: PreTrainedModel, max_pixels: int) -> None:
     tile = processor.image_processor.max_image_size["longest_edge"]
-    tiles = max(1, math.isqrt(max_pixels) // tile)
+    tiles = max(1, min(math.isqrt(max_pixels), processor.image_processor.size["longest_edge"]) // tile)
     processor.image_processor.size = {"longest_edge": tiles * tile}
     processor.image_processor.do_image_splitting = tiles > 1
 
@@ -102,7 +103,8 @@ def _bound_llava_onevision(processor: Any, model: PreTrainedModel, max_pixels: i
 
 def _bound_internvl(processor: Any, model: PreTrainedModel, max_pixels: int) -> None:
     size = processor.image_processor.size
-    processor.image_processor.max_patches = max(1, max_pixels // (size["height"] * size["width"]))
+    patches = max(1, max_pixels // (size["height"] * size["width"]))
+    processor.image_processor.max_patches = min(processor.image_processor.max_patches, patches)
 
 
 _VISION_MODULES = ("visual", "vision_tower", "vision_model", "vision_encoder", "connector", "multi_modal_projector")
@@ -171,7 +173,7 @@ def vision_modules(model: Model) -> list[str]:
 
 
 def bound_images(family: Family, processor: Any, model: PreTrainedModel, max_pixels: int) -> None:
-    """See `Family.bound`. Raises `UserError` where the family cannot be bounded."""
+    """See `Family.bound`; the processor's own limit is never raised. Raises `UserError` where there is no bound."""
     if max_pixels < 1:
         raise UserError(f"max_pixels is {max_pixels}; it must be a positive number of pixels an image, such as 200704.")
     if family.bound is None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from text_sdft.core.errors import listed
 
 #: Builtin models: name -> folder in this package.
 BUILTIN_MODELS = {"builtin:tiny-qwen3-vl": "tiny-qwen3-vl"}
@@ -19,6 +22,19 @@ def resolve_model(name: str) -> str:
     if name not in BUILTIN_MODELS:
         raise ValueError(f"Unknown model {name!r}. Known: {', '.join(BUILTIN_MODELS)}.")
     return str(Path(__file__).parent / BUILTIN_MODELS[name])
+
+
+def limits(model: str, names: Iterable[str]) -> list[str]:
+    """A sentence on names that a builtin model has no words for; none for other models."""
+    if model not in BUILTIN_MODELS:
+        return []
+    tokenizer = json.loads((Path(resolve_model(model)) / "tokenizer.json").read_text(encoding="utf-8"))
+    strange = [name for name in names if not all(w in tokenizer["model"]["vocab"] for w in name.lower().split())]
+    told = (
+        f"{model} reads drawings of 32 × 32 pixels, and knows no words but a few: it will hardly learn to say "
+        f"{listed(strange)}. Your own images need a larger model: --model Qwen/Qwen3-VL-8B-Instruct, for example."
+    )
+    return [told] if strange else []
 
 
 def resolve_data(name: str, cache_dir: Path, **options: Any) -> Path:
