@@ -14,9 +14,30 @@ from transformers.training_args import OptimizerNames
 from tests.cli_runs import fails
 from tests.toy import ToyAdapter, toy_args, toy_rows
 from text_sdft.core import SDFTConfig, UserError
-from text_sdft.core.inherited import BOUNDS, REFUSED, TAKEN
+from text_sdft.core.inherited import BOUNDS, REFUSED
 from text_sdft.training import SDFTTrainer
 from text_sdft.training.checks import check_optimiser
+
+#: transformers' settings that do what their help says.
+TAKEN = {
+    "output_dir", "per_device_train_batch_size", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type",
+    "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2",
+    "adam_epsilon", "optim_target_modules", "gradient_accumulation_steps", "max_grad_norm", "bf16", "fp16", "tf32",
+    "activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing",
+    "gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode",
+    "neftune_noise_alpha", "torch_empty_cache_steps", "logging_strategy", "logging_steps", "logging_first_step",
+    "log_on_each_node", "logging_nan_inf_filter", "log_level", "log_level_replica", "disable_tqdm", "report_to",
+    "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "eval_strategy",
+    "eval_steps", "eval_delay", "per_device_eval_batch_size", "eval_on_start", "save_only_model", "save_strategy",
+    "save_steps", "save_on_each_node", "save_total_limit", "enable_jit_checkpoint", "push_to_hub", "hub_token",
+    "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision", "load_best_model_at_end",
+    "metric_for_best_model", "greater_is_better", "ignore_data_skip", "restore_callback_states_from_checkpoint",
+    "full_determinism", "seed", "data_seed", "use_cpu", "accelerator_config", "dataloader_drop_last",
+    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context", "dataloader_in_order", "train_sampling_strategy", "ddp_find_unused_parameters",
+    "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config",
+    "deepspeed", "debug", "skip_memory_metrics", "do_eval", "local_rank",
+}  # fmt: skip
 
 
 def test_evaluation_in_another_precision_is_refused(tmp_path):

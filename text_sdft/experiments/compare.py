@@ -47,7 +47,7 @@ def compare(
     if not (1 <= min(seeds, validation_seeds) <= max(seeds, validation_seeds) <= 1_000):
         raise UserError("compare needs at least one seed and one validation seed, and at most 1,000 of each.")
     if not rates or not all(0 < rate < 1e38 for rate in rates):
-        raise UserError("compare needs learning rates, all above 0.")
+        raise UserError("compare needs learning rates above 0.")
     chosen = {method.name: method for method in map(find_method, ("base", *methods))}
     with claimed(experiment.folder), disk_errors_explained(experiment.folder):
         return _compare(experiment, chosen, seeds, rates, validation_seeds)

@@ -17,6 +17,7 @@ class Gone(NamedTuple):
 
 
 _BEGUN = "a run that began with it goes on with the version that it began with"
+_USELESS = ("use_ipex", "jit_mode_eval", "past_index", "mp_parameters", "tpu_num_cores", "model_parallel")
 GONE = {
     "train.confidence": Gone("none", f"No weighting by confidence was worth it: leave it out ({_BEGUN})."),
     "train.distillation_add_tail": Gone(False, f"The tail changed no result: leave it out ({_BEGUN})."),
@@ -46,19 +47,14 @@ GONE = {
     "train.fp16_opt_level": Gone("O1", "Use train.bf16 or train.fp16."),
     "train.fp16_backend": Gone("auto", "Use train.bf16 or train.fp16."),
     "train.half_precision_backend": Gone("auto", "Use train.bf16 or train.fp16."),
-    "train.use_ipex": Gone(False, "Leave it out."),
-    "train.jit_mode_eval": Gone(False, "Leave it out."),
     "train.torchdynamo": Gone(None, "Use train.torch_compile_backend."),
     "train.ray_scope": Gone("last", "Leave it out: `vlm-sdft compare` chooses learning rates."),
-    "train.past_index": Gone(-1, "Leave it out."),
-    "train.mp_parameters": Gone("", "Leave it out."),
-    "train.tpu_num_cores": Gone(None, "Leave it out."),
     "train.tpu_metrics_debug": Gone(False, "Use train.debug tpu_metrics_debug."),
+    **dict.fromkeys((f"train.{name}" for name in _USELESS), Gone(False, "Leave it out.")),
     "train.fsdp_min_num_params": Gone(0, "Use train.fsdp_config."),
     "train.fsdp_transformer_layer_cls_to_wrap": Gone(None, "Use train.fsdp_config."),
     "train.dispatch_batches": Gone(None, "Use train.accelerator_config."),
     "train.split_batches": Gone(None, "Use train.accelerator_config."),
-    "train.model_parallel": Gone(False, "Leave it out."),
 }
 
 
