@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import SchedulerType, TrainingArguments
 from transformers.integrations import integration_utils
 from transformers.training_args import OptimizerNames
@@ -183,3 +185,11 @@ def test_a_setting_that_does_nothing_alone_says_what_it_needs(tmp_path, monkeypa
         args = toy_args(tmp_path, torch_compile=True, **given)
         with pytest.raises(UserError, match="nothing"):
             SDFTTrainer("nowhere", args, adapter=ToyAdapter(), train_dataset=toy_rows())
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU here")
+def test_bf16_without_a_gpu_is_fp32_and_said(tmp_path, caplog, monkeypatch):
+    """A config for a GPU is tried on a laptop. With use_cpu it is meant: bf16 on the CPU."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    assert not SDFTConfig(str(tmp_path), bf16=True).bf16 and SDFTConfig(str(tmp_path), bf16=True, use_cpu=True).bf16
+    assert "computes in fp32 on the CPU" in caplog.text

@@ -12,14 +12,18 @@ from dataclasses import MISSING, dataclass, fields
 from multiprocessing import get_all_start_methods
 from typing import Any, Literal, cast
 
+import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 from transformers.training_args import trainer_log_levels
+from transformers.utils import logging
 
 from text_sdft.core.divergence import DivergenceSettings
 from text_sdft.core.inherited import BOUNDS, REFUSED
 from text_sdft.core.settings import setting, wrong_value
 from text_sdft.core.teachers import TeacherKind
+
+logger = logging.get_logger(__name__)
 
 #: Answers of at most so many tokens are labels: no token of theirs is skipped, and cut ones still count.
 SHORT_ANSWER = 16
@@ -177,6 +181,9 @@ class SDFTConfig(TrainingArguments):
         measured_every = self.eval_steps or self.logging_steps
         if self.load_best_model_at_end and self.save_steps < 1 <= measured_every:  # else transformers refuses the mixture
             self.save_steps = measured_every
+        if self.bf16 and not self.use_cpu and not torch.accelerator.is_available():
+            self.bf16 = False
+            logger.warning_once("bf16: there is no GPU here, so this run computes in fp32 on the CPU.")
         super().__post_init__()
         if by_metric and self.greater_is_better:  # both schedules' own default is that less is better
             self.lr_scheduler_kwargs = {"mode": "max", **cast(dict[str, Any], self.lr_scheduler_kwargs or {})}
