@@ -161,7 +161,7 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(data, tmp_path, capsys,
         message = fails(capsys, command, *given, str(folder))
         assert f"{folder} cannot be written" in message and why in message and "--train.output_dir" in message
     assert "lies in the data's folder" in fails(capsys, command, *given, f"{data}/runs/x")
-    assert command == "compare" or fails(capsys, command, *given, str(tmp_path / "a" / "b"))
+    assert fails(capsys, "train", *given, str(tmp_path / "a" / "b"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and not (Path(data) / "runs").exists()
 
 
@@ -183,3 +183,8 @@ def test_a_setting_that_does_nothing_alone_says_what_it_needs(tmp_path, monkeypa
         args = toy_args(tmp_path, torch_compile=True, **given)
         with pytest.raises(UserError, match="nothing"):
             SDFTTrainer("nowhere", args, adapter=ToyAdapter(), train_dataset=toy_rows())
+
+
+def test_settings_of_pushing_that_a_command_does_not_use_are_refused(data, capsys):
+    given = ["--model", "nowhere", "--data", data, "--train.push_to_hub", "true"]
+    assert "pushed once" in fails(capsys, "train", *given, "--train.hub_strategy", "all_checkpoints")

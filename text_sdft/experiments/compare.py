@@ -124,7 +124,8 @@ def _check_same(file: Path, experiment: Experiment) -> None:
     """Cells of other settings must not get into this table. Raises `UserError` naming the setting."""
     settings = {**experiment.settings, "rows": list(experiment.splits.report)}
     flat = {key: value for key, value in flattened(settings).items() if key not in CHOSEN}
-    if changed := first_change(read_json(file) or flat, flat, flattened(experiment.defaults)):
+    begun = any(path != file for path in file.parent.rglob("*.json"))  # without a cell anything may begin
+    if changed := first_change((begun and read_json(file)) or flat, flat, flattened(experiment.defaults)):
         raise UserError(
             f"{file.parent} holds cells of a comparison with {changed}: name another folder with --train.output_dir, or "
             "delete that one."

@@ -144,11 +144,15 @@ def load_experiment(call: Call, config: Settings) -> tuple[Experiment, Namespace
     import torch
     from transformers import set_seed
 
+    from text_sdft.core import SDFTConfig
     from text_sdft.experiments.config import Experiment
     from text_sdft.methods.table import find_method
     from text_sdft.training.checks import check_optimiser
 
     find_method(values.method)
+    for name in ("hub_strategy", "hub_always_push"):
+        if getattr(train, name) != SDFTConfig.__dataclass_fields__[name].default:
+            raise UserError(f"train.{name}: the finished model is pushed once, at the end. Leave it out.")
     if call.command != "eval":
         check_optimiser(train)
     if call.command != "preview" and os.environ.get("RANK", "0") == "0":
