@@ -152,7 +152,7 @@ def test_an_optimiser_or_schedule_that_cannot_be_built_is_refused_before_the_mod
     check_optimiser(toy_args(tmp_path, optim="sgd", optim_args="momentum=0.9"))
 
 
-@pytest.mark.parametrize("command", ["train", "probe", "compare"])
+@pytest.mark.parametrize("command", ["train", "probe"])
 def test_a_folder_that_cannot_be_written_is_said_at_once(data, tmp_path, capsys, command):
     """(A file stands in the way: a test may run as root, who may write everywhere.) Nothing is left behind."""
     (tmp_path / "file").write_text("")
