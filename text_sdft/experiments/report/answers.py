@@ -18,8 +18,6 @@ MATRIX_TYPES, GALLERY_TYPES = 25, 12
 SHOWN_OF_TYPE, SHOWN_OF_TEXTS, SHOWN_FORGOTTEN = 2, 12, 6
 LONGEST_TEXT = 2000
 OTHER = "another answer"
-#: What is shown of image files: decoders that start no other program.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
 
 def confusion(answers: Sequence[Record]) -> dict[str, Any] | None:
@@ -120,7 +118,7 @@ def _thumbnail(name: str, pixels: int) -> str | None:
     if not Path(name).is_file():
         return None
     try:
-        with Image.open(name, formats=FORMATS) as opened:
+        with Image.open(name) as opened:
             opened.draft("RGB", (2 * pixels, 2 * pixels))
             image = ImageOps.exif_transpose(opened)
             if image.has_transparency_data:  # on white, as the model is shown it
