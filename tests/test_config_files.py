@@ -11,7 +11,7 @@ import yaml
 
 from tests.cli_runs import fails
 from text_sdft.core import UserError
-from text_sdft.core.config_files import KIB, read_yaml
+from vlm_sdft.cli.config_files import KIB, read_yaml
 
 #: A name after which each value is nine of the one before.
 NINEFOLD = "a: &a [1, 1, 1]\n" + "".join(
