@@ -154,7 +154,7 @@ def test_an_optimiser_or_schedule_that_cannot_be_built_is_refused_before_the_mod
     check_optimiser(toy_args(tmp_path, optim="sgd", optim_args="momentum=0.9"))
 
 
-@pytest.mark.parametrize("command", ["train", "probe", "compare"])
+@pytest.mark.parametrize("command", ["train", "probe"])
 def test_a_folder_that_cannot_be_written_is_said_at_once(data, tmp_path, capsys, command):
     """(A file stands in the way: a test may run as root, who may write everywhere.) Nothing is left behind."""
     (tmp_path / "file").write_text("")
@@ -163,7 +163,7 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(data, tmp_path, capsys,
         message = fails(capsys, command, *given, str(folder))
         assert f"{folder} cannot be written" in message and why in message and "--train.output_dir" in message
     assert "lies in the data's folder" in fails(capsys, command, *given, f"{data}/runs/x")
-    assert command == "compare" or fails(capsys, command, *given, str(tmp_path / "a" / "b"))
+    assert fails(capsys, "train", *given, str(tmp_path / "a" / "b"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and not (Path(data) / "runs").exists()
 
 
@@ -193,3 +193,8 @@ def test_bf16_without_a_gpu_is_fp32_and_said(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     assert not SDFTConfig(str(tmp_path), bf16=True).bf16 and SDFTConfig(str(tmp_path), bf16=True, use_cpu=True).bf16
     assert "computes in fp32 on the CPU" in caplog.text
+
+
+def test_settings_of_pushing_that_a_command_does_not_use_are_refused(data, capsys):
+    given = ["--model", "nowhere", "--data", data, "--train.push_to_hub", "true"]
+    assert "pushed once" in fails(capsys, "train", *given, "--train.hub_strategy", "all_checkpoints")

@@ -414,9 +414,3 @@ def test_markup_in_a_name_is_shown_as_it_is(capsys):
     print_results({"before": {"a [/red] :cat:": score}, "after": {}}, Path("run[/red]x"), "image", ("[b]", "[/i]"))
     shown = capsys.readouterr().out
     assert "run[/red]x/" in shown and "a [/red] :cat:" in shown and "[/i]" in shown
-
-
-def test_no_other_program_is_started_for_a_picture(tmp_path):
-    """(An EPS file under any ending would start Ghostscript.)"""
-    Image.new("RGB", (9, 9)).save(tmp_path / "a.png", "EPS")
-    assert _thumbnail(str(tmp_path / "a.png"), 64) is None

@@ -119,7 +119,8 @@ def _check_same(file: Path, experiment: Experiment) -> None:
     """Cells of other settings must not get into this table. Raises `UserError` naming the setting."""
     settings = {**experiment.settings, "rows": list(experiment.splits.report)}
     flat = {key: value for key, value in flattened(settings).items() if key not in CHOSEN}
-    stored, digests = read_json(file, dict) or flat, row_digests(experiment)
+    begun = any(path != file for path in file.parent.rglob("*.json"))  # without a cell anything may begin
+    stored, digests = (begun and read_json(file, dict)) or dict(flat), row_digests(experiment)
     changed = other_content(stored.pop("digests", {}), digests)
     if changed := first_change(stored, flat, flattened(experiment.defaults)) or changed:
         raise UserError(

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 import yaml
 from jsonargparse import SUPPRESS, ActionParser, ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from text_sdft.core.config_files import read_yaml
 from text_sdft.core.errors import UserError, did_you_mean, first_line
 from text_sdft.core.settings import wrong_value
-from text_sdft.core.writing import check_apart, check_writable
 from text_sdft.experiments.config import EvalSettings, LoRASettings
 from text_sdft.experiments.gone import GONE, gone_message, still_there
 from vlm_sdft.cli.arguments import COMMANDS, EXAMPLES, NOTES
+from vlm_sdft.cli.config_files import read_yaml
 from vlm_sdft.cli.init import run_name
+from vlm_sdft.cli.writing import check_apart, check_writable
 
 if TYPE_CHECKING:
     from text_sdft.core import ConfigurableAdapter
@@ -145,11 +145,15 @@ def load_experiment(call: Call, config: Settings) -> tuple[Experiment, Namespace
     import torch
     from transformers import set_seed
 
+    from text_sdft.core import SDFTConfig
     from text_sdft.experiments.config import Experiment
     from text_sdft.methods.table import find_method
     from text_sdft.training.checks import check_optimiser
 
     find_method(values.method)
+    for name in ("hub_strategy", "hub_always_push"):
+        if getattr(train, name) != SDFTConfig.__dataclass_fields__[name].default:
+            raise UserError(f"train.{name}: the finished model is pushed once, at the end. Leave it out.")
     if call.command != "eval":
         check_optimiser(train)
     if call.command != "preview" and os.environ.get("RANK", "0") == "0":
