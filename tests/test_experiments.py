@@ -302,15 +302,15 @@ def test_what_a_finished_run_lacks_is_made_up_for(config, finished, tmp_path, mo
 
 
 DAMAGE = [
-    ("results.json", lambda text: text.replace('"accuracy"', '"acuracy"', 1), "before.new lacks 'accuracy'"),
+    ("results.json", lambda text: text.replace('"accuracy"', '"acuracy"', 1), "'before.new.accuracy' is missing"),
     ("metrics.jsonl", lambda text: text.replace('"step": 2', '"step": "two"'), "line 2: 'step' is 'two'"),
     *further(
         ("results.json", lambda text: text[:-30], "is not whole JSON"),
-        ("results.json", lambda text: "[]", "is a list, not an object"),
-        ("results.json", lambda text: text.replace('"settings"', '"setings"'), "lacks 'settings'"),
+        ("results.json", lambda text: "[]", "the content is no mapping"),
+        ("results.json", lambda text: text.replace('"settings"', '"setings"'), "'settings' is missing"),
         ("metrics.jsonl", lambda text: text.replace('"loss": ', '"loss": [', 1), "line 1 is not whole JSON"),
-        ("samples.jsonl", lambda text: text.replace('"score"', '"skore"', 1), "line 1 lacks 'score'"),
-        ("samples.jsonl", lambda text: "null\n" + text, "line 1 is a NoneType, not an object"),
+        ("samples.jsonl", lambda text: text.replace('"score"', '"skore"', 1), "line 1: 'score' is missing"),
+        ("samples.jsonl", lambda text: "null\n" + text, "line 1: the content is no mapping"),
     ),
 ]
 

@@ -90,7 +90,7 @@ def run_card(card: Path, **replaced: str) -> str:
     for old, new in replaced.items():
         assert old in code
         code = code.replace(old, new)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=card.parent, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -113,6 +113,7 @@ def test_lora_of_a_vision_language_model_is_merged(tmp_path, monkeypatch, capsys
     records = map(json.loads, Path("run/samples.jsonl").read_text().splitlines())
     asked = next(r for r in records if r.get("phase") == "after" and r["view"] == "student")
     shown = run_card(
-        Path("run/model/README.md"), **{"image.jpg": asked["images"][0], '"What is this?"': json.dumps(asked["prompt"])}
+        Path("run/model/README.md"),
+        **{"image.jpg": str(Path(asked["images"][0]).resolve()), '"What is this?"': json.dumps(asked["prompt"])},
     )
     assert shown == asked["answer"].strip()

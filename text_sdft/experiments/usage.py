@@ -45,14 +45,15 @@ def write_usage(experiment: Experiment) -> Record:
         "prompt": experiment.settings.get("data", {}).get("question"),
         "max_completion_length": experiment.args.max_completion_length,
     }
-    write_json(folder / USAGE_FILE, usage)
+    if read_json(folder / USAGE_FILE) != usage:
+        write_json(folder / USAGE_FILE, usage)
     lora = read_json(folder / "adapter_config.json")
     return {
         "usage": usage,
         "is_lora": lora is not None,
         "base": None if lora is None else lora["base_model_name_or_path"],
         "takes_images": any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")),
-        "folder": experiment.args.hub_model_id if experiment.args.push_to_hub else folder.as_posix(),
+        "folder": experiment.args.hub_model_id if experiment.args.push_to_hub else None,
     }
 
 
