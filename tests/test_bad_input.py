@@ -33,6 +33,7 @@ def train(folder: Path, *options: str) -> tuple[int, str]:
     return code, log.out
 
 
+@pytest.mark.slow
 def test_demonstrations_beyond_the_context_are_left_out_and_counted(folder):
     adapter = ImageAdapter(DemoSet.from_folder(folder))
     adapter = adapter.bind(adapter.load_model(BUILTIN))
@@ -58,6 +59,7 @@ def test_a_context_without_place_for_one_demonstration_is_an_error(folder, capsy
     assert not (folder.parent / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_type_with_one_image_trains_without_demonstrations_of_its_own(folder, capsys):
     kept, removed = sorted((folder / "train").glob("*/*"))[:2]
     removed.unlink()

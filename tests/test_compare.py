@@ -182,6 +182,7 @@ def test_rates_are_chosen_by_the_mean_over_validation_seeds(finished, config, tm
     assert "means over 2 seeds" in (folder / "compare.md").read_text()
 
 
+@pytest.mark.slow
 def test_every_rate_is_run_with_each_validation_seed(finished, config, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "copy")
     before = {file: file.stat().st_mtime_ns for file in folder.glob("cells/sdft/validation-*.json")}

@@ -106,6 +106,7 @@ def test_the_config_of_a_run_holds_all_that_was_set(finished):
     assert "adam_beta1" not in written["train"], "uncommon settings are listed only where they were changed"
 
 
+@pytest.mark.slow
 def test_the_config_of_a_run_repeats_it(finished, tmp_path):
     again = train(str(finished / "config.yaml"), tmp_path / "again")
     assert measured(again) == measured(finished) and steps(again) == steps(finished)

@@ -259,6 +259,7 @@ def test_a_comparison_that_knows_no_prior_skills_is_a_table(tmp_path):
     assert "base – 12.5 –" in page.words and "sdft 0.0003 70.0 –" in page.words
 
 
+@pytest.mark.slow
 def test_the_overview_has_every_column_whichever_run_comes_first(run, tmp_path):
     results = json.loads((run / "results.json").read_text())
     shown = [f"{100 * results['after'][name]['accuracy']:.1f} %" for name in ("new", "old")]

@@ -150,6 +150,7 @@ def test_a_crop_shows_no_more_than_its_share(tmp_path):
         assert all(0.8 * CROP_AREA[0] ** 0.5 < span < 1.2 * CROP_AREA[1] ** 0.5 for span in spans)
 
 
+@pytest.mark.slow
 def test_drawn_pictures_are_of_no_type_of_the_builtin_data(tmp_path):
     rows = load(tmp_path, retain="drawn").retain
     sizes = {Image.open(io.BytesIO(row.images[0])).size for row in rows}  # type: ignore[arg-type]
