@@ -24,6 +24,8 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
     for known in ("old", "old skills"):
         assert after[known]["accuracy"] >= before[known]["accuracy"] - 0.05
     assert not [p for p in os.listdir() if p != "runs"], "nothing is written outside the runs folder"
+    readable = {".safetensors", ".json", ".jinja", ".md"}
+    assert {file.suffix for file in Path("runs/quickstart/model").iterdir()} == readable, "no pickle is passed on"
     answers_new_images(capsys)
     is_exported(capsys)
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.utils import logging
 
 from text_sdft.core.errors import UserError
@@ -82,6 +82,8 @@ class CheckpointedTrainer(Trainer):
         check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.args.learning_rate)
         with nullcontext() if _internal_call else whole_state_dict(self.accelerator):
             super().save_model(output_dir, _internal_call)
+        if self.args.should_save:  # a pickle, which nothing here reads
+            (Path(output_dir or str(self.args.output_dir)) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
