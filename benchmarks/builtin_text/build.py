@@ -208,19 +208,18 @@ def write_data(folder: Path, seed: int) -> None:
     rng, known = np.random.default_rng([seed, 1]), known_animals()
     new = animals(6, rng, frozenset(animal.name for animal in known))
     rows: dict[str, list[dict[str, str]]] = {"train": [], "test": [], "retain": [], "old": []}
-    for i in range(0, len(new), 2):
-        told = document(new[i : i + 2], rng)
-        for animal in new[i : i + 2]:
-            for kind, value in animal.facts.items():
-                rows["train"] += [{"prompt": question(animal, kind, w), "privileged_context": told} for w in (0, 1)]
-                rows["test"].append({"prompt": question(animal, kind, 2), "privileged_context": told, "reference": value})
+    for animal in new:
+        told = document([animal], rng)
+        for kind, value in animal.facts.items():
+            rows["train"] += [{"prompt": question(animal, kind, w), "privileged_context": told} for w in (0, 1)]
+            rows["test"].append({"prompt": question(animal, kind, 2), "privileged_context": told, "reference": value})
     for animal in known[: KNOWN // 2]:
         rows["retain"] += [{"prompt": question(animal, kind, int(rng.integers(3)))} for kind in RELATIONS]
     for animal in known[KNOWN // 2 :]:
         rows["old"] += [{"prompt": question(animal, kind, 2), "reference": value} for kind, value in animal.facts.items()]
     for _ in range(20):
-        told = animals(2, rng, frozenset(animal.name for animal in [*known, *new]))
-        animal, kind = told[rng.integers(2)], str(rng.choice(list(RELATIONS)))
+        told = animals(1, rng, frozenset(animal.name for animal in [*known, *new]))
+        animal, kind = told[0], str(rng.choice(list(RELATIONS)))
         prompt = render([{"role": "user", "content": question(animal, kind, 2)}], [], document(told, rng), "context")[-1][
             "content"
         ]

@@ -76,6 +76,8 @@ def load_trained(run: Path, merged: bool = False) -> TrainedModel:
     Raises:
         UserError: there is no such model, it does not say how it was asked, or its base cannot be loaded.
     """
+    if not run.is_dir():
+        raise UserError(f"{run} is no folder: give what --train.output_dir named, or its model/.")
     folder = run / "model" if (run / "model").is_dir() else run
     usage = read_json(folder / USAGE_FILE)
     if usage is None:
@@ -111,6 +113,8 @@ def predict(
         UserError: nothing is asked, an image is missing or cannot be read, or a prompt is too long.
     """
     asked = trained.usage["prompt"] if prompt is None else prompt
+    if images and trained.usage["prompt"] is None:
+        raise UserError("This model was trained on text and takes no images: give --prompt TEXT alone.")
     if asked is None:
         raise UserError("Nothing is asked: give --prompt TEXT.")
     if trained.usage["prompt"] is not None and not images:

@@ -16,6 +16,7 @@ from jsonargparse import Namespace
 
 from text_sdft.core.errors import UserError
 from vlm_sdft.cli.parsing import Call, config_of, load_experiment, read_call, read_config
+from vlm_sdft.cli.writing import check_writable
 
 if TYPE_CHECKING:
     from text_sdft.experiments.config import Experiment
@@ -89,7 +90,11 @@ def evaluate(call: Call) -> None:
 
 
 def predict(call: Call) -> None:
-    run, out = Path(call.given["run"]), call.given["out"]
+    run, out, prompt = Path(call.given["run"]), call.given["out"], call.given["prompt"]
+    if prompt is not None and not prompt.strip():
+        raise UserError("--prompt is empty: give a question.")
+    if out is not None:
+        check_writable(Path(out).parent, "out")
     _say(f"Loading {run} …")
     from text_sdft.experiments.usage import load_trained, predict
     from vlm_sdft.cli.tables import print_answers
@@ -97,12 +102,12 @@ def predict(call: Call) -> None:
 
     given = [Path(name) for name in call.given["images"]]
     images = [image for path in given for image in (image_files(path) if path.is_dir() else [path])]
-    labelled = None
+    trained, labelled = load_trained(run), None
     if call.given["explain"]:
-        if not (run / "config.yaml").is_file():
+        if run.is_dir() and not (run / "config.yaml").is_file():
             raise UserError(f"--explain shows labelled images, which {run} does not name: give the run's folder.")
         labelled = load_experiment(read_call(["eval", str(run)]), read_config(run / "config.yaml"))[0].adapter
-    records = list(predict(load_trained(run), images, call.given["prompt"], labelled))
+    records = list(predict(trained, images, prompt, labelled))
     print_answers(records)
     if out is not None:
         Path(out).write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
@@ -111,6 +116,7 @@ def predict(call: Call) -> None:
 
 def export(call: Call) -> None:
     run, out = Path(call.given["run"]), Path(call.given["out"])
+    check_writable(out, "out")
     _say(f"Loading {run} …")
     from text_sdft.experiments.usage import export, export_difference
     from vlm_sdft.cli.tables import print_export

@@ -25,7 +25,7 @@ from text_sdft.core.errors import UserError, did_you_mean, first_line
 from text_sdft.core.settings import wrong_value
 from text_sdft.experiments.config import EvalSettings, LoRASettings
 from text_sdft.experiments.gone import GONE, gone_message, still_there
-from vlm_sdft.cli.arguments import COMMANDS, EXAMPLES, NOTES
+from vlm_sdft.cli.arguments import COMMANDS, EXAMPLES, NOTES, Arguments
 from vlm_sdft.cli.config_files import read_yaml
 from vlm_sdft.cli.init import run_name
 from vlm_sdft.cli.writing import check_apart, check_writable
@@ -70,12 +70,27 @@ def read_call(argv: Sequence[str]) -> Call:
         raise UserError(f"there is no command '{command}'.{near} Commands: {', '.join(COMMANDS)}.")
     about = COMMANDS[command]
     rest = [f"--data.path{arg[6:]}" if arg.partition("=")[0] == "--data" else arg for arg in rest]
+    rest = _files_first(rest, about.arguments)
     if not rest and not about.usage.startswith("["):
         rest = ["--help"]  # which says what is missing
     sections = OPEN if about.settings != "none" else {}
     unknown = _unknown_names(_names(rest, {}), command, sections, all_known=about.settings != "listed")
     given = _parsed(_all_commands(command, unknown), [command, *rest], defaults=about.settings == "none")
     return Call(command, rest, given[command].as_dict())
+
+
+def _files_first(argv: list[str], arguments: Arguments) -> list[str]:
+    """Arguments with those that stand for themselves before all options, where a command takes several such."""
+    if not any(about.get("nargs") in ("*", "+") for about in arguments.values()):
+        return argv
+    files: list[str] = []
+    options: list[str] = []
+    rest = iter(argv)
+    for arg in rest:
+        (options if arg.startswith("-") else files).append(arg)
+        if arg in arguments and "action" not in arguments[arg]:
+            options += [value for value in (next(rest, None),) if value is not None]
+    return [*files, *options]
 
 
 def config_of(call: Call) -> Settings:
