@@ -24,7 +24,7 @@ from text_sdft.core.views import encode_student
 from text_sdft.experiments.answers import slices
 from text_sdft.experiments.config import Experiment
 from text_sdft.experiments.folder import Record, read_json, read_json_lines, write_json
-from text_sdft.training.modeling import prompt_limit
+from text_sdft.training.modeling import load_model, prompt_limit
 
 USAGE_FILE = "usage.json"
 #: Labelled images that `predict` tells of.
@@ -85,7 +85,8 @@ def load_trained(run: Path, merged: bool = False) -> TrainedModel:
         raise UserError(f"{folder} has no {USAGE_FILE}: {why}. Give the folder that --train.output_dir named.")
     adapter = adapter_class(usage["adapter"])(**usage["adapter_settings"])
     is_lora = (folder / "adapter_config.json").is_file()
-    model: Model = adapter.load_model(usage["base_model"] if is_lora else str(folder), dtype="auto")
+    args = SDFTConfig(report_to="none", model_init_kwargs={"dtype": "auto"})
+    model: Model = load_model(usage["base_model"] if is_lora else str(folder), adapter, args, None)
     if is_lora:
         model = PeftModel.from_pretrained(model, str(folder))
         if merged:
