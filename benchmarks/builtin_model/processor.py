@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from typing import Any
 
 from architecture import IMAGE_SIDE, MERGE, PATCH
@@ -80,20 +81,25 @@ def vocabulary() -> list[str]:
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
     """Whole words, syllables, and single characters for any other text; all in lower case."""
-    ids = {token: i for i, token in enumerate(vocabulary())}
+    return word_tokenizer(vocabulary(), SPECIAL_TOKENS, model_max_length=2048)
+
+
+def word_tokenizer(tokens: Sequence[str], special: Sequence[str], **settings: Any) -> PreTrainedTokenizerFast:
+    """A tokenizer of these tokens, in the order of their ids; pieces within a word begin with "##"."""
+    ids = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="<|unk|>", max_input_chars_per_word=200))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<|unk|>",
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
-        model_max_length=2048,
         padding_side="left",
         clean_up_tokenization_spaces=False,
+        **settings,
     )
 
 

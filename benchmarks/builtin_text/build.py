@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from animals import KNOWN, RELATIONS, Animal, animals, document, known_animals, question
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import pre_tokenizers
 from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 sys.path.append(str(Path(__file__).parent.parent / "builtin_model"))
 from checkpoints import load_state, one_cycle, save_state
+from processor import word_tokenizer
 
 from text_sdft.core.templates import render
 from vlm_sdft.zoo.vocabulary import SYLLABLES
@@ -53,21 +54,7 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
     letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
     pieces = [f"##{piece}" for piece in (*SYLLABLES, *string.ascii_lowercase, *string.digits)]
     vocabulary = list(dict.fromkeys([*SPECIAL, *words, *SYLLABLES, *letters, *pieces]))
-    tokenizer = Tokenizer(models.WordPiece({t: i for i, t in enumerate(vocabulary)}, unk_token="<|unk|>"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<|unk|>",
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        model_max_length=1024,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
-    )
+    return word_tokenizer(vocabulary, SPECIAL, model_max_length=1024, chat_template=CHAT_TEMPLATE)
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
