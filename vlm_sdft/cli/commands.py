@@ -5,7 +5,6 @@ Each takes a call and returns its exit code, or None for 0.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -96,6 +95,7 @@ def predict(call: Call) -> None:
     if out is not None:
         check_writable(Path(out).parent, "out")
     _say(f"Loading {run} …")
+    from text_sdft.core.files import write_json_lines
     from text_sdft.experiments.usage import load_trained, predict
     from vlm_sdft.cli.tables import print_answers
     from vlm_sdft.demos.readers import image_files
@@ -110,7 +110,7 @@ def predict(call: Call) -> None:
     records = list(predict(trained, images, prompt, labelled))
     print_answers(records)
     if out is not None:
-        Path(out).write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+        write_json_lines(Path(out), records)
         print(f"Wrote {out}.")
 
 
